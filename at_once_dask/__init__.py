@@ -1,0 +1,35 @@
+"""Process a big list on every core, crash by crash: see what broke, fix it, run the same again."""
+
+import os as _os
+
+from at_once_dask.api import last_report, plan, run
+from at_once_dask.cluster import close, start
+from at_once_dask.errors import AtOnceError, InputError, RunFailed, RunStopped
+from at_once_dask.files import atomic_write
+from at_once_dask.journal import log, read_log
+from at_once_dask.report import Plan, Reduction, Report
+
+__version__ = "0.1.0"
+
+logfile: str | _os.PathLike[str] = "at_once_log.jsonl"
+"""Where the log goes; assign a path. A relative one counts from the current directory of the run."""
+
+__all__ = [
+    "AtOnceError",
+    "InputError",
+    "Plan",
+    "Reduction",
+    "Report",
+    "RunFailed",
+    "RunStopped",
+    "__version__",
+    "atomic_write",
+    "close",
+    "last_report",
+    "log",
+    "logfile",
+    "plan",
+    "read_log",
+    "run",
+    "start",
+]

@@ -1,0 +1,382 @@
+"""Where the work runs: the library's own cluster, or one that is borrowed.
+
+The own cluster is started at the first need and kept for later calls. All of it listens on
+loopback only, and its scheduler and workers talk TLS with credentials made for this session.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import socket
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import dask
+import psutil
+from dask.system import CPU_COUNT
+from dask.utils import parse_bytes
+from distributed import Client, LocalCluster, WorkerPlugin, default_client
+from distributed.security import Security
+
+from at_once_dask import surroundings
+from at_once_dask.errors import InputError
+from at_once_dask.failure import safe_repr
+
+DASHBOARD = "127.0.0.1:8787"
+
+# Dask's settings for the own cluster, for as long as it lives: nannies read them at each restart.
+_CONFIG = {
+    # A worker starts in 0.2 s instead of 1.5 s: what it needs is imported already.
+    "distributed.worker.multiprocessing-method": "forkserver",
+    # Inputs may start processes of their own; `_OwnWorker` sees to it that these end.
+    "distributed.worker.daemon": False,
+}
+_PRELOADED = ["distributed.nanny", "distributed.worker", "at_once_dask.worker"]
+
+
+@dataclass(frozen=True)
+class _Settings:
+    n_workers: int
+    memory_limit: str | int | float | None
+    dashboard_address: str
+
+
+class _Own:
+    """The own cluster while it runs: its Client, and what must be undone at the end."""
+
+    def __init__(self, settings: _Settings) -> None:
+        self.settings = settings
+        self._undo = contextlib.ExitStack()
+        self._pids: set[int] = set()
+        try:
+            self._cluster = self._undo.enter_context(contextlib.closing(self._start()))
+            self._undo.callback(self._note_pids)
+            self.client: Client = self._undo.enter_context(
+                Client(self._cluster, set_as_default=False)
+            )
+            self.client.register_plugin(_OwnWorker(), name="at_once_dask")
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> LocalCluster:
+        scratch = self._undo.enter_context(tempfile.TemporaryDirectory(prefix="at_once_dask-"))
+        surroundings.keep_main_out_of_workers()
+        self._undo.callback(surroundings.let_main_into_processes)
+        self._undo.enter_context(dask.config.set(_CONFIG))
+        _preload()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Port .* is already in use")
+            return LocalCluster(
+                n_workers=self.settings.n_workers,
+                threads_per_worker=1,
+                memory_limit=self.settings.memory_limit,
+                host="127.0.0.1",
+                security=Security.temporary(),
+                dashboard_address=_dashboard_address(self.settings.dashboard_address),
+                worker_dashboard_address=None,
+                local_directory=scratch,
+            )
+
+    def wait_for_workers(self) -> None:
+        """Workers that were ended are being replaced: the next run has all of them again."""
+        self.client.wait_for_workers(self.settings.n_workers, timeout=30)
+        self._note_pids()
+
+    def _note_pids(self) -> None:
+        pids = (nanny.pid for nanny in self._cluster.workers.values())
+        self._pids.update(pid for pid in pids if pid is not None)
+
+    def end_workers(self, addresses: set[str]) -> None:
+        """SIGKILL, with the processes that their inputs started; the nannies replace them."""
+        for nanny in self._cluster.workers.values():
+            if nanny.worker_address in addresses and nanny.pid is not None:
+                _end_group(nanny.pid)
+
+    def close(self) -> None:
+        self._undo.close()
+        for pid in self._pids:
+            _end_group(pid)
+
+
+class _OwnWorker(WorkerPlugin):
+    """Prepares each process of the own cluster, replacements too."""
+
+    def setup(self, worker: Any) -> None:
+        # A group of its own: it ends as one, and the terminal's Ctrl-C reaches the driver only.
+        os.setpgid(0, 0)
+        # Forked from a process in which NumPy is imported, all would draw the same numbers.
+        import sys
+
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.seed()
+
+    def teardown(self, worker: Any) -> None:
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+
+
+_own: _Own | None = None
+_lock = threading.RLock()
+
+
+def start(
+    n_workers: int | None = None,
+    *,
+    memory_limit: str | int | float | None = "auto",
+    dashboard_address: str = DASHBOARD,
+) -> Client:
+    """Start the own cluster, or return the Client of the one that runs with these settings.
+
+    Calling it is needed only for settings of one's own: ``run`` starts the cluster by itself.
+
+    Parameters
+    ----------
+    n_workers : int, optional
+        Worker processes, of one thread each; by default one a core.
+    memory_limit : str, int, float or None
+        For each worker: bytes, text such as ``"4 GiB"``, a share of the machine's memory below 1,
+        ``"auto"`` (the memory divided by the cores) or ``None`` for no limit.
+    dashboard_address : str
+        ``host:port``. When the default port is taken, another one is used; one given here must be
+        free. Port 0 takes any.
+
+    Returns
+    -------
+    distributed.Client
+
+    Raises
+    ------
+    InputError
+        For an argument that cannot be used, or when a cluster with other settings is running.
+
+    Examples
+    --------
+    >>> import at_once_dask
+    >>> client = at_once_dask.start(2, dashboard_address="127.0.0.1:0")
+    >>> len(client.nthreads())
+    2
+    >>> at_once_dask.close()
+    """
+    global _own
+    settings = _checked(n_workers, memory_limit, dashboard_address)
+    with _lock:
+        if _own is not None and _own.client.status != "running":
+            close()  # somebody closed the Client: what is left of the cluster goes with it
+        if _own is None:
+            _own = _Own(settings)
+        elif _own.settings != settings:
+            raise InputError(
+                f"start() was given {settings}, but a cluster with {_own.settings} is running;"
+                " call at_once_dask.close() first"
+            )
+        return _own.client
+
+
+def close() -> None:
+    """Stop the own cluster; nothing happens when there is none.
+
+    A Client that was passed in is never closed. The next ``run`` starts a new cluster.
+
+    Examples
+    --------
+    >>> import at_once_dask
+    >>> at_once_dask.close()
+    """
+    global _own
+    with _lock:
+        own, _own = _own, None
+        if own is not None:
+            own.close()
+
+
+atexit.register(close)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The cluster of one run: a Client, and whether it is the library's own."""
+
+    client: Client
+    own: bool
+
+    @property
+    def dashboard_link(self) -> str | None:
+        link: str | None = self.client.dashboard_link
+        return link
+
+    def surroundings(self) -> surroundings.Surroundings | None:
+        """What the workers are to adopt: nothing on a borrowed cluster."""
+        return surroundings.Surroundings.of_this_process() if self.own else None
+
+    def end_workers(self, addresses: set[str]) -> None:
+        """End the worker processes at `addresses`, whatever they do; nannies replace them.
+
+        On a borrowed cluster a worker without a nanny is left alone: it would not come back.
+        """
+        if self.own:
+            assert _own is not None
+            _own.end_workers(addresses)
+            return
+        workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        with_nanny = [address for address in addresses if workers.get(address, {}).get("nanny")]
+        if with_nanny:
+            self.client.run(_end_my_worker, workers=with_nanny, nanny=True, on_error="ignore")
+
+
+def find(client: Client | None) -> Cluster:
+    """The given Client's cluster, else the session's default one's, else the own one."""
+    if client is None:
+        with contextlib.suppress(ValueError):
+            client = default_client()
+    if client is not None and (_own is None or client is not _own.client):
+        return Cluster(checked_client(client), own=False)
+    if _own is None or _own.client.status != "running":
+        start(**_kept_settings())
+    assert _own is not None
+    _own.wait_for_workers()
+    return Cluster(_own.client, own=True)
+
+
+def checked_client(client: Any) -> Client:
+    """`client`, when its cluster can be used."""
+    hint = "pass client=distributed.Client(address), or no client for a cluster of our own"
+    if not isinstance(client, Client):
+        raise InputError(f"client is {safe_repr(client)}; {hint}")
+    if client.asynchronous:
+        raise InputError(f"client is asynchronous; {hint}")
+    if client.status != "running":
+        raise InputError(f"client is {client.status}; {hint}")
+    if any(address.startswith("inproc://") for address in client.nthreads()):
+        raise InputError(
+            "client is of a cluster whose workers are threads of this process; use"
+            " Client(processes=True), or no client for a cluster of our own"
+        )
+    return client
+
+
+def _kept_settings() -> dict[str, Any]:
+    """Settings of a cluster whose Client was closed behind our back; else the defaults."""
+    if _own is None:
+        return {}
+    return {
+        "n_workers": _own.settings.n_workers,
+        "memory_limit": _own.settings.memory_limit,
+        "dashboard_address": _own.settings.dashboard_address,
+    }
+
+
+def _checked(n_workers: Any, memory_limit: Any, dashboard_address: Any) -> _Settings:
+    if n_workers is None:
+        n_workers = CPU_COUNT
+    if not isinstance(n_workers, int) or isinstance(n_workers, bool) or n_workers < 1:
+        raise InputError(
+            f"n_workers is {safe_repr(n_workers)}; it takes a whole number from 1, as in"
+            " start(n_workers=4), or None for one a core"
+        )
+    _check_memory_limit(memory_limit)
+    _check_dashboard_address(dashboard_address)
+    return _Settings(n_workers, memory_limit, dashboard_address)
+
+
+def _check_memory_limit(memory_limit: Any) -> None:
+    fine = memory_limit is None or memory_limit == "auto"
+    if isinstance(memory_limit, (int, float)) and not isinstance(memory_limit, bool):
+        fine = memory_limit > 0
+    elif isinstance(memory_limit, str) and not fine:
+        with contextlib.suppress(ValueError):
+            fine = parse_bytes(memory_limit) > 0
+    if not fine:
+        raise InputError(
+            f"memory_limit is {safe_repr(memory_limit)}; it takes bytes or text for each worker, as"
+            ' in start(memory_limit="4 GiB"), "auto", or None for no limit'
+        )
+
+
+def _check_dashboard_address(address: Any) -> None:
+    host, colon, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
+    if not colon or not port.isdigit() or int(port) > 65535:
+        raise InputError(
+            f"dashboard_address is {safe_repr(address)}; it takes host:port, as in"
+            ' start(dashboard_address="127.0.0.1:8787")'
+        )
+    if host not in ("127.0.0.1", "localhost", "[::1]"):
+        warnings.warn(
+            f"the dashboard will listen on {address}: it has no login, and everybody who reaches it"
+            ' sees your inputs; use dashboard_address="127.0.0.1:8787" and a tunnel instead',
+            stacklevel=4,
+        )
+    if address != DASHBOARD and not _is_free(address):
+        raise InputError(
+            f"dashboard_address {address!r} is taken; close what listens there, or let any port be"
+            f' used with start(dashboard_address="{host}:0")'
+        )
+
+
+def _dashboard_address(wanted: str) -> str:
+    """The default port gives way when it is taken: nobody asked for it."""
+    if wanted == DASHBOARD and not _is_free(wanted):
+        return "127.0.0.1:0"
+    return wanted
+
+
+def _is_free(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host.strip("[]"), int(port)))
+        except OSError:
+            return False
+    return True
+
+
+def _preload() -> None:
+    """Tell the fork server what to import before it forks workers.
+
+    Dask would name every package it can use, NumPy and pandas among them, and import them in the
+    driver to find out; its switch for having done so is set instead.
+    """
+    import multiprocessing
+
+    import distributed.utils
+
+    distributed.utils._forkserver_preload_set = True
+    multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOADED)
+
+
+def _end_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _end_my_worker(dask_worker: Any) -> None:
+    """Runs in a nanny; the parameter's name is Dask's."""
+    if dask_worker.pid is not None:
+        os.kill(dask_worker.pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """One run in a process at a time, and none inside another's functions."""
+    if not _running.acquire(blocking=False):
+        raise InputError(
+            "run() was called while another run is going on in this process; wait for that one, or"
+            " pass both lists in one call, as in run(first + second, check_inp, process_inp)"
+        )
+    try:
+        yield
+    finally:
+        _running.release()
+
+
+_running = threading.Lock()

@@ -1,0 +1,223 @@
+"""The hands of the window: where partitions are sent, and where what happens to them comes back.
+
+``Crew`` is the door between the window's loop and a cluster. Tests, and whatever needs no cluster,
+put an ``InlineCrew`` in its place.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import dask
+from distributed import Future
+from tornado.ioloop import IOLoop
+
+from at_once_dask import journal, pickles
+from at_once_dask.cluster import Cluster
+from at_once_dask.errors import InputError
+from at_once_dask.flow import Job, Outcome, Partition, work
+from at_once_dask.lease import reclaim_all
+from at_once_dask.worker import RunPlugin, run_partition
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A partition came back."""
+
+    id: str
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A partition did not come back: its task failed as a whole, or was lost."""
+
+    id: str
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Reclaimed:
+    """Workers gave back what they had not begun: new limits by partition id."""
+
+    limits: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A worker tells what has been running there for long."""
+
+    worker: str
+    seconds: float
+    stage: str
+    inp: str
+
+
+Event = Delivered | Broken | Reclaimed | Running
+
+
+class Crew(Protocol):
+    """Workers, as the window sees them."""
+
+    def threads(self) -> dict[str, int]:
+        """How many partitions each worker, by address, works on at a time."""
+
+    def send(self, worker: str, partition: Partition) -> None:
+        """Lease `partition` to `worker`, and to no other, whatever happens."""
+
+    def reclaim(self, worker: str, wanted: list[tuple[str, int]]) -> None:
+        """Ask `worker` for what it has not begun of these (id, start); answered by Reclaimed."""
+
+    def next(self, timeout: float) -> Event | None:
+        """The next event; None when there was none within `timeout` seconds."""
+
+    def end(self, workers: set[str]) -> None:
+        """End these workers, whatever they do; their partitions never come back."""
+
+
+class ClusterCrew:
+    """The workers of a Dask cluster, for one run; a context manager.
+
+    Everything that waits for the network does so on the client's event loop, so the window's loop
+    in the main thread never hangs on a worker that does not answer.
+    """
+
+    def __init__(self, cluster: Cluster, job: Job, label: str) -> None:
+        self._cluster = cluster
+        self._client = cluster.client
+        self._job = job
+        self._label = f"{label}-{job.run}"
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._futures: dict[str, Future[Outcome]] = {}
+        self._sent = 0
+
+    def __enter__(self) -> ClusterCrew:
+        plugin = RunPlugin(self._job.run, pickled_job(self._job), self._cluster.surroundings())
+        try:
+            self._client.register_plugin(plugin, name=self._topic)
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"the workers of this cluster cannot import {error.name}; install it there, for"
+                " at_once_dask itself with pip install at_once_dask, and call run() again"
+            ) from error
+        self._client.subscribe_topic(self._topic, self._told)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._client.status != "running":
+            return
+        self._client.cancel(list(self._futures.values()), force=True)
+        self._futures.clear()
+        self._client.unsubscribe_topic(self._topic)
+        self._client.unregister_worker_plugin(self._topic)
+
+    @property
+    def _loop(self) -> IOLoop:
+        loop = self._client.loop
+        assert loop is not None  # the client runs
+        return loop
+
+    @property
+    def _topic(self) -> str:
+        return journal.topic(self._job.run)
+
+    def threads(self) -> dict[str, int]:
+        return dict(self._client.nthreads())
+
+    def send(self, worker: str, partition: Partition) -> None:
+        self._sent += 1
+        # Inputs of 10 MB and more are no mistake here: there is no other way for them to go.
+        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TiB"}):
+            future = self._client.submit(
+                run_partition,
+                partition,
+                key=(self._label, self._sent),
+                workers=[worker],
+                allow_other_workers=False,
+                pure=False,
+                retries=0,
+            )
+        self._futures[partition.id] = future
+        self._loop.add_callback(self._fetch, partition.id, future)
+
+    async def _fetch(self, id: str, future: Future[Outcome]) -> None:
+        """Bring an outcome here as soon as it is there: a later death cannot take it along."""
+        try:
+            event: Event = Delivered(id, await self._client.gather(future))
+        except BaseException as error:
+            event = Broken(id, error)
+        self._futures.pop(id, None)
+        self._events.put(event)
+
+    def reclaim(self, worker: str, wanted: list[tuple[str, int]]) -> None:
+        self._loop.add_callback(self._ask, worker, wanted)
+
+    async def _ask(self, worker: str, wanted: list[tuple[str, int]]) -> None:
+        answers: dict[str, Any] = await self._client.run(
+            reclaim_all, wanted, workers=[worker], on_error="ignore"
+        )
+        for limits in answers.values():
+            self._events.put(Reclaimed(limits))
+
+    def _told(self, event: tuple[float, dict[str, Any]]) -> None:
+        _, message = event
+        if "log" in message:
+            journal.append(self._job.book.path, message["log"])
+        else:
+            self._events.put(Running(message["worker"], *message["running"]))
+
+    def next(self, timeout: float) -> Event | None:
+        try:
+            return self._events.get(timeout=timeout)
+        except queue.Empty:
+            return None
+
+    def end(self, workers: set[str]) -> None:
+        self._cluster.end_workers(workers)
+
+
+class InlineCrew:
+    """This process as the only worker: a partition is worked on when its outcome is asked for."""
+
+    def __init__(self, job: Job, threads: int = 1) -> None:
+        self._job = job
+        self._threads = threads
+        self._waiting: deque[Partition] = deque()
+
+    def __enter__(self) -> InlineCrew:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._waiting.clear()
+
+    def threads(self) -> dict[str, int]:
+        return {"inline": self._threads}
+
+    def send(self, worker: str, partition: Partition) -> None:
+        self._waiting.append(partition)
+
+    def reclaim(self, worker: str, wanted: list[tuple[str, int]]) -> None:
+        """Nothing runs between two calls of `next`, so nothing needs to come back."""
+
+    def next(self, timeout: float) -> Event | None:
+        if not self._waiting:
+            return None
+        partition = self._waiting.popleft()
+        return Delivered(partition.id, work(self._job, partition, "inline"))
+
+    def end(self, workers: set[str]) -> None:
+        self._waiting.clear()
+
+
+def pickled_job(job: Job) -> bytes:
+    """The job for the way; functions that cannot be pickled are bad input."""
+    try:
+        return pickles.dumps(job)
+    except Exception as error:
+        raise InputError(
+            f"the functions cannot be sent to the workers: {type(error).__name__}: {error}; create"
+            " files, locks and connections inside the function, not outside of it"
+        ) from error

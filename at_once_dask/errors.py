@@ -1,0 +1,62 @@
+"""What is raised: one ladder, facts in ``args``, prose in ``__str__``, the next step at the end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from at_once_dask.report import Reduction, Report
+
+
+class AtOnceError(Exception):
+    """Base of everything this library raises by itself."""
+
+
+class InputError(AtOnceError, ValueError):
+    """A call that cannot be right; its text shows the corrected call.
+
+    Raised before anything starts: nothing has run and nothing is lost.
+    """
+
+
+class RunFailed(AtOnceError):
+    """The run finished, and some inputs or keys have failed.
+
+    Attributes
+    ----------
+    report : Report
+        Counts, failures and causes.
+    partial : Reduction or None
+        What succeeded, reduced; ``None`` in a map-only run.
+    """
+
+    @property
+    def report(self) -> Report:
+        report: Report = self.args[0]
+        return report
+
+    @property
+    def partial(self) -> Reduction[Any, Any] | None:
+        partial: Reduction[Any, Any] | None = self.args[1]
+        return partial
+
+    def __str__(self) -> str:
+        return self.report.summary()
+
+
+class RunStopped(RunFailed):
+    """The run stopped early; what had not started is counted as left.
+
+    Attributes
+    ----------
+    reason : str
+        Why it stopped.
+    """
+
+    @property
+    def reason(self) -> str:
+        reason: str = self.args[2]
+        return reason
+
+    def __str__(self) -> str:
+        return f"Stopped early: {self.reason}.\n{self.report.summary()}"

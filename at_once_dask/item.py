@@ -1,0 +1,207 @@
+"""One input in a worker: check it, process it, and catch everything that can go wrong."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from at_once_dask import pickles
+from at_once_dask.failure import Failure, from_answer, from_exception, safe_repr
+from at_once_dask.gather import Pairs
+from at_once_dask.lease import Lease
+
+SKIPPED, PROCESSED, FAILED, PENDING = range(4)  # skipped is 0: what the filter drops needs no word
+
+PAIR_HINT = "return [is_done, value], for example `return [path.exists(), None]`"
+PAIRS_HINT = (
+    "in a map-reduce run return a mapping or (key, value) pairs, for example "
+    "`return {key: value}` or `return [(key, value)]`"
+)
+
+
+class Item:
+    """An input on its way through the chain: check, filter, process.
+
+    `state` tells how far it came; `value` is the input's pairs, or its Failure.
+    """
+
+    __slots__ = ("inp", "lease", "position", "state", "value")
+
+    def __init__(self, position: int, inp: Any, lease: Lease) -> None:
+        self.position = position
+        self.inp = inp
+        self.lease = lease
+        self.state = PENDING
+        self.value: Any = None
+
+    def fail(self, failure: Failure) -> None:
+        self.state = FAILED
+        self.value = failure
+
+
+class Answer(Exception):
+    """A function returned what it may not return; the text says what to return instead."""
+
+
+class Steps:
+    """The user's two functions, guarded: the mapped and filtered functions of the bag.
+
+    Parameters
+    ----------
+    check_inp, process_inp
+        As given to ``run``; ``None`` as `check_inp` means that nothing is done yet.
+        ``None`` as `process_inp`: only check (``plan``).
+    reducing : bool
+        Whether the values are wanted.
+    """
+
+    def __init__(
+        self,
+        check_inp: Callable[[Any], Any] | None,
+        process_inp: Callable[[Any], Any] | None,
+        reducing: bool,
+    ) -> None:
+        self.check_inp = check_inp
+        self.process_inp = process_inp
+        self.reducing = reducing
+
+    def check(self, item: Item) -> Item:
+        """Mapped: is this input done, and with which value?"""
+        if self.check_inp is None or item.state != PENDING:
+            return item
+        item.lease.stage = "check"
+        try:
+            is_done, value = read_answer(self.check_inp(item.inp))
+            if is_done:
+                item.state = SKIPPED
+                if self.reducing:
+                    item.value = self._done_value(value)
+        except BaseException as error:
+            item.fail(_failure(item, "check", error))
+        return item
+
+    def matters(self, item: Item) -> bool:
+        """The filter: what is pending, what failed, and what is done when its value counts."""
+        return item.state != SKIPPED or self.reducing
+
+    def process(self, item: Item) -> Item:
+        """Mapped: process what is pending; everything else passes through."""
+        if item.state != PENDING or self.process_inp is None:
+            return item
+        item.lease.stage = "process"
+        try:
+            result = self.process_inp(item.inp)
+            if self.reducing:
+                item.value = self._fresh_value(item, result)
+            elif result is not None:
+                refuse_lazy(result)
+            item.state = PROCESSED
+        except BaseException as error:
+            item.fail(_failure(item, item.lease.stage, error))
+        return item
+
+    def _done_value(self, value: Any) -> Pairs:
+        if value is None:
+            raise Answer(
+                "check_inp returned [True, None]: in a map-reduce run a done input counts with its"
+                " value; return [True, value], with the value that process_inp would give"
+            )
+        return read_pairs(value, "check_inp")
+
+    def _fresh_value(self, item: Item, result: Any) -> Pairs:
+        if result is not None:
+            return read_pairs(result, "process_inp")
+        if self.check_inp is None:
+            raise Answer(
+                f"process_inp returned None and there is no check_inp to ask; {PAIRS_HINT}"
+            )
+        item.lease.stage = "check"
+        is_done, value = read_answer(self.check_inp(item.inp))
+        item.lease.stage = "process"
+        if not is_done:
+            raise Answer(
+                "process_inp returned None, and check_inp still says that the input is not done;"
+                f" save the result where check_inp finds it, or {PAIRS_HINT}"
+            )
+        item.lease.stage = "check"
+        return self._done_value(value)
+
+
+def read_answer(answer: Any) -> tuple[bool, Any]:
+    """The answer of `check_inp`, or an Answer that says what to return.
+
+    >>> read_answer([1, "value"])
+    (True, 'value')
+    """
+    if not isinstance(answer, (list, tuple)) or len(answer) != 2:
+        refuse_lazy(answer, "check_inp")
+        raise Answer(f"check_inp returned {safe_repr(answer)}; {PAIR_HINT}")
+    is_done, value = answer
+    return bool(is_done), value
+
+
+def read_pairs(result: Any, who: str) -> Pairs:
+    """The pairs of a mapping or an iterable of pairs, checked whole before any of them counts.
+
+    >>> read_pairs({"a": 1}, "process_inp")
+    [('a', 1)]
+    """
+    refuse_awaitable(result, who)
+    if isinstance(result, Mapping):
+        pairs: Pairs = list(result.items())
+    elif isinstance(result, Iterable) and not isinstance(result, (str, bytes)):
+        pairs = [_pair(pair, who) for pair in result]
+    else:
+        raise Answer(f"{who} returned {safe_repr(result)}; {PAIRS_HINT}")
+    for key, _ in pairs:
+        _check_key(key, who)
+    return pairs
+
+
+def refuse_lazy(result: Any, who: str = "process_inp") -> None:
+    """Refuse what looks like work but has not run: awaitables and generators."""
+    refuse_awaitable(result, who)
+    if inspect.isgenerator(result):
+        result.close()
+        raise Answer(
+            f"{who} returned a generator, whose body never ran; it must do its work and save it"
+            " itself: call the function with the `yield` inside a loop, or use plain `return`"
+        )
+
+
+def refuse_awaitable(result: Any, who: str) -> None:
+    if inspect.isawaitable(result):
+        if inspect.iscoroutine(result):
+            result.close()  # or Python warns later that it was never awaited
+        raise Answer(
+            f"{who} returned an awaitable, which nobody awaits; use asyncio.run(...) in it"
+        )
+
+
+def _pair(pair: Any, who: str) -> tuple[Any, Any]:
+    if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+        raise Answer(f"{who} returned an iterable with {safe_repr(pair)} in it; {PAIRS_HINT}")
+    key, value = pair
+    return key, value
+
+
+def _check_key(key: Any, who: str) -> None:
+    try:
+        hash(key)
+    except TypeError as error:
+        raise Answer(
+            f"{who} returned the key {safe_repr(key)}, which is not hashable; use a tuple or a str"
+        ) from error
+    if not pickles.survives(key):
+        raise Answer(
+            f"{who} returned the key {safe_repr(key)}, which is not equal to itself (or not to its"
+            " copy in another process), so its values could not be brought together; use a number,"
+            " str, tuple, enum or frozen dataclass"
+        )
+
+
+def _failure(item: Item, stage: str, error: BaseException) -> Failure:
+    if isinstance(error, Answer):
+        return from_answer(item.position, stage, str(error))
+    return from_exception(item.position, stage, error)

@@ -1,0 +1,244 @@
+"""The log: JSON lines, one write a record, from the driver and from every worker.
+
+``at_once_dask.logfile`` names the file, in the driver. Workers that see the same file append to it
+themselves, so that a record written just before a crash is in it; workers elsewhere send their
+records to the driver.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from at_once_dask import lease
+from at_once_dask.errors import InputError
+from at_once_dask.failure import safe_repr
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from at_once_dask.failure import Failure
+
+COLUMNS = ("time", "level", "run", "index", "input", "worker", "pid", "msg")
+
+_run: str | None = None  # the run that the driver is in
+
+
+@dataclass(frozen=True)
+class Book:
+    """The log of one run, as a worker needs to know it.
+
+    Attributes
+    ----------
+    run : str
+    path : str
+        Absolute, on the driver's host.
+    file : tuple of str and int
+        What tells the file from all others: the host's boot id, device and inode.
+    """
+
+    run: str
+    path: str
+    file: tuple[str, int, int]
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append here where `path` is the driver's file, else send the record to the driver."""
+        if _identity(self.path) == self.file:
+            append(self.path, record)
+        else:
+            from distributed import get_worker
+
+            get_worker().log_event(topic(self.run), {"log": record})
+
+
+def topic(run: str) -> str:
+    """Where the workers tell the driver things between outcomes: records, what runs long."""
+    return f"at_once_dask-{run}"
+
+
+def log(msg: object) -> None:
+    """Write a record to the log, from the driver or from inside the functions.
+
+    Parameters
+    ----------
+    msg : object
+        Text, or anything JSON knows; other objects are written as their ``repr``.
+
+    Raises
+    ------
+    OSError
+        When the file cannot be written.
+    InputError
+        When ``at_once_dask.logfile`` is not a path.
+
+    Notes
+    -----
+    On a worker the record names the input that is being worked on. From another host than the
+    driver's it is sent there, and the last second before a crash may be missing.
+
+    Examples
+    --------
+    >>> import at_once_dask
+    >>> at_once_dask.logfile = tmp_path / "log.jsonl"
+    >>> at_once_dask.log("ready")
+    >>> at_once_dask.read_log()["msg"].tolist()
+    ['ready']
+    """
+    mine = lease.here()
+    if mine is None or mine.book is None:
+        append(log_path(), _record("INFO", _run, None, None, "driver", msg))
+    else:
+        inp = safe_repr(mine.inp)
+        mine.book.write(_record("INFO", mine.book.run, mine.index, inp, mine.worker, msg))
+
+
+def note_failure(failure: Failure, mine: lease.Lease, inp: object, index: int | None) -> None:
+    """Log a failure as it happens; what hinders that (a full disk) must not fail the input too."""
+    assert mine.book is not None
+    text = failure.line() + (f"\n{failure.traceback}" if failure.traceback else "")
+    record = _record("ERROR", mine.book.run, index, safe_repr(inp), mine.worker, text)
+    try:
+        mine.book.write(record)
+    except OSError as error:
+        print(f"at_once_dask: cannot write the log: {error}", file=sys.stderr)
+
+
+def note_refused(failure: Failure, run: str, inp: object, index: int) -> None:
+    """Log the failure of an input that could not be sent to a worker."""
+    append(log_path(), _record("ERROR", run, index, safe_repr(inp), "driver", failure.line()))
+
+
+def open_book(run: str) -> Book:
+    """Create or mend the log file and describe it for the workers.
+
+    A torn last line, left by a crash, is ended, so that the next record stands on its own.
+    """
+    path = log_path()
+    try:
+        with open(path, "ab+") as file:
+            if file.tell() > 0:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+    except OSError as error:
+        raise InputError(
+            f"at_once_dask.logfile = {str(path)!r} cannot be written ({error.strerror}); assign a"
+            ' path in a folder that exists, for example at_once_dask.logfile = "log.jsonl"'
+        ) from error
+    return Book(run, path, _identity(path))
+
+
+def enter_run(run: str | None) -> None:
+    """Records of the driver belong to `run` from now on."""
+    global _run
+    _run = run
+
+
+def log_path() -> str:
+    """``at_once_dask.logfile``, absolute."""
+    logfile = sys.modules["at_once_dask"].logfile
+    if not isinstance(logfile, (str, os.PathLike)) or not os.fspath(logfile):
+        raise InputError(
+            f"at_once_dask.logfile is {safe_repr(logfile)}; assign a path, for example"
+            ' at_once_dask.logfile = "at_once_log.jsonl"'
+        )
+    return os.path.abspath(os.fspath(logfile))
+
+
+def append(path: str, record: dict[str, Any]) -> None:
+    """One record, one write: lines of several processes never mix."""
+    line = json.dumps(record, default=safe_repr, skipkeys=True) + "\n"
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(descriptor, line.encode("ascii"))
+    finally:
+        os.close(descriptor)
+
+
+def read_log(path: str | os.PathLike[str] | None = None, run: str | None = None) -> pd.DataFrame:
+    """The log as a frame.
+
+    Parameters
+    ----------
+    path : path, optional
+        By default ``at_once_dask.logfile``.
+    run : str, optional
+        Only the records of this run (``report.run``).
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row a record: ``time`` (datetime64[ns, UTC]), ``level``, ``run``, ``index`` (Int64, the
+        position in the list as given), ``input`` (its repr, at most 200 characters), ``worker``,
+        ``pid`` (Int64) and ``msg``. Lines that are not whole, as a crash may leave them, are
+        passed over.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no such file.
+
+    Examples
+    --------
+    >>> import at_once_dask
+    >>> at_once_dask.logfile = tmp_path / "log.jsonl"
+    >>> at_once_dask.log("hello")
+    >>> log = at_once_dask.read_log()
+    >>> log.loc[0, "msg"], log.loc[0, "worker"]
+    ('hello', 'driver')
+    """
+    import pandas as pd
+
+    records = []
+    with open(log_path() if path is None else path, "rb") as lines:
+        for line in lines:
+            record = _parsed(line)
+            if record is not None and (run is None or record["run"] == run):
+                records.append(record)
+    frame = pd.DataFrame(records, columns=list(COLUMNS))
+    return frame.assign(
+        time=pd.to_datetime(frame["time"], utc=True, format="ISO8601").astype(
+            "datetime64[ns, UTC]"
+        ),
+        index=frame["index"].astype("Int64"),
+        pid=frame["pid"].astype("Int64"),
+    )
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:  # torn; UnicodeDecodeError is one too
+        return None
+    return record if isinstance(record, dict) and set(COLUMNS) <= set(record) else None
+
+
+def _record(
+    level: str, run: str | None, index: int | None, inp: str | None, worker: str, msg: object
+) -> dict[str, Any]:
+    time = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    values = (time, level, run, index, inp, worker, os.getpid(), msg)
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def _identity(path: str) -> tuple[str, int, int]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return "", 0, 0
+    return _host(), found.st_dev, found.st_ino
+
+
+@cache
+def _host() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return platform.node()

@@ -1,0 +1,139 @@
+"""What this process is working on: a Lease for each partition it was given.
+
+A lease is shared between the thread that runs the partition and the worker's event loop, where
+the driver's questions arrive. Both sides need one attribute each, and no lock (see `reclaim`).
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from array import array
+from typing import TYPE_CHECKING, Any
+
+from at_once_dask.failure import safe_repr
+
+if TYPE_CHECKING:
+    from at_once_dask.journal import Book
+
+NO_LIMIT = sys.maxsize
+
+
+class Lease:
+    """One partition in one worker: how far it is, and how far it may go.
+
+    Attributes
+    ----------
+    id : str
+        The partition's; it starts with the run's.
+    start, current : int
+        Positions, in the order of use, of the first input and of the one being worked on;
+        `current` is ``start - 1`` before the first.
+    limit : int
+        No input at or behind this position may be started.
+    deadline : float
+        No further input is started past it (``time.monotonic``), except the first.
+    marks : array of float
+        When each input began (``time.monotonic``), and at last when the last one ended.
+    stage : str
+        What is being done with the current input.
+    inp, index
+        The current input (or key) and its position in the list as given.
+    book : journal.Book or None
+        Where records of this partition are logged.
+    worker : str
+        The worker's address.
+    """
+
+    __slots__ = (
+        "book", "current", "deadline", "id", "index", "inp", "limit", "marks", "stage", "start",
+        "worker",
+    )  # fmt: skip
+
+    def __init__(self, id: str, start: int) -> None:
+        self.id = id
+        self.start = start
+        self.current = start - 1
+        self.limit = NO_LIMIT
+        self.deadline = float("inf")
+        self.marks = array("d")
+        self.stage = ""
+        self.inp: Any = None
+        self.index: int | None = None
+        self.book: Book | None = None
+        self.worker = ""
+
+    def begin(self, position: int) -> bool:
+        """Claim the input at `position`; False when it was taken back or time is up.
+
+        The order matters: claim first, look at the limit second. `reclaim` does the opposite.
+        """
+        self.current = position
+        now = time.monotonic()
+        self.marks.append(now)
+        return position < self.limit and (now < self.deadline or position == self.start)
+
+    def end(self) -> None:
+        """Mark the end of the last input; `begin` has marked it when it said no."""
+        self.marks.append(time.monotonic())
+
+    def reclaim(self) -> int:
+        """Take back all that has not begun; returns the first position taken back.
+
+        The limit is set before the claim is read again. So either this sees the claim and moves
+        behind it, or the claim came after the limit and `begin` says no. When both happen at
+        once the partition may end earlier than told here, never later: the outcome says how far
+        it came, and the driver trusts the outcome.
+        """
+        self.limit = min(self.limit, self.current + 1)
+        while self.limit <= self.current:
+            self.limit = self.current + 1
+        return self.limit
+
+
+LEASES: dict[str, Lease] = {}  # of this process, by partition id
+_here = threading.local()
+
+
+def take(id: str, start: int) -> Lease:
+    """The lease of partition `id`; made here, or earlier by a question that overtook it."""
+    return LEASES.setdefault(id, Lease(id, start))
+
+
+def enter(lease: Lease | None) -> None:
+    """This thread works on `lease` from now on."""
+    _here.lease = lease
+
+
+def here() -> Lease | None:
+    """The lease this thread works on, also from a thread that an input started by itself."""
+    lease: Lease | None = getattr(_here, "lease", None)
+    if lease is None and len(LEASES) == 1:
+        (lease,) = LEASES.values()
+    return lease
+
+
+def reclaim_all(wanted: list[tuple[str, int]]) -> dict[str, int]:
+    """Take back what has not begun of these partitions (`id`, `start`); the new limits by id."""
+    return {id: take(id, start).reclaim() for id, start in wanted}
+
+
+def forget(run: str) -> None:
+    """Drop the leases of a run that is over: taken back before they began, they never end."""
+    for id in [id for id in LEASES if id.startswith(run)]:
+        LEASES.pop(id, None)
+
+
+def longest_running(run: str) -> tuple[float, str, str] | None:
+    """Of the inputs of `run` in this process the one that runs longest: seconds, stage, input."""
+    now = time.monotonic()
+    running = [
+        (now - lease.marks[-1], lease)
+        for lease in list(LEASES.values())
+        if lease.id.startswith(run) and lease.marks
+    ]
+    if not running:
+        return None
+    seconds, lease = max(running, key=lambda pair: pair[0])
+    return seconds, lease.stage, safe_repr(lease.inp)

@@ -1,0 +1,102 @@
+"""What became of each input: a few bytes an input, filled in as outcomes arrive in any order."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from at_once_dask.failure import Failure
+from at_once_dask.flow import Outcome
+from at_once_dask.item import FAILED, PENDING, PROCESSED, SKIPPED
+
+LEFT = 4  # not handled in this run
+STATES = ("skipped", "processed", "failed", "pending", "left")
+_NAN = float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A failure with what failed: the input as it was drawn, or the key."""
+
+    failure: Failure
+    inp: Any
+    index: int | None
+
+
+class Ledger:
+    """One row an input, by position in the order of use: 21 bytes.
+
+    Attributes
+    ----------
+    states : bytearray
+        Codes into STATES.
+    starts, seconds : array of float
+        Since the epoch, and how long; NaN for what was not handled.
+    workers : array of int
+        Numbers into `names`; -1 for what was not handled.
+    names : list of str
+        The workers' addresses.
+    failed : list of Failed
+        Inputs, and after them keys.
+    """
+
+    def __init__(self, order: array[int] | None = None) -> None:
+        self.order = order
+        self.states = bytearray()
+        self.starts = array("d")
+        self.seconds = array("d")
+        self.workers = array("i")
+        self.names: list[str] = []
+        self.failed: list[Failed] = []
+        self.counts = [0] * len(STATES)
+
+    def draw(self, n: int) -> None:
+        """Make room: `n` inputs are known by now; those not handled yet are left."""
+        more = n - len(self.states)
+        if more > 0:
+            self.states.extend(bytes([LEFT]) * more)
+            self.starts.extend(array("d", [_NAN]) * more)
+            self.seconds.extend(array("d", [_NAN]) * more)
+            self.workers.extend(array("i", [-1]) * more)
+            self.counts[LEFT] += more
+
+    def record(self, start: int, outcome: Outcome, inputs: list[Any]) -> None:
+        """Enter the outcome of the partition that began at `start`; `inputs` are its inputs."""
+        stop, marks = outcome.stop, outcome.marks
+        self._set_states(start, outcome.states)
+        self.starts[start:stop] = array("d", [mark + outcome.epoch for mark in marks[:-1]])
+        self.seconds[start:stop] = array("d", [end - begin for begin, end in pairwise(marks)])
+        self.workers[start:stop] = array("i", [self._number(outcome.worker)]) * (stop - start)
+        for failure in outcome.failures:
+            self._add(failure, inputs[failure.position - start])
+
+    def refuse(self, failure: Failure, inp: Any) -> None:
+        """Enter an input that failed before it got anywhere."""
+        self._set_states(failure.position, bytes([FAILED]))
+        self._add(failure, inp)
+
+    def fail_key(self, failure: Failure, key: Any) -> None:
+        self.failed.append(Failed(failure, key, None))
+
+    def index(self, position: int) -> int:
+        """The position in the list as given."""
+        return position if self.order is None else self.order[position]
+
+    def _add(self, failure: Failure, inp: Any) -> None:
+        self.failed.append(Failed(failure, inp, self.index(failure.position)))
+
+    def _set_states(self, start: int, states: bytes | bytearray) -> None:
+        stop = start + len(states)
+        for code in range(len(STATES)):
+            self.counts[code] += states.count(code) - self.states.count(code, start, stop)
+        self.states[start:stop] = states
+
+    def _number(self, name: str) -> int:
+        if name not in self.names:
+            self.names.append(name)
+        return self.names.index(name)
+
+
+__all__ = ["FAILED", "LEFT", "PENDING", "PROCESSED", "SKIPPED", "STATES", "Failed", "Ledger"]

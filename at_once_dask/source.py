@@ -1,0 +1,139 @@
+"""The inputs in the order of use: drawn as they are needed, in chunks, and pickled for the way."""
+
+from __future__ import annotations
+
+import itertools
+from array import array
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from at_once_dask import pickles
+from at_once_dask.failure import Failure, from_exception
+
+PAYLOAD_BYTES = 8 * 2**20  # of one partition, unless one input alone is larger
+FIRST = 8  # inputs drawn to see whether there are any
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Neighbouring inputs in the driver: those of a partition, or what came back of one.
+
+    `singly`: to be pickled each alone, after unpickling them together failed on a worker.
+    """
+
+    start: int
+    inputs: list[Any]
+    singly: bool = False
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.inputs)
+
+    def part(self, first: int, stop: int) -> Chunk:
+        """The inputs at positions `first` to `stop`, without `stop`."""
+        return Chunk(first, self.inputs[first - self.start : stop - self.start], self.singly)
+
+    def pack(self) -> tuple[bytes, ...]:
+        """Pickled for the way to a worker; raises when an input cannot be pickled."""
+        if self.singly:
+            return tuple(pickles.dumps(inp) for inp in self.inputs)
+        return (pickles.dumps(self.inputs),)
+
+    def sift(self) -> tuple[list[Chunk], list[Failure]]:
+        """What of this chunk can be pickled, and a failure for each input that cannot."""
+        chunks, failures, first = [], [], self.start
+        for position, inp in enumerate(self.inputs, self.start):
+            try:
+                pickles.dumps(inp)
+            except Exception as error:
+                failures.append(from_exception(position, "send", error))
+                chunks.append(self.part(first, position))
+                first = position + 1
+        chunks.append(self.part(first, self.stop))
+        return chunks, failures
+
+
+class Source:
+    """Gives out chunks: first what came back, then what is drawn anew.
+
+    Parameters
+    ----------
+    inputs : iterable
+        Consumed lazily.
+    total : int or None
+        How many there are, where that is known.
+    order : array of int or None
+        For each position in the order of use the one in the list as given.
+
+    Attributes
+    ----------
+    drawn : int
+        How many inputs were drawn so far.
+    error : Exception or None
+        What the iterable raised; that counts as its end.
+    at_end : bool
+        Whether all inputs were drawn.
+    """
+
+    def __init__(
+        self, inputs: Iterable[Any], total: int | None = None, order: array[int] | None = None
+    ) -> None:
+        self.total = total
+        self.order = order
+        self.drawn = 0
+        self.error: Exception | None = None
+        self.at_end = False
+        self._inputs = inputs
+        self._iterator: Iterator[Any] | None = None
+        self._back: deque[Chunk] = deque()
+
+    @property
+    def left(self) -> int | None:
+        """How many inputs are still to be given out, where that is known."""
+        if self.total is None:
+            return None
+        return max(0, self.total - self.drawn) + sum(map(len, self._back))
+
+    def is_empty(self) -> bool:
+        """Whether nothing is left to give out; draws a few inputs to find out."""
+        if not self._back:
+            self.give_back(self._draw(FIRST))
+        return not self._back
+
+    def take(self, n: int) -> Chunk | None:
+        """The next inputs, `n` at most; None at the end."""
+        if not self._back:
+            return self._draw(n) or None
+        chunk = self._back.popleft()
+        if len(chunk) > n:
+            self._back.appendleft(chunk.part(chunk.start + n, chunk.stop))
+            chunk = chunk.part(chunk.start, chunk.start + n)
+        return chunk
+
+    def give_back(self, chunk: Chunk) -> None:
+        """Take `chunk` back, to be given out again before anything new."""
+        if chunk:
+            self._back.append(chunk)
+
+    def indices(self, chunk: Chunk) -> array[int] | None:
+        """The positions of `chunk` in the list as given, where they differ."""
+        return None if self.order is None else self.order[chunk.start : chunk.stop]
+
+    def _draw(self, n: int) -> Chunk:
+        inputs: list[Any] = []
+        try:
+            if self._iterator is None:
+                self._iterator = iter(self._inputs)
+            for inp in itertools.islice(self._iterator, n):
+                inputs.append(inp)  # noqa: PERF402  what came before an error is kept
+        except Exception as error:
+            self.error = error
+            self._iterator = iter(())
+        self.at_end = len(inputs) < n
+        self.drawn += len(inputs)
+        return Chunk(self.drawn - len(inputs), inputs)

@@ -1,0 +1,124 @@
+"""The workers' surroundings are the driver's: directory, environment, import path, edited modules.
+
+For the own cluster only; a borrowed one keeps its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import multiprocessing.spawn
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from at_once_dask.failure import is_users_file
+
+# Set by Dask for workers with one thread each, so that libraries do not start a thread a core
+# in every worker; the driver's own settings win.
+THREAD_LIMITS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a worker must share with the driver; crosses to each worker at each run.
+
+    Attributes
+    ----------
+    directory : str or None
+        The current directory; ``None`` when the driver's own is gone.
+    environment : dict of str
+    path : list of str
+        ``sys.path``.
+    """
+
+    directory: str | None
+    environment: dict[str, str]
+    path: list[str]
+
+    @classmethod
+    def of_this_process(cls) -> Surroundings:
+        directory = None
+        with contextlib.suppress(FileNotFoundError):
+            directory = os.getcwd()
+        return cls(directory, THREAD_LIMITS | dict(os.environ), list(sys.path))
+
+    def adopt(self) -> None:
+        """Make them this process's; modules edited since they were imported are forgotten."""
+        if self.directory is not None:
+            os.chdir(self.directory)
+        for name in os.environ.keys() - self.environment.keys():
+            del os.environ[name]
+        os.environ.update(self.environment)
+        sys.path[:] = self.path
+        forget_edited_modules()
+
+
+_looked_at = time.time_ns()  # when this process last looked for edited modules
+_known: dict[str, tuple[int, int]] = {}
+
+
+def forget_edited_modules() -> None:
+    """Drop the user's modules from this process when a file of one has changed; they import anew.
+
+    All of them, because a module that was not edited may hold what it imported from one that was.
+    """
+    global _looked_at
+    now = time.time_ns()
+    modules = dict(_users_modules())
+    stamps = {file: stamp for file in modules.values() if (stamp := _stamp(file)) is not None}
+    edited = any(
+        stamp != _known.get(file, stamp) or stamp[0] > _looked_at for file, stamp in stamps.items()
+    )
+    if edited:
+        for name in modules:
+            sys.modules.pop(name, None)
+    _known.update(stamps)
+    _looked_at = now
+    importlib.invalidate_caches()
+
+
+def _users_modules() -> Iterator[tuple[str, str]]:
+    """Name and file of the modules of the user's own, in pure Python."""
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if isinstance(file, str) and file.endswith(".py") and is_users_file(file):
+            if name not in ("__main__", "__mp_main__"):
+                yield name, file
+
+
+def _stamp(file: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
+_get_preparation_data = multiprocessing.spawn.get_preparation_data
+
+
+def _without_main(name: str) -> dict[str, Any]:
+    data = _get_preparation_data(name)
+    if name.startswith("Dask Worker process"):
+        data.pop("init_main_from_path", None)
+        data.pop("init_main_from_name", None)
+    return data
+
+
+def keep_main_out_of_workers() -> None:
+    """Stop `multiprocessing` from running the script again in Dask's worker processes.
+
+    Without this, a script without a ``__main__`` guard starts its cluster again in every worker,
+    and no worker starts. Functions of ``__main__`` travel by value, so workers do not miss it.
+    Processes of other names are not touched.
+    """
+    multiprocessing.spawn.get_preparation_data = _without_main
+
+
+def let_main_into_processes() -> None:
+    """Undo `keep_main_out_of_workers`."""
+    multiprocessing.spawn.get_preparation_data = _get_preparation_data

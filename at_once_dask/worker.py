@@ -1,0 +1,82 @@
+"""What runs in the worker processes: the run's job, kept; its partitions, worked on."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from distributed import WorkerPlugin, get_worker
+from tornado.ioloop import PeriodicCallback
+
+from at_once_dask import journal, lease, pickles
+from at_once_dask.flow import Job, Outcome, Partition, work
+from at_once_dask.surroundings import Surroundings
+
+TELL_SECONDS = 1.0  # how often a worker tells what it is working on
+LONG_SECONDS = 2.0  # when an input counts as one that runs long
+
+
+class _Sealed:
+    """A job as it came: opened by the first partition, by one thread, once a process."""
+
+    def __init__(self, pickled: bytes) -> None:
+        self._pickled = pickled
+        self._job: Job | None = None
+        self._lock = threading.Lock()
+
+    def open(self) -> Job:
+        with self._lock:
+            if self._job is None:
+                self._job = pickles.loads(self._pickled)
+                self._pickled = b""
+            job: Job = self._job
+            return job
+
+
+_JOBS: dict[str, _Sealed] = {}  # of this process, by run
+
+
+class RunPlugin(WorkerPlugin):
+    """Brings a run to every worker once, to later ones and replacements too.
+
+    Parameters
+    ----------
+    run : str
+    job : bytes
+        The pickled Job.
+    surroundings : Surroundings or None
+        What to adopt first; nothing on a borrowed cluster.
+    """
+
+    def __init__(self, run: str, job: bytes, surroundings: Surroundings | None) -> None:
+        self.run = run
+        self.job = job
+        self.surroundings = surroundings
+
+    def setup(self, worker: Any) -> None:
+        if self.surroundings is not None:
+            self.surroundings.adopt()
+        _JOBS[self.run] = _Sealed(self.job)
+        self.job = b""
+        self._teller = PeriodicCallback(lambda: self._tell(worker), TELL_SECONDS * 1000)
+        self._teller.start()
+
+    def _tell(self, worker: Any) -> None:
+        found = lease.longest_running(self.run)
+        if found is not None and found[0] > LONG_SECONDS:
+            worker.log_event(journal.topic(self.run), {"running": found, "worker": worker.address})
+
+    def teardown(self, worker: Any) -> None:
+        self._teller.stop()
+        _JOBS.pop(self.run, None)
+        lease.forget(self.run)
+
+
+def run_partition(partition: Partition) -> Outcome:
+    """The one task that Dask sees."""
+    return work(_JOBS[partition.run].open(), partition, get_worker().address)
+
+
+def inside_a_run() -> bool:
+    """Whether this code runs in one of the functions of a run."""
+    return lease.here() is not None
