@@ -12,7 +12,7 @@ from at_once_dask.report import Plan, Reduction, Report
 __version__ = "0.1.0"
 
 logfile: str | _os.PathLike[str] = "at_once_log.jsonl"
-"""Where the log goes; assign a path. A relative one counts from the current directory of the run."""
+"""Where the log goes; assign a path. A relative one counts from the run's current directory."""
 
 __all__ = [
     "AtOnceError",

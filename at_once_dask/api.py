@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, overload
 from distributed import Client
 
 from at_once_dask import cluster, journal
-from at_once_dask.crew import ClusterCrew, Crew
+from at_once_dask.crew import ClusterCrew, Crew, pickled_job
 from at_once_dask.errors import InputError, RunFailed, RunStopped
 from at_once_dask.lease import here
 from at_once_dask.options import Options, front_door
@@ -103,7 +103,7 @@ def run(
     Parameters
     ----------
     inp_list : iterable
-        The inputs, any picklable objects. An iterator is drawn from as it is needed. Never modified.
+        The inputs, any picklable objects; drawn from as they are needed and never modified.
     check_inp : callable or None
         ``check_inp(inp)`` returns ``[is_done, value]``, right before `process_inp` would run, in
         the same worker. `value` counts in a map-reduce run only. ``None``: nothing is done yet.
@@ -275,10 +275,12 @@ def _one(options: Options) -> Iterator[Run]:
 @contextmanager
 def _crew(this: Run) -> Iterator[Crew]:
     """The workers for `this` run."""
+    job = this.job()
+    pickled = pickled_job(job)
     found = cluster.find(this.options.client)
     this.dashboard_link = found.dashboard_link
     label = getattr(this.options.process_inp, "__name__", "check")
-    with ClusterCrew(found, this.job(), label) as crew:
+    with ClusterCrew(found, job, pickled, label) as crew:
         if this.options.progress and found.dashboard_link is not None:
             show_link(found.dashboard_link)
         yield crew

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -83,6 +84,7 @@ class _Own:
                 dashboard_address=_dashboard_address(self.settings.dashboard_address),
                 worker_dashboard_address=None,
                 local_directory=scratch,
+                silence_logs=logging.ERROR,  # what matters of it is told by the run itself
             )
 
     def wait_for_workers(self) -> None:

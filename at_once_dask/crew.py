@@ -6,7 +6,9 @@ put an ``InlineCrew`` in its place.
 
 from __future__ import annotations
 
+import contextlib
 import queue
+import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,6 +23,8 @@ from at_once_dask.errors import InputError
 from at_once_dask.flow import Job, Outcome, Partition, work
 from at_once_dask.lease import reclaim_all
 from at_once_dask.worker import RunPlugin, run_partition
+
+GONE_SECONDS = 3.0  # for the scheduler to notice that a worker is gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +89,18 @@ class ClusterCrew:
     in the main thread never hangs on a worker that does not answer.
     """
 
-    def __init__(self, cluster: Cluster, job: Job, label: str) -> None:
+    def __init__(self, cluster: Cluster, job: Job, pickled: bytes, label: str) -> None:
         self._cluster = cluster
         self._client = cluster.client
         self._job = job
+        self._pickled = pickled
         self._label = f"{label}-{job.run}"
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._futures: dict[str, Future[Outcome]] = {}
         self._sent = 0
 
     def __enter__(self) -> ClusterCrew:
-        plugin = RunPlugin(self._job.run, pickled_job(self._job), self._cluster.surroundings())
+        plugin = RunPlugin(self._job.run, self._pickled, self._cluster.surroundings())
         try:
             self._client.register_plugin(plugin, name=self._topic)
         except ModuleNotFoundError as error:
@@ -112,7 +117,8 @@ class ClusterCrew:
         self._client.cancel(list(self._futures.values()), force=True)
         self._futures.clear()
         self._client.unsubscribe_topic(self._topic)
-        self._client.unregister_worker_plugin(self._topic)
+        with contextlib.suppress(OSError):  # a worker that dies now takes the plugin along
+            self._client.unregister_worker_plugin(self._topic)
 
     @property
     def _loop(self) -> IOLoop:
@@ -176,7 +182,12 @@ class ClusterCrew:
             return None
 
     def end(self, workers: set[str]) -> None:
+        if not workers:
+            return
         self._cluster.end_workers(workers)
+        end = time.monotonic() + GONE_SECONDS
+        while workers & self.threads().keys() and time.monotonic() < end:
+            time.sleep(0.02)  # until the scheduler knows: it would still speak to them
 
 
 class InlineCrew:

@@ -1,0 +1,47 @@
+"""What several test modules use: a bounded wait, and the oracle in plain Python."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
+
+
+def poll_for(
+    condition: Callable[[], object], failure: str, details: Callable[[], object] = lambda: ""
+) -> None:
+    """Wait until `condition()` is true; after ten seconds fail with a sentence."""
+    end = time.monotonic() + 10
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError(f"{failure} after 10 s: {details()}")
+        time.sleep(0.01)
+
+
+def oracle(
+    inputs: Iterable[Any],
+    pairs_of: Callable[[Any], Iterable[tuple[Hashable, Any]]],
+    reduce_fn: Callable[[list[Any]], Any],
+) -> dict[Any, Any]:
+    """Map-reduce in plain Python; an input whose `pairs_of` raises counts as failed."""
+    groups: dict[Any, list[Any]] = {}
+    for inp in inputs:
+        try:
+            pairs = list(pairs_of(inp))
+        except Exception:
+            continue
+        for key, value in pairs:
+            groups.setdefault(key, []).append(value)
+    return {key: reduce_fn(values) for key, values in groups.items()}
+
+
+def same(result: dict[Any, Any], expected: dict[Any, Any]) -> bool:
+    """Equal, in the same order, with keys of the same types."""
+    return [(type(k), k, v) for k, v in result.items()] == [
+        (type(k), k, v) for k, v in expected.items()
+    ]
+
+
+def statuses(report: Any) -> Sequence[str]:
+    """What became of each input, in the order of the list."""
+    return list(report.items["status"])
