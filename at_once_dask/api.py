@@ -19,10 +19,9 @@ from at_once_dask.ticker import show_link
 
 T = TypeVar("T")
 K = TypeVar("K")
-A = TypeVar("A")
 V = TypeVar("V")
 OnError = Literal["raise", "return", "stop"]
-Pairs = Mapping[K, A] | Iterable[tuple[K, A]] | None
+Pairs = Mapping[K, Any] | Iterable[tuple[K, Any]] | None
 
 _last: Report | None = None
 
@@ -45,10 +44,10 @@ def run(
 def run(
     inp_list: Iterable[T],
     check_inp: Callable[[T], Sequence[Any]] | None,
-    process_inp: Callable[[T], Pairs[K, A]],
+    process_inp: Callable[[T], Pairs[K]],
     do_shuffle: bool = False,
     *,
-    reduce_fn: Callable[[list[A]], V],
+    reduce_fn: Callable[[list[Any]], V],
     on_error: OnError = "raise",
     client: Client | None = None,
     progress: bool = True,
@@ -58,9 +57,9 @@ def run(
 def run(
     inp_list: Iterable[T],
     check_inp: Callable[[T], Sequence[Any]] | None,
-    process_inp: Callable[[T], Pairs[K, A]],
+    process_inp: Callable[[T], Pairs[K]],
     do_shuffle: bool,
-    reduce_fn: Callable[[list[A]], V],
+    reduce_fn: Callable[[list[Any]], V],
     *,
     on_error: OnError = "raise",
     client: Client | None = None,
@@ -71,7 +70,7 @@ def run(
 def run(
     inp_list: Iterable[T],
     check_inp: Callable[[T], Sequence[Any]] | None,
-    process_inp: Callable[[T], Pairs[K, V]],
+    process_inp: Callable[[T], Pairs[K]],
     do_shuffle: bool = False,
     reduce_fn: None = None,
     *,
