@@ -222,6 +222,7 @@ def plan(
         client=client,
         progress=progress,
         random_state=None,
+        plans=True,
     ).checked()
     with _one(options) as this:
         sink = PlanSink(this)

@@ -21,7 +21,7 @@ from at_once_dask import journal, pickles
 from at_once_dask.cluster import Cluster
 from at_once_dask.errors import InputError
 from at_once_dask.flow import Job, Outcome, Partition, work
-from at_once_dask.lease import reclaim_all
+from at_once_dask.lease import forget, reclaim_all
 from at_once_dask.worker import RunPlugin, run_partition
 
 GONE_SECONDS = 3.0  # for the scheduler to notice that a worker is gone
@@ -203,6 +203,7 @@ class InlineCrew:
 
     def __exit__(self, *exc_info: object) -> None:
         self._waiting.clear()
+        forget(self._job.run)
 
     def threads(self) -> dict[str, int]:
         return {"inline": self._threads}

@@ -149,7 +149,7 @@ def work(job: Job, partition: Partition, worker: str) -> Outcome:
         return Outcome(partition.start, worker, unreadable=True)
     finally:
         lease.enter(None)
-        lease.LEASES.pop(partition.id, None)
+        lease.end(partition.id)
 
 
 def compiled(bag: Bag) -> Chain:

@@ -93,12 +93,22 @@ class Lease:
 
 
 LEASES: dict[str, Lease] = {}  # of this process, by partition id
+_ended: set[str] = set()  # ids of partitions of the runs that go on
+_lock = threading.Lock()  # between beginning, ending and taking back; not between inputs
 _here = threading.local()
 
 
 def take(id: str, start: int) -> Lease:
     """The lease of partition `id`; made here, or earlier by a question that overtook it."""
-    return LEASES.setdefault(id, Lease(id, start))
+    with _lock:
+        return LEASES.setdefault(id, Lease(id, start))
+
+
+def end(id: str) -> None:
+    """Partition `id` is done with: what it has not handled, its outcome tells."""
+    with _lock:
+        _ended.add(id)
+        LEASES.pop(id, None)
 
 
 def enter(lease: Lease | None) -> None:
@@ -115,14 +125,24 @@ def here() -> Lease | None:
 
 
 def reclaim_all(wanted: list[tuple[str, int]]) -> dict[str, int]:
-    """Take back what has not begun of these partitions (`id`, `start`); the new limits by id."""
-    return {id: take(id, start).reclaim() for id, start in wanted}
+    """Take back what has not begun of these partitions (`id`, `start`); the new limits by id.
+
+    A partition that has ended, though its outcome may still be on its way, gives nothing back.
+    """
+    with _lock:
+        return {
+            id: LEASES.setdefault(id, Lease(id, start)).reclaim()
+            for id, start in wanted
+            if id not in _ended
+        }
 
 
 def forget(run: str) -> None:
-    """Drop the leases of a run that is over: taken back before they began, they never end."""
-    for id in [id for id in LEASES if id.startswith(run)]:
-        LEASES.pop(id, None)
+    """Drop what is kept of a run that is over."""
+    with _lock:
+        for id in [id for id in LEASES if id.startswith(run)]:
+            del LEASES[id]
+        _ended.difference_update([id for id in _ended if id.startswith(run)])
 
 
 def longest_running(run: str) -> tuple[float, str, str] | None:

@@ -65,6 +65,7 @@ class Options:
     client: Client | None
     progress: bool
     random_state: Any
+    plans: bool = False  # only look what is to be done
 
     @property
     def reducing(self) -> bool:
@@ -75,7 +76,7 @@ class Options:
         _check_order(self.inp_list, self.process_inp)
         _check_list(self.inp_list)
         _check_function("check_inp", self.check_inp, may_be_none=True)
-        _check_function("process_inp", self.process_inp)
+        _check_function("process_inp", self.process_inp, may_be_none=self.plans)
         if not self.reducing and inspect.isgeneratorfunction(_unwrapped(self.process_inp)):
             raise InputError(
                 "process_inp is a generator function, whose body would never run in a map-only run;"

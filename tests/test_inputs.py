@@ -1,0 +1,291 @@
+"""The list: odd inputs, lazy ones, their order, and that each is handled exactly once."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client
+from helpers import statuses
+
+import at_once_dask
+
+NAN = float("nan")
+
+
+class OddRepr:
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+
+class EqualToAll:
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __hash__(self) -> int:
+        return 1
+
+
+class EqualToNone:
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("not to be compared")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+ODD: list[Any] = [
+    None, NAN, [], [1, [2]], {}, {"a": []}, {1, 2}, (), "", b"", 0, False, 0.0, "x", "x", "x",
+    "partition", ("partition", 0), "process-0", ("process", 1), "a/b/c.jpg", OddRepr(1),
+    EqualToAll(1), EqualToAll(2), EqualToNone(), print, int, lambda: 3, Path("/"), "x" * 2**20,
+    b"y" * 2**20, bytearray(2**20), slice(1), ..., NotImplemented, ValueError("an input"),
+    StopIteration(3), range(10**12), object(),
+]  # fmt: skip
+
+
+def describe(inp: Any) -> str:
+    return f"{type(inp).__name__} {len(inp) if hasattr(inp, '__len__') else ''}"
+
+
+def test_odd_inputs(cluster: Client) -> None:
+    result = at_once_dask.run(
+        ODD, None, lambda inp: {"all": describe(inp)}, reduce_fn=list, progress=False
+    )
+    assert result["all"] == [describe(inp) for inp in ODD]
+
+
+def test_equal_inputs_each_run(cluster: Client, folder: Path) -> None:
+    result = at_once_dask.run(
+        ["x"] * 1000, None, lambda inp: {inp: 1}, reduce_fn=sum, progress=False
+    )
+    assert result == {"x": 1000}
+
+
+def test_inputs_named_like_keys_of_dask(cluster: Client) -> None:
+    """A string equal to the key of a task must not become that task's result."""
+    label = "named-like-a-task"
+    future = cluster.submit(lambda: "replaced", key=label, pure=False)
+    assert future.result() == "replaced"
+    result = at_once_dask.run(
+        [label] * 10, None, lambda inp: {inp: 1}, reduce_fn=sum, progress=False
+    )
+    assert result == {label: 10}
+
+
+def test_inputs_of_a_megabyte_each(cluster: Client) -> None:
+    inputs = [bytes([n]) * 2**20 for n in range(60)]
+    result = at_once_dask.run(
+        inputs, None, lambda inp: {"sizes": len(inp), inp[0]: 1}, reduce_fn=sum, progress=False
+    )
+    assert result == {"sizes": 60 * 2**20, **dict.fromkeys(range(60), 1)}
+
+
+def test_one_input_of_twenty_megabytes(cluster: Client) -> None:
+    result = at_once_dask.run(
+        [b"x" * 20 * 2**20], None, lambda inp: {"size": len(inp)}, reduce_fn=sum, progress=False
+    )
+    assert result == {"size": 20 * 2**20}
+
+
+class Calls:
+    """Writes each call of `check` and `process` to a file of its worker process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def note(self, what: str, n: int) -> None:
+        with open(self.folder / f"calls-{os.getpid()}", "a") as file:
+            file.write(f"{what} {n}\n")
+
+    def check(self, n: int) -> list[Any]:
+        self.note("check", n)
+        return [n % 5 == 0, None]
+
+    def process(self, n: int) -> None:
+        self.note("process", n)
+        if n % 7 == 3:
+            raise ValueError(n)
+
+    def by_worker(self) -> list[list[tuple[str, int]]]:
+        logs = []
+        for path in self.folder.glob("calls-*"):
+            lines = [line.split() for line in path.read_text().splitlines()]
+            logs.append([(what, int(n)) for what, n in lines])
+        return logs
+
+
+def test_check_comes_right_before_process(cluster: Client, folder: Path) -> None:
+    """In the same worker, one input after the other, each exactly once."""
+    calls = Calls(folder)
+    at_once_dask.run(range(3000), calls.check, calls.process, on_error="return", progress=False)
+    logs = calls.by_worker()
+    assert len(logs) == 2
+    for log in logs:
+        checked = [n for what, n in log if what == "check"]
+        expected = []
+        for n in checked:
+            expected.append(("check", n))
+            if n % 5:
+                expected.append(("process", n))
+        assert log == expected
+    counts = Counter(call for log in logs for call in log)
+    assert set(counts.values()) == {1}
+    assert {n for what, n in counts if what == "check"} == set(range(3000))
+    assert {n for what, n in counts if what == "process"} == {n for n in range(3000) if n % 5}
+
+
+def test_order_within_a_partition_is_that_of_the_list(cluster: Client, folder: Path) -> None:
+    calls = Calls(folder)
+    at_once_dask.run(range(1000), calls.check, calls.process, on_error="return", progress=False)
+    for log in calls.by_worker():
+        checked = [n for what, n in log if what == "check"]
+        breaks = sum(b != a + 1 for a, b in itertools.pairwise(checked))
+        assert breaks < 100  # runs of neighbours, not single inputs
+
+
+def test_slow_inputs_do_not_hold_back_the_others(cluster: Client, folder: Path) -> None:
+    """While one input waits for all others to be done, they are done: by the other worker."""
+    n_inputs = 40
+
+    def work(n: int) -> None:
+        while n == 0 and len(list(folder.glob("done-*"))) < n_inputs - 1:
+            os.sched_yield()
+        (folder / f"done-{n}").touch()
+
+    report = at_once_dask.run(range(n_inputs), None, work, progress=False)
+    assert report.n_processed == n_inputs
+    items = report.items
+    assert items["worker"][0] != items["worker"][n_inputs - 1]
+
+
+def test_an_endless_generator_is_drawn_lazily(cluster: Client) -> None:
+    drawn = 0
+
+    def endless() -> Iterator[int]:
+        nonlocal drawn
+        for n in itertools.count():
+            drawn = n + 1
+            yield n
+
+    def work(n: int) -> None:
+        if n == 100:
+            raise ValueError("the first failure")
+
+    with pytest.raises(at_once_dask.RunStopped) as stopped:
+        at_once_dask.run(endless(), None, work, on_error="stop", progress=False)
+    assert 100 < drawn < 10_000
+    assert stopped.value.report.n_inputs == drawn
+
+
+def test_a_generator_of_many(cluster: Client) -> None:
+    result = at_once_dask.run(
+        (n for n in range(100_000)), None, lambda n: {n % 3: n}, combine_fn=max, progress=False
+    )
+    assert result == {0: 99_999, 1: 99_997, 2: 99_998}
+    assert result.report.n_inputs == 100_000
+
+
+@pytest.mark.parametrize("before", [0, 5, 3000])
+def test_an_iterable_that_raises(cluster: Client, folder: Path, before: int) -> None:
+    """What was drawn is finished, then its own exception is raised."""
+
+    def broken() -> Iterator[int]:
+        yield from range(before)
+        raise LookupError("no more")
+
+    with pytest.raises(LookupError, match="no more") as raised:
+        at_once_dask.run(broken(), None, lambda n: (folder / f"done-{n}").touch(), progress=False)
+    assert len(list(folder.glob("done-*"))) == before
+    report = raised.value.report  # type: ignore[attr-defined]
+    assert (report.n_inputs, report.n_processed, report.n_left) == (before, before, 0)
+    assert at_once_dask.last_report() is not None
+    assert at_once_dask.last_report().run == report.run  # type: ignore[union-attr]
+
+
+def test_ctrl_c_in_the_driver(cluster: Client, folder: Path) -> None:
+    """A KeyboardInterrupt out of the list stops the run and brings the report along."""
+
+    def interrupted() -> Iterator[int]:
+        yield from range(3000)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as raised:
+        at_once_dask.run(interrupted(), None, lambda n: None, progress=False)
+    report = raised.value.report  # type: ignore[attr-defined]
+    assert report.n_processed + report.n_left == report.n_inputs
+    assert at_once_dask.last_report().run == report.run  # type: ignore[union-attr]
+    assert at_once_dask.run(range(10), None, lambda n: None, progress=False).ok
+
+
+@pytest.mark.parametrize("reduce_fn", [None, sum])
+@pytest.mark.parametrize("empty", [[], (), iter(()), range(0), {}.keys()], ids=repr)
+def test_an_empty_list_starts_no_cluster(empty: Any, reduce_fn: Any, folder: Path) -> None:
+    at_once_dask.close()
+    result: Any = at_once_dask.run(empty, None, lambda n: None, reduce_fn=reduce_fn)
+    report = result if reduce_fn is None else result.report
+    assert (report.n_inputs, report.ok, report.dashboard_link) == (0, True, None)
+    assert at_once_dask.cluster._own is None
+    assert list(folder.iterdir()) == []
+    if reduce_fn is not None:
+        assert result == {}
+
+
+def test_the_list_is_never_modified(cluster: Client) -> None:
+    inputs = [[n] for n in range(50)]
+    at_once_dask.run(inputs, None, lambda inp: inp.append(1), progress=False)
+    assert inputs == [[n] for n in range(50)]
+
+
+def test_plan(cluster: Client, folder: Path) -> None:
+    def check(n: int) -> list[Any]:
+        if n % 100 == 50:
+            raise ValueError(n)
+        return [n % 3 == 0, None]
+
+    plan = at_once_dask.plan((n for n in range(2000)), check, progress=False)
+    failed = [n for n in range(2000) if n % 100 == 50]
+    pending = [n for n in range(2000) if n % 3 and n not in failed]
+    assert plan.pending == pending
+    assert (plan.n_inputs, plan.n_pending) == (2000, len(pending))
+    assert plan.n_done == 2000 - len(pending) - len(failed)
+    assert list(plan.failures.index) == list(plan.failures["input"]) == failed
+    assert "2,000 inputs" in repr(plan)
+
+
+def test_plan_without_a_check(cluster: Client) -> None:
+    plan = at_once_dask.plan(["b", "a"], None, progress=False)
+    assert (plan.pending, plan.n_done, len(plan.failures)) == (["b", "a"], 0, 0)
+    assert at_once_dask.plan([], None).pending == []
+
+
+def test_plan_then_run_then_plan(cluster: Client, folder: Path) -> None:
+    def check(n: int) -> list[Any]:
+        return [(folder / f"{n}").exists(), None]
+
+    assert at_once_dask.plan(range(20), check, progress=False).n_pending == 20
+    at_once_dask.run(range(0, 20, 2), check, lambda n: (folder / f"{n}").touch(), progress=False)
+    plan = at_once_dask.plan(range(20), check, progress=False)
+    assert plan.pending == list(range(1, 20, 2))
+
+
+def test_items(cluster: Client) -> None:
+    report = at_once_dask.run(range(100), lambda n: [n < 30, None], lambda n: None, progress=False)
+    items = report.items
+    assert list(items.index) == list(range(100))
+    assert statuses(report) == ["skipped"] * 30 + ["processed"] * 70
+    assert set(items["worker"]) <= set(cluster.nthreads())
+    assert items["start"].is_monotonic_increasing or items["worker"].nunique() > 1
+    assert (items["seconds"] >= 0).all()
+    for _, mine in items.groupby("worker", observed=True):
+        ends = (mine["start"].astype("int64") / 1e9 + mine["seconds"]).shift().dropna()
+        assert (mine["start"].astype("int64")[1:] / 1e9 >= ends - 1e-3).all()

@@ -1,0 +1,88 @@
+"""Taking back what has not begun, while it is beginning: nothing twice, nothing lost."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from at_once_dask import lease
+
+N = 300
+
+
+@pytest.fixture
+def quick_switches() -> Iterator[None]:
+    """Threads take turns as often as Python lets them."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def test_a_partition_that_has_not_begun_comes_back_whole() -> None:
+    assert lease.reclaim_all([("run-1", 7)]) == {"run-1": 7}
+    assert not lease.take("run-1", 7).begin(7)
+    lease.end("run-1")
+    lease.forget("run")
+    assert lease.LEASES == {}
+
+
+def test_a_running_partition_keeps_what_it_has_begun() -> None:
+    mine = lease.take("run-1", 7)
+    assert mine.begin(7)
+    assert mine.begin(8)
+    assert lease.reclaim_all([("run-1", 7)]) == {"run-1": 9}
+    assert not mine.begin(9)
+    lease.end("run-1")
+    lease.forget("run")
+
+
+def test_a_partition_that_has_ended_gives_nothing_back() -> None:
+    """Its outcome is on its way: what it has done must not be done again."""
+    assert lease.take("run-1", 0).begin(0)
+    lease.end("run-1")
+    assert lease.reclaim_all([("run-1", 0)]) == {}
+    lease.forget("run")
+
+
+def test_time_is_up_only_behind_the_first_input() -> None:
+    mine = lease.Lease("run-1", 0)
+    mine.deadline = 0.0
+    assert mine.begin(0)
+    assert not mine.begin(1)
+
+
+@pytest.mark.usefixtures("quick_switches")
+def test_begun_or_taken_back_but_never_both() -> None:
+    """What the worker handles and what the driver takes back: every input once, in any race."""
+    for attempt in range(200):
+        id = f"run-{attempt}"
+        handled: list[int] = []
+        go = threading.Barrier(2)
+
+        def worker(id: str = id, handled: list[int] = handled, go: threading.Barrier = go) -> None:
+            go.wait()
+            mine = lease.take(id, 0)
+            for position in range(N):
+                if not mine.begin(position):
+                    break
+                handled.append(position)
+            lease.end(id)
+
+        thread = threading.Thread(target=worker)
+        thread.start()
+        go.wait()
+        limit = N
+        for _ in range(attempt):  # some time passes, a different one each time
+            pass
+        answer = lease.reclaim_all([(id, 0)])
+        thread.join()
+        limit = min(N, answer.get(id, N))
+        stop = len(handled)  # what the outcome tells
+        assert handled == list(range(stop))
+        assert stop <= limit  # what was taken back was not handled
+    lease.forget("run")
+    assert lease.LEASES == {}

@@ -1,0 +1,162 @@
+"""The log: whole lines from every process, every failure in it, torn lines passed over."""
+
+from __future__ import annotations
+
+import json
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from distributed import Client
+from helpers import poll_for
+
+import at_once_dask
+from at_once_dask import journal
+
+FIELDS = ["time", "level", "run", "index", "input", "worker", "pid", "msg"]
+
+
+def test_records_of_the_driver(folder: Path) -> None:
+    before = datetime.now(UTC)
+    at_once_dask.log("héllo\nworld")
+    at_once_dask.log({"n": 1})
+    at_once_dask.log(threading.Lock)
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [list(line) for line in lines] == [FIELDS] * 3
+    assert [line["msg"] for line in lines[:2]] == ["héllo\nworld", {"n": 1}]
+    assert lines[0]["time"].endswith("Z")
+    assert before <= datetime.fromisoformat(lines[0]["time"]) <= datetime.now(UTC)
+    assert (lines[0]["run"], lines[0]["index"], lines[0]["worker"]) == (None, None, "driver")
+
+
+def test_records_of_the_workers(cluster: Client, folder: Path) -> None:
+    """The path set in the driver reaches the workers, a relative one too."""
+    at_once_dask.logfile = "relative.jsonl"
+
+    def check(inp: str) -> list[object]:
+        at_once_dask.log(f"checking {inp}")
+        return [False, None]
+
+    def work(inp: str) -> dict[str, int]:
+        thread = threading.Thread(target=at_once_dask.log, args=(f"in a thread {inp}",))
+        thread.start()
+        thread.join()
+        return {"k": 1}
+
+    def reduce(values: list[int]) -> int:
+        at_once_dask.log("reducing")
+        return sum(values)
+
+    result = at_once_dask.run(["a", "b", "c" * 500], check, work, reduce_fn=reduce, progress=False)
+    log = at_once_dask.read_log()
+    assert list(log.columns) == FIELDS
+    assert set(log["run"]) == {result.report.run}
+    assert result.report.logfile == str(folder / "relative.jsonl")
+    assert log["worker"].isin(cluster.nthreads()).all()
+    checking = log[log["msg"].str.startswith("checking")].sort_values("index")
+    assert list(checking["index"]) == [0, 1, 2]
+    assert list(checking["input"])[:2] == ["'a'", "'b'"]
+    assert len(checking["input"].iloc[2]) == 200
+    threads = log[log["msg"].str.startswith("in a thread")]
+    assert sorted(threads["index"]) == [0, 1, 2]
+    reducing = log[log["msg"] == "reducing"]
+    assert list(reducing["input"]) == ["'k'"]
+    assert reducing["index"].isna().all()
+
+
+def test_eight_writers_give_whole_lines(folder: Path) -> None:
+    at_once_dask.close()
+    at_once_dask.start(8, dashboard_address="127.0.0.1:0")
+
+    def work(writer: int) -> None:
+        (folder / f"ready-{writer}").touch()
+        while len(list(folder.glob("ready-*"))) < 8:
+            pass
+        for n in range(1000):
+            at_once_dask.log(f"{writer}-{n} " + "x" * (n % 300))
+
+    try:
+        at_once_dask.run(range(8), None, work, progress=False)
+    finally:
+        at_once_dask.close()
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    assert len(lines) == 8000
+    records = [json.loads(line) for line in lines]
+    assert len({record["pid"] for record in records}) == 8
+    said = {record["msg"].split()[0] for record in records}
+    assert said == {f"{writer}-{n}" for writer in range(8) for n in range(1000)}
+
+
+def test_every_failure_is_logged_by_itself(cluster: Client) -> None:
+    def work(n: int) -> None:
+        if n % 4 == 1:
+            raise ValueError(f"bad {n}")
+
+    report = at_once_dask.run(range(40), None, work, on_error="return", progress=False)
+    log = at_once_dask.read_log(run=report.run)
+    assert sorted(log["index"]) == list(report.failures.index)
+    assert set(log["level"]) == {"ERROR"}
+    assert log["msg"].str.contains("ValueError in process at .*test_log.py").all()
+    assert log["msg"].str.contains("Traceback").all()
+    assert set(log["worker"]) <= set(cluster.nthreads())
+
+
+def test_a_failure_is_logged_as_it_happens(cluster: Client, folder: Path) -> None:
+    """The next input of the same partition ends only when it has seen the record."""
+
+    def work(n: int) -> None:
+        if n % 2 == 0:
+            raise ValueError("soon in the log")
+        poll_for(lambda: f'"index": {n - 1}' in (folder / "log.jsonl").read_text(), "not logged")
+
+    report = at_once_dask.run(range(16), None, work, on_error="return", progress=False)
+    assert (report.n_failed, report.n_processed) == (8, 8)
+
+
+def test_torn_lines_are_passed_over(cluster: Client, folder: Path) -> None:
+    at_once_dask.log("whole")
+    path = folder / "log.jsonl"
+    whole = path.read_bytes()
+    for cut in (1, len(whole) // 2, len(whole) - 2):
+        path.write_bytes(whole + whole[:cut])
+        assert at_once_dask.read_log()["msg"].tolist() == ["whole"]
+    path.write_bytes(whole + "é".encode()[:1])
+    assert at_once_dask.read_log()["msg"].tolist() == ["whole"]
+    report = at_once_dask.run([1], None, lambda n: at_once_dask.log("behind it"), progress=False)
+    assert at_once_dask.read_log()["msg"].tolist() == ["whole", "behind it"]
+    assert at_once_dask.read_log(run=report.run)["msg"].tolist() == ["behind it"]
+
+
+def test_the_frame_has_its_types_also_when_empty(folder: Path) -> None:
+    (folder / "log.jsonl").touch()
+    empty = at_once_dask.read_log()
+    at_once_dask.log("x")
+    full = at_once_dask.read_log(folder / "log.jsonl")
+    for frame in (empty, full):
+        assert list(frame.columns) == FIELDS
+        assert str(frame["time"].dtype) == "datetime64[ns, UTC]"
+        assert frame["index"].dtype == frame["pid"].dtype == pd.Int64Dtype()
+    with pytest.raises(FileNotFoundError):
+        at_once_dask.read_log(folder / "none.jsonl")
+
+
+def test_records_from_another_host_go_through_the_driver(cluster: Client, folder: Path) -> None:
+    """A worker whose host is another one sends its records; here it only believes so."""
+
+    def believe(host: str) -> None:
+        journal._host = lambda: host  # type: ignore[assignment]
+
+    cluster.run(believe, "elsewhere")
+    try:
+        report = at_once_dask.run(
+            range(30), None, lambda n: at_once_dask.log(f"from afar {n}"), progress=False
+        )
+        poll_for(lambda: len(at_once_dask.read_log()) == 30, "records missing")
+    finally:
+        cluster.run(believe, journal._host())
+    log = at_once_dask.read_log(run=report.run)
+    assert sorted(log["index"]) == list(range(30))
+    assert all(log["msg"] == "from afar " + log["index"].astype(str))
+    assert (log["worker"] != "driver").all()
