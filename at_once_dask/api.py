@@ -275,12 +275,11 @@ def _one(options: Options) -> Iterator[Run]:
 @contextmanager
 def _crew(this: Run) -> Iterator[Crew]:
     """The workers for `this` run."""
-    job = this.job()
-    pickled = pickled_job(job)
+    job = pickled_job(this.job())
     found = cluster.find(this.options.client)
     this.dashboard_link = found.dashboard_link
     label = getattr(this.options.process_inp, "__name__", "check")
-    with ClusterCrew(found, job, pickled, label) as crew:
+    with ClusterCrew(found, job, journal.open_book(this.id), label) as crew:
         if this.options.progress and found.dashboard_link is not None:
             show_link(found.dashboard_link)
         yield crew

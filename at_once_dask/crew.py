@@ -21,6 +21,7 @@ from at_once_dask import journal, pickles
 from at_once_dask.cluster import Cluster
 from at_once_dask.errors import InputError
 from at_once_dask.flow import Job, Outcome, Partition, work
+from at_once_dask.journal import Book
 from at_once_dask.lease import forget, reclaim_all
 from at_once_dask.worker import RunPlugin, run_partition
 
@@ -89,18 +90,18 @@ class ClusterCrew:
     in the main thread never hangs on a worker that does not answer.
     """
 
-    def __init__(self, cluster: Cluster, job: Job, pickled: bytes, label: str) -> None:
+    def __init__(self, cluster: Cluster, job: bytes, book: Book, label: str) -> None:
         self._cluster = cluster
         self._client = cluster.client
         self._job = job
-        self._pickled = pickled
-        self._label = f"{label}-{job.run}"
+        self._book = book
+        self._label = f"{label}-{book.run}"
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._futures: dict[str, Future[Outcome]] = {}
         self._sent = 0
 
     def __enter__(self) -> ClusterCrew:
-        plugin = RunPlugin(self._job.run, self._pickled, self._cluster.surroundings())
+        plugin = RunPlugin(self._book.run, self._job, self._book, self._cluster.surroundings())
         try:
             self._client.register_plugin(plugin, name=self._topic)
         except ModuleNotFoundError as error:
@@ -128,7 +129,7 @@ class ClusterCrew:
 
     @property
     def _topic(self) -> str:
-        return journal.topic(self._job.run)
+        return journal.topic(self._book.run)
 
     def threads(self) -> dict[str, int]:
         return dict(self._client.nthreads())
@@ -171,7 +172,7 @@ class ClusterCrew:
     def _told(self, event: tuple[float, dict[str, Any]]) -> None:
         _, message = event
         if "log" in message:
-            journal.append(self._job.book.path, message["log"])
+            journal.append(self._book.path, message["log"])
         else:
             self._events.put(Running(message["worker"], *message["running"]))
 
@@ -193,8 +194,9 @@ class ClusterCrew:
 class InlineCrew:
     """This process as the only worker: a partition is worked on when its outcome is asked for."""
 
-    def __init__(self, job: Job, threads: int = 1) -> None:
+    def __init__(self, job: Job, book: Book, threads: int = 1) -> None:
         self._job = job
+        self._book = book
         self._threads = threads
         self._waiting: deque[Partition] = deque()
 
@@ -203,7 +205,7 @@ class InlineCrew:
 
     def __exit__(self, *exc_info: object) -> None:
         self._waiting.clear()
-        forget(self._job.run)
+        forget(self._book.run)
 
     def threads(self) -> dict[str, int]:
         return {"inline": self._threads}
@@ -218,7 +220,7 @@ class InlineCrew:
         if not self._waiting:
             return None
         partition = self._waiting.popleft()
-        return Delivered(partition.id, work(self._job, partition, "inline"))
+        return Delivered(partition.id, work(self._job, self._book, partition, "inline"))
 
     def end(self, workers: set[str]) -> None:
         self._waiting.clear()

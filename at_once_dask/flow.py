@@ -38,24 +38,18 @@ _SOURCE = ("partition", 0)
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker needs to know of a run; crosses once a worker and run, pickled whole.
+    """The functions of a run; crosses to each worker once a run, pickled whole.
 
     Attributes
     ----------
-    run : str
-        The run's id.
     check_inp, process_inp, reduce_fn, combine_fn
         As given to ``run``; no `process_inp`: only check.
-    book : journal.Book
-        Where the log goes.
     """
 
-    run: str
     check_inp: Callable[[Any], Any] | None
     process_inp: Callable[[Any], Any] | None
     reduce_fn: Callable[[list[Any]], Any] | None
     combine_fn: Callable[[Any, Any], Any] | None
-    book: journal.Book
 
     @property
     def reducing(self) -> bool:
@@ -135,11 +129,11 @@ class Outcome:
     unreadable: bool = False
 
 
-def work(job: Job, partition: Partition, worker: str) -> Outcome:
+def work(job: Job, book: journal.Book, partition: Partition, worker: str) -> Outcome:
     """Handle the inputs of `partition` until they end, are taken back, or time is up."""
     mine = lease.take(partition.id, partition.start)
     mine.deadline = time.monotonic() + SLICE_SECONDS
-    mine.book, mine.worker = job.book, worker
+    mine.book, mine.worker = book, worker
     lease.enter(mine)
     try:
         if partition.reducing:

@@ -45,14 +45,12 @@ class Run:
         self.reduced: dict[int, tuple[Any, Any]] = {}  # by position: key, value
 
     def job(self) -> Job:
-        """What the workers need to know; creates the log file."""
+        """What the workers need to know."""
         return Job(
-            run=self.id,
             check_inp=self.options.check_inp,
             process_inp=self.options.process_inp,
             reduce_fn=self.options.reduce_fn,
             combine_fn=self.options.combine_fn,
-            book=journal.open_book(self.id),
         )
 
     def map(self, crew: Crew, sink: Sink | None = None, what: str = "map") -> str | None:

@@ -10,6 +10,7 @@ from tornado.ioloop import PeriodicCallback
 
 from at_once_dask import journal, lease, pickles
 from at_once_dask.flow import Job, Outcome, Partition, work
+from at_once_dask.journal import Book
 from at_once_dask.surroundings import Surroundings
 
 TELL_SECONDS = 1.0  # how often a worker tells what it is working on
@@ -19,7 +20,8 @@ LONG_SECONDS = 2.0  # when an input counts as one that runs long
 class _Sealed:
     """A job as it came: opened by the first partition, by one thread, once a process."""
 
-    def __init__(self, pickled: bytes) -> None:
+    def __init__(self, pickled: bytes, book: Book) -> None:
+        self.book = book
         self._pickled = pickled
         self._job: Job | None = None
         self._lock = threading.Lock()
@@ -44,19 +46,22 @@ class RunPlugin(WorkerPlugin):
     run : str
     job : bytes
         The pickled Job.
+    book : Book
+        Where the log goes.
     surroundings : Surroundings or None
         What to adopt first; nothing on a borrowed cluster.
     """
 
-    def __init__(self, run: str, job: bytes, surroundings: Surroundings | None) -> None:
+    def __init__(self, run: str, job: bytes, book: Book, surroundings: Surroundings | None) -> None:
         self.run = run
         self.job = job
+        self.book = book
         self.surroundings = surroundings
 
     def setup(self, worker: Any) -> None:
         if self.surroundings is not None:
             self.surroundings.adopt()
-        _JOBS[self.run] = _Sealed(self.job)
+        _JOBS[self.run] = _Sealed(self.job, self.book)
         self.job = b""
         self._teller = PeriodicCallback(lambda: self._tell(worker), TELL_SECONDS * 1000)
         self._teller.start()
@@ -74,9 +79,5 @@ class RunPlugin(WorkerPlugin):
 
 def run_partition(partition: Partition) -> Outcome:
     """The one task that Dask sees."""
-    return work(_JOBS[partition.run].open(), partition, get_worker().address)
-
-
-def inside_a_run() -> bool:
-    """Whether this code runs in one of the functions of a run."""
-    return lease.here() is not None
+    sealed = _JOBS[partition.run]
+    return work(sealed.open(), sealed.book, partition, get_worker().address)
