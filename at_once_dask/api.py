@@ -226,11 +226,14 @@ def plan(
     ).checked()
     with _one(options) as this:
         sink = PlanSink(this)
+        stopped = None
         if not this.source.is_empty():
             with _crew(this) as crew:
-                this.map(crew, sink, "check")
+                stopped = this.map(crew, sink, "check")
         if this.source.error is not None:
             raise this.source.error
+    if stopped is not None:
+        raise RunStopped(this.report(), None, stopped)
     return sink.plan()
 
 
@@ -261,13 +264,13 @@ def _one(options: Options) -> Iterator[Run]:
         journal.enter_run(this.id)
         try:
             yield this
+            _last = this.report()
         except InputError:
             raise  # nothing has begun
         except BaseException as error:
-            error.report = this.report()  # type: ignore[attr-defined]
+            _last = error.report = this.report()  # type: ignore[attr-defined]
             raise
         finally:
-            _last = this.report()
             journal.enter_run(None)
             this.close()
 
@@ -279,7 +282,7 @@ def _crew(this: Run) -> Iterator[Crew]:
     found = cluster.find(this.options.client)
     this.dashboard_link = found.dashboard_link
     label = getattr(this.options.process_inp, "__name__", "check")
-    with ClusterCrew(found, job, journal.open_book(this.id), label) as crew:
+    with ClusterCrew(found, job, this.book, label) as crew:
         if this.options.progress and found.dashboard_link is not None:
             show_link(found.dashboard_link)
         yield crew

@@ -284,7 +284,8 @@ def _noted(failure: Failure, mine: lease.Lease, inp: object, index: int | None) 
     begun, ended = failure.position - mine.start, failure.position - mine.start + 1
     end = mine.marks[ended] if ended < len(mine.marks) else time.monotonic()
     failure.seconds = end - mine.marks[begun]
-    journal.note_failure(failure, mine, inp, index)
+    assert mine.book is not None
+    journal.note_failure(failure, mine.book, inp, index)
     return failure
 
 

@@ -99,20 +99,14 @@ def log(msg: object) -> None:
         mine.book.write(_record("INFO", mine.book.run, mine.index, inp, mine.worker, msg))
 
 
-def note_failure(failure: Failure, mine: lease.Lease, inp: object, index: int | None) -> None:
-    """Log a failure as it happens; what hinders that (a full disk) must not fail the input too."""
-    assert mine.book is not None
+def note_failure(failure: Failure, book: Book, inp: object, index: int | None) -> None:
+    """Log a failure as it happens; what hinders that (a full disk) must not fail anything else."""
     text = failure.line() + (f"\n{failure.traceback}" if failure.traceback else "")
-    record = _record("ERROR", mine.book.run, index, safe_repr(inp), mine.worker, text)
+    worker = failure.worker or "driver"
     try:
-        mine.book.write(record)
+        book.write(_record("ERROR", book.run, index, safe_repr(inp), worker, text))
     except OSError as error:
         print(f"at_once_dask: cannot write the log: {error}", file=sys.stderr)
-
-
-def note_refused(failure: Failure, run: str, inp: object, index: int) -> None:
-    """Log the failure of an input that could not be sent to a worker."""
-    append(log_path(), _record("ERROR", run, index, safe_repr(inp), "driver", failure.line()))
 
 
 def open_book(run: str) -> Book:

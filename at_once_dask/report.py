@@ -129,13 +129,14 @@ class Report:
         import pandas as pd
 
         ledger = self._ledger
-        starts = np.frombuffer(ledger.starts) if ledger.starts else np.empty(0)
         frame = pd.DataFrame(
             {
                 "status": pd.Categorical.from_codes(
-                    np.frombuffer(ledger.states, dtype=np.int8), pd.Index(STATES)
+                    np.array(ledger.states, dtype=np.int8), pd.Index(STATES)
                 ),
-                "start": pd.to_datetime(starts, unit="s", utc=True).astype("datetime64[ns, UTC]"),
+                "start": pd.to_datetime(np.array(ledger.starts), unit="s", utc=True).astype(
+                    "datetime64[ns, UTC]"
+                ),
                 "seconds": np.array(ledger.seconds, dtype="float64"),
                 "worker": pd.Categorical.from_codes(
                     np.array(ledger.workers, dtype=np.int32), pd.Index(ledger.names, dtype=object)

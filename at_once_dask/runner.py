@@ -7,6 +7,7 @@ import time
 import uuid
 from array import array
 from collections.abc import Sized
+from functools import cached_property, partial
 from operator import itemgetter
 from typing import Any
 
@@ -94,6 +95,11 @@ class Run:
         reduction.report = report
         return reduction
 
+    @cached_property
+    def book(self) -> journal.Book:
+        """The log of this run; the first look at it creates the file."""
+        return journal.open_book(self.id)
+
     def close(self) -> None:
         self.groups.close()
 
@@ -125,7 +131,8 @@ class MapSink(Sink):
 
     def refuse(self, failure: Failure, inp: Any) -> None:
         self._run.ledger.refuse(failure, inp)
-        journal.note_refused(failure, self._run.id, inp, self._run.ledger.index(failure.position))
+        index = self._run.ledger.index(failure.position)
+        journal.note_failure(failure, self._run.book, inp, index)
 
 
 class PlanSink(MapSink):
@@ -183,9 +190,12 @@ class _ReduceSink(Sink):
 
 def _source(options: Options) -> Source:
     inputs: Any = options.inp_list
-    if options.do_shuffle:
-        copy = list(inputs)
-        order = array("q", range(len(copy)))
-        random.Random(options.random_state).shuffle(order)
-        return Source((copy[index] for index in order), len(copy), order)
-    return Source(inputs, len(inputs) if isinstance(inputs, Sized) else None)
+    if not options.do_shuffle:
+        return Source(inputs, len(inputs) if isinstance(inputs, Sized) else None)
+    drawn = Source(inputs)
+    copy = [inp for chunk in iter(partial(drawn.take, 1_000), None) for inp in chunk.inputs]
+    order = array("q", range(len(copy)))
+    random.Random(options.random_state).shuffle(order)
+    source = Source((copy[index] for index in order), len(copy), order)
+    source.error = drawn.error
+    return source

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import time
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -13,6 +13,7 @@ from at_once_dask import pickles
 from at_once_dask.failure import Failure, from_exception
 
 PAYLOAD_BYTES = 8 * 2**20  # of one partition, unless one input alone is larger
+DRAW_SECONDS = 0.05  # what an iterator gives in this time is sent off
 FIRST = 8  # inputs drawn to see whether there are any
 
 
@@ -125,15 +126,21 @@ class Source:
         return None if self.order is None else self.order[chunk.start : chunk.stop]
 
     def _draw(self, n: int) -> Chunk:
+        """Draw `n` inputs, or as many as come in a short time: a slow iterator starves nobody."""
         inputs: list[Any] = []
+        end = time.monotonic() + DRAW_SECONDS
         try:
             if self._iterator is None:
                 self._iterator = iter(self._inputs)
-            for inp in itertools.islice(self._iterator, n):
-                inputs.append(inp)  # noqa: PERF402  what came before an error is kept
+            for inp in self._iterator:
+                inputs.append(inp)
+                if len(inputs) == n or time.monotonic() > end:
+                    break
+            else:
+                self.at_end = True
         except Exception as error:
             self.error = error
+            self.at_end = True
             self._iterator = iter(())
-        self.at_end = len(inputs) < n
         self.drawn += len(inputs)
         return Chunk(self.drawn - len(inputs), inputs)

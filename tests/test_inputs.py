@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 from distributed import Client
-from helpers import statuses
+from helpers import poll_for, statuses
 
 import at_once_dask
+from at_once_dask import source
 
 NAN = float("nan")
 
@@ -210,6 +211,34 @@ def test_an_iterable_that_raises(cluster: Client, folder: Path, before: int) -> 
     assert (report.n_inputs, report.n_processed, report.n_left) == (before, before, 0)
     assert at_once_dask.last_report() is not None
     assert at_once_dask.last_report().run == report.run  # type: ignore[union-attr]
+
+
+def test_a_shuffled_iterable_that_raises(cluster: Client, folder: Path) -> None:
+    def broken() -> Iterator[int]:
+        yield from range(50)
+        raise LookupError("no more")
+
+    with pytest.raises(LookupError, match="no more"):
+        at_once_dask.run(
+            broken(), None, lambda n: (folder / f"done-{n}").touch(), True, progress=False
+        )
+    assert len(list(folder.glob("done-*"))) == 50
+
+
+def test_a_slow_generator_starves_nobody(
+    cluster: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is drawn is sent off without waiting for more, when drawing takes its time."""
+    monkeypatch.setattr(source, "DRAW_SECONDS", 0.0)  # every generator is slow, measured by this
+
+    def slow() -> Iterator[int]:
+        for n in range(30):
+            if n >= 1:
+                poll_for((folder / f"done-{n - 1}").exists, f"input {n - 1} was held back")
+            yield n
+
+    at_once_dask.run(slow(), None, lambda n: (folder / f"done-{n}").touch(), progress=False)
+    assert len(list(folder.glob("done-*"))) == 30
 
 
 def test_ctrl_c_in_the_driver(cluster: Client, folder: Path) -> None:

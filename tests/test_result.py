@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import at_once_dask
-from at_once_dask import api, journal, pace
+from at_once_dask import api, pace
 from at_once_dask.crew import Crew, InlineCrew
 
 
@@ -83,7 +83,7 @@ def inline(monkeypatch: pytest.MonkeyPatch, threads: int, first: int) -> Iterato
 
     @contextmanager
     def crew(this: Any) -> Iterator[Crew]:
-        with InlineCrew(this.job(), journal.open_book(this.id), threads) as found:
+        with InlineCrew(this.job(), this.book, threads) as found:
             yield found
 
     with monkeypatch.context() as patch:
