@@ -12,7 +12,7 @@ from at_once_dask import cluster, journal
 from at_once_dask.crew import ClusterCrew, Crew, pickled_job
 from at_once_dask.errors import InputError, RunFailed, RunStopped
 from at_once_dask.lease import here
-from at_once_dask.options import Options, front_door
+from at_once_dask.options import Options, front_door, function_name
 from at_once_dask.report import Plan, Reduction, Report
 from at_once_dask.runner import PlanSink, Run
 from at_once_dask.ticker import show_link
@@ -174,7 +174,7 @@ def run(
             with _crew(this) as crew:
                 stopped = this.map(crew)
                 if this.source.error is None and len(this.groups):
-                    this.reduce(crew)
+                    stopped = this.reduce(crew) or stopped
         if this.source.error is not None:
             raise this.source.error
     return _verdict(this, stopped)
@@ -281,7 +281,7 @@ def _crew(this: Run) -> Iterator[Crew]:
     job = pickled_job(this.job())
     found = cluster.find(this.options.client)
     this.dashboard_link = found.dashboard_link
-    label = getattr(this.options.process_inp, "__name__", "check")
+    label = function_name(this.options.process_inp or this.options.check_inp)
     with ClusterCrew(found, job, this.book, label) as crew:
         if this.options.progress and found.dashboard_link is not None:
             show_link(found.dashboard_link)

@@ -104,7 +104,12 @@ def is_users_file(filename: str) -> bool:
     if filename.startswith("<frozen "):
         return False
     path = os.path.abspath(filename)
-    return not path.startswith((_HERE, *_NOT_THE_USERS))
+    return not path.startswith(_NOT_THE_USERS) and not is_ours(path)
+
+
+def is_ours(filename: str) -> bool:
+    """Whether `filename` is of this package; its demonstration counts as a user's program."""
+    return filename.startswith(_HERE) and not filename.endswith("__main__.py")
 
 
 def safe_repr(value: object, limit: int = REPR_LIMIT) -> str:
@@ -163,7 +168,7 @@ def _traceback_text(error: BaseException) -> str:
 
 
 def _without_our_frames(tb: TracebackType | None) -> TracebackType | None:
-    while tb is not None and tb.tb_frame.f_code.co_filename.startswith(_HERE):
+    while tb is not None and is_ours(tb.tb_frame.f_code.co_filename):
         tb = tb.tb_next
     return tb
 

@@ -6,7 +6,6 @@ import difflib
 import functools
 import inspect
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
@@ -21,33 +20,45 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 ON_ERROR = ("raise", "return", "stop")
-_CALL = "run(inp_list, check_inp, process_inp)"
 
 # What people look for in run(), and where it is.
 _ELSEWHERE = {
     **dict.fromkeys(
         ("n_workers", "workers", "processes", "n_jobs", "num_processes", "max_workers", "n_procs"),
-        "call at_once_dask.start(n_workers=4) before run()",
+        "call at_once_dask.start(n_workers=4) first, then {call}",
     ),
-    "memory_limit": 'call at_once_dask.start(memory_limit="4 GiB") before run()',
-    "dashboard_address": 'call at_once_dask.start(dashboard_address="127.0.0.1:8787") before run()',
+    "memory_limit": 'call at_once_dask.start(memory_limit="4 GiB") first, then {call}',
+    "dashboard_address": (
+        'call at_once_dask.start(dashboard_address="127.0.0.1:8787") first, then {call}'
+    ),
     **dict.fromkeys(
         ("npartitions", "partition_size", "chunksize", "batch_size"),
-        "leave it out: partitions follow the measured speed",
+        "leave it out, partitions follow the measured speed: {call}",
     ),
-    "logfile": 'assign at_once_dask.logfile = "log.jsonl" before run()',
-    **dict.fromkeys(("shuffle",), "write do_shuffle=True"),
-    **dict.fromkeys(("seed", "random_seed"), "write do_shuffle=True, random_state=1"),
+    "logfile": 'assign at_once_dask.logfile = "log.jsonl" first, then {call}',
+    "shuffle": "write run(inp_list, check_inp, process_inp, do_shuffle=True)",
     **dict.fromkeys(
-        ("retries", "timeout", "max_failures", "verify", "inspect", "report_path"),
-        "leave it out: it is planned, and not in this version",
+        ("seed", "random_seed"),
+        "write run(inp_list, check_inp, process_inp, do_shuffle=True, random_state=1)",
+    ),
+    **dict.fromkeys(
+        (
+            "capture_output",
+            "inspect",
+            "max_failures",
+            "report_path",
+            "retries",
+            "timeout",
+            "verify",
+        ),
+        "leave it out, it is planned and not in this version: {call}",
     ),
 }
 
 
 @dataclass(frozen=True)
 class Options:
-    """The arguments of ``run``, checked.
+    """The arguments of ``run``, each by itself checked by `front_door`.
 
     Raises
     ------
@@ -72,155 +83,212 @@ class Options:
         return self.reduce_fn is not None or self.combine_fn is not None
 
     def checked(self) -> Options:
-        """Itself, when every argument can be used."""
-        _check_order(self.inp_list, self.process_inp)
-        _check_list(self.inp_list)
-        _check_function("check_inp", self.check_inp, may_be_none=True)
-        _check_function("process_inp", self.process_inp, may_be_none=self.plans)
-        if not self.reducing and inspect.isgeneratorfunction(_unwrapped(self.process_inp)):
-            raise InputError(
-                "process_inp is a generator function, whose body would never run in a map-only run;"
-                " save the result instead of yielding it, or pass a reduce_fn, as in"
-                " run(inp_list, check_inp, process_inp, reduce_fn=list)"
-            )
-        if isinstance(self.do_shuffle, Iterable) or self.do_shuffle not in (True, False):
-            raise InputError(
-                f"do_shuffle is {safe_repr(self.do_shuffle)}; it takes True or False, and reduce_fn"
-                " comes behind it: run(inp_list, check_inp, process_inp, reduce_fn=sum)"
-            )
-        _check_function("reduce_fn", self.reduce_fn, may_be_none=True)
-        _check_function("combine_fn", self.combine_fn, may_be_none=True)
+        """Itself, when the arguments fit together."""
         if self.reduce_fn is not None and self.combine_fn is not None:
             raise InputError(
-                "reduce_fn and combine_fn were both given; pass one: reduce_fn=sum gets the list of"
-                " a key's values, combine_fn=operator.add folds them pairwise"
+                "reduce_fn and combine_fn were both given; pass one of them: with"
+                " run(inp_list, check_inp, process_inp, reduce_fn=sum) it gets the list of a key's"
+                " values, with combine_fn=operator.add in its place they are folded pairwise"
             )
-        _check_choices(self)
-        if self.client is not None:
-            checked_client(self.client)
+        if not self.reducing and _is(inspect.isgeneratorfunction, self.process_inp):
+            raise InputError(
+                f"process_inp is {_shown(self.process_inp)}, a generator: in a map-only run its"
+                " body would never run; save the result instead of yielding it, or reduce what it"
+                " yields: run(inp_list, check_inp, process_inp, reduce_fn=list)"
+            )
+        if self.random_state is not None and not self.do_shuffle:
+            given = f"random_state={safe_repr(self.random_state)}"
+            raise InputError(
+                f"{given} does nothing without do_shuffle; write"
+                f" run(inp_list, check_inp, process_inp, do_shuffle=True, {given})"
+            )
         return self
 
 
+@dataclass(frozen=True)
+class _Call:
+    """How a public function is called."""
+
+    name: str
+    signature: inspect.Signature
+
+    def written(self, **corrected: str) -> str:
+        """With the required arguments; these stand in the place of one, or are added by name."""
+        required = [p.name for p in self.signature.parameters.values() if p.default is p.empty]
+        placed = [corrected.pop(name, name) for name in required]
+        return f"{self.name}({', '.join(placed + [f'{k}={v}' for k, v in corrected.items()])})"
+
+    def accepted(self) -> str:
+        """With all arguments and their defaults."""
+        bare = [p.replace(annotation=p.empty) for p in self.signature.parameters.values()]
+        return f"{self.name}{inspect.Signature(bare)}"
+
+
 def front_door(function: Callable[P, R]) -> Callable[P, R]:
-    """Answer arguments that do not fit the signature with an InputError that shows what does."""
-    signature = inspect.signature(function)
+    """Answer arguments that `function` cannot use with an InputError that shows what it can."""
+    call = _Call(function.__name__, inspect.signature(function))
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            signature.bind(*args, **kwargs)
+            bound = call.signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise InputError(_wrong_call(function.__name__, signature, kwargs, error)) from None
+            raise InputError(_misfit(call, kwargs, error)) from None
+        for name, given in bound.arguments.items():
+            _CHECKS[name](call, name, given)
         return function(*args, **kwargs)
 
     return checked
 
 
-def _wrong_call(
-    name: str, signature: inspect.Signature, given: Mapping[str, Any], error: TypeError
-) -> str:
-    known = list(signature.parameters)
-    for word in given:
-        if word in known:
-            continue
-        if word in _ELSEWHERE:
-            return f"{name}() has no argument {word!r}; {_ELSEWHERE[word]}"
-        close = difflib.get_close_matches(word, known, 1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        return f"{name}() has no argument {word!r}; {hint}it takes {', '.join(known)}"
-    return f"{name}(): {error}; write {_shown(name, signature)}"
+def _misfit(call: _Call, given: Mapping[str, Any], error: TypeError) -> str:
+    """Why the arguments do not fit the signature, and which do."""
+    known = call.signature.parameters
+    unknown = next((word for word in given if word not in known), None)
+    if unknown is None:
+        return f"{call.name}(): {error}; it takes {call.accepted()}"
+    text = f"{call.name}() has no argument {unknown!r}; "
+    if unknown in _ELSEWHERE:
+        return text + _ELSEWHERE[unknown].format(call=call.written())
+    close = difflib.get_close_matches(unknown, known, 1)
+    hint = f"did you mean {close[0]!r}? It" if close else "it"
+    return f"{text}{hint} takes {call.accepted()}"
 
 
-def _shown(name: str, signature: inspect.Signature) -> str:
-    """The call with its required arguments."""
-    required = [p.name for p in signature.parameters.values() if p.default is p.empty]
-    return f"{name}({', '.join(required)})"
-
-
-def _check_order(inp_list: Any, process_inp: Any) -> None:
-    if callable(inp_list) and not isinstance(inp_list, Iterable):
+def _check_list(call: _Call, name: str, given: Any) -> None:
+    if callable(given) and not _is_iterable(given):
         raise InputError(
-            f"inp_list is the function {_name(inp_list)}; the list comes first: {_CALL}"
+            f"{name} is {_shown(given)}; the list comes first: {call.written()}; a function that"
+            f" makes the list is called: {call.written(inp_list='make_list()')}"
         )
-    if isinstance(process_inp, Iterable) and not callable(process_inp):
-        raise InputError(f"process_inp is {safe_repr(process_inp)}; the list comes first: {_CALL}")
-
-
-def _check_list(inp_list: Any) -> None:
-    example = None
-    pandas = sys.modules.get("pandas")
-    if isinstance(inp_list, (str, bytes, bytearray)):
-        example = f"run([{safe_repr(inp_list, 40)}], check_inp, process_inp)"
-    elif isinstance(inp_list, os.PathLike):
-        example = 'run(sorted(path.glob("*")), check_inp, process_inp)'
-    elif isinstance(inp_list, Mapping):
-        example = "run(list(d.items()), check_inp, process_inp)"
-    elif pandas is not None and isinstance(inp_list, pandas.DataFrame):
-        example = 'run(df.to_dict("records"), check_inp, process_inp)'
-    elif not isinstance(inp_list, Iterable) and not hasattr(inp_list, "__getitem__"):
-        example = "run([...], check_inp, process_inp)"
+    takes = "it takes a list or another iterable of inputs"
+    example = _list_instead_of(given)
     if example is not None:
+        what = f"of type {type(given).__name__}"
+        raise InputError(f"{name} is {what}; {takes}: {call.written(inp_list=example)}")
+    if not _is_iterable(given):
+        raise InputError(f"{name} is {safe_repr(given)}; {takes}: {call.written(inp_list='[...]')}")
+
+
+def _list_instead_of(given: Any) -> str | None:
+    """What to pass for a thing that can be iterated, but hardly to give what is meant."""
+    if isinstance(given, (str, bytes, bytearray)):
+        return f"[{safe_repr(given, 40)}]"
+    if isinstance(given, os.PathLike):
+        return 'sorted(path.glob("*"))'
+    if isinstance(given, Mapping):
+        return "list(d.items())"
+    if any(base.__name__ == "DataFrame" for base in type(given).__mro__):  # any library's
+        return 'df.to_dict("records")'
+    return None
+
+
+def _is_iterable(given: Any) -> bool:
+    """Whether ``iter`` takes it; not tried, for that may already begin something."""
+    has_method = isinstance(given, Iterable) or hasattr(type(given), "__getitem__")
+    return has_method and getattr(given, "ndim", 1) != 0  # NumPy's scalars have it for nothing
+
+
+def _check_function(call: _Call, name: str, given: Any) -> None:
+    if not callable(given):
+        what = "a function" if name == "process_inp" else "a function or None"
+        raise InputError(f"{name} is {safe_repr(given)}; it takes {what}: {_example(call, name)}")
+    if _is(inspect.iscoroutinefunction, given) or _is(inspect.isasyncgenfunction, given):
+        args = {"reduce_fn": "values", "combine_fn": "a, b"}.get(name, "inp")
+        wrapped = f"lambda {args}: asyncio.run({name}({args}))"
         raise InputError(
-            f"inp_list is a {type(inp_list).__name__}; it takes a list or another iterable of"
-            f" inputs: {example}"
+            f"{name} is {_shown(given)}, which is async, and nobody would await it; wrap it:"
+            f" {call.written(**{name: wrapped})}"
         )
 
 
-def _check_function(name: str, function: Any, may_be_none: bool = False) -> None:
-    if function is None and may_be_none:
+def _check_function_or_none(call: _Call, name: str, given: Any) -> None:
+    if given is None:
         return
-    if not callable(function):
-        what = "a function" + (" or None" if may_be_none else "")
-        raise InputError(f"{name} is {safe_repr(function)}; it takes {what}: {_example(name)}")
-    called = getattr(_unwrapped(function), "__call__", None)  # noqa: B004  its own, if any
-    for candidate in (_unwrapped(function), called):
-        if inspect.iscoroutinefunction(candidate) or inspect.isasyncgenfunction(candidate):
-            raise InputError(
-                f"{name} is the async function {_name(function)}, which nobody would await; pass a"
-                f" plain one: {name}=lambda inp: asyncio.run({_name(function)}(inp))"
-            )
+    _check_function(call, name, given)
+    if _is(inspect.isgeneratorfunction, given):
+        raise InputError(
+            f"{name} is {_shown(given)}, a generator; it must return its result instead of"
+            f" yielding it: {_example(call, name)}"
+        )
 
 
-def _example(name: str) -> str:
+def _example(call: _Call, name: str) -> str:
     return {
-        "check_inp": f"{_CALL} with `def check_inp(inp): return [is_done, value]`",
-        "process_inp": f"{_CALL} with `def process_inp(inp): ...`",
-        "reduce_fn": "run(inp_list, check_inp, process_inp, reduce_fn=sum)",
-        "combine_fn": "run(inp_list, check_inp, process_inp, combine_fn=operator.add)",
+        "check_inp": f"{call.written()} with `def check_inp(inp): return [is_done, value]`",
+        "process_inp": f"{call.written()} with `def process_inp(inp): ...`",
+        "reduce_fn": call.written(reduce_fn="sum"),
+        "combine_fn": call.written(combine_fn="operator.add"),
     }[name]
 
 
-def _check_choices(options: Options) -> None:
-    if not isinstance(options.on_error, str) or options.on_error not in ON_ERROR:
+def _check_flag(call: _Call, name: str, given: Any) -> None:
+    if name == "do_shuffle" and callable(given):
         raise InputError(
-            f"on_error is {safe_repr(options.on_error)}; it takes 'raise', 'return' or 'stop',"
-            ' as in run(inp_list, check_inp, process_inp, on_error="return")'
+            f"do_shuffle is {_shown(given)}; it takes True or False, and reduce_fn comes behind"
+            f" it: {call.written(reduce_fn='sum')}"
         )
-    if not isinstance(options.progress, bool):
+    of_numpy = type(given).__name__ in ("bool", "bool_")
+    if not (isinstance(given, int) or of_numpy) or given not in (True, False):
+        other = str(not call.signature.parameters[name].default)
         raise InputError(
-            f"progress is {safe_repr(options.progress)}; it takes True or False, as in"
-            " run(inp_list, check_inp, process_inp, progress=False)"
+            f"{name} is {safe_repr(given)}; it takes True or False: {call.written(**{name: other})}"
         )
-    if options.random_state is None:
-        return
-    if not options.do_shuffle:
+
+
+def _check_on_error(call: _Call, name: str, given: Any) -> None:
+    if not isinstance(given, str) or given not in ON_ERROR:
         raise InputError(
-            "random_state does nothing without do_shuffle; write"
-            f" run(..., do_shuffle=True, random_state={safe_repr(options.random_state)})"
+            f"{name} is {safe_repr(given)}; it takes 'raise', 'return' or 'stop':"
+            f" {call.written(on_error=repr('return'))}"
         )
-    if not isinstance(options.random_state, (int, float, str, bytes, bytearray)):
+
+
+def _check_client(call: _Call, name: str, given: Any) -> None:
+    if given is not None:
+        checked_client(given)
+
+
+def _check_random_state(call: _Call, name: str, given: Any) -> None:
+    if not isinstance(given, (type(None), int, float, str, bytes, bytearray)):
         raise InputError(
-            f"random_state is {safe_repr(options.random_state)}; it takes what random.Random takes:"
-            " run(..., do_shuffle=True, random_state=1)"
+            f"{name} is {safe_repr(given)}; it takes an int, float, str or bytes, as random.Random"
+            f" does: {call.written(do_shuffle='True', random_state='1')}"
         )
+
+
+_CHECKS: dict[str, Callable[[_Call, str, Any], None]] = {
+    "inp_list": _check_list,
+    "check_inp": _check_function_or_none,
+    "process_inp": _check_function,
+    "do_shuffle": _check_flag,
+    "reduce_fn": _check_function_or_none,
+    "combine_fn": _check_function_or_none,
+    "on_error": _check_on_error,
+    "client": _check_client,
+    "progress": _check_flag,
+    "random_state": _check_random_state,
+}
+
+
+def function_name(function: Any) -> str:
+    """What people call it: of a partial the function's name, of an object its type's."""
+    function = _unwrapped(function)
+    name = getattr(function, "__name__", None)
+    return name if isinstance(name, str) else type(function).__name__
+
+
+def _shown(function: Any) -> str:
+    return f"the function {function_name(function)}"
+
+
+def _is(kind: Callable[[Any], bool], function: Any) -> bool:
+    """Whether `function` is of this kind, or an object that is called like one."""
+    function = _unwrapped(function)
+    return kind(function) or kind(type(function).__call__)
 
 
 def _unwrapped(function: Any) -> Any:
     while isinstance(function, functools.partial):
         function = function.func
     return function
-
-
-def _name(function: Any) -> str:
-    name = getattr(_unwrapped(function), "__name__", None)
-    return name if isinstance(name, str) else safe_repr(function)

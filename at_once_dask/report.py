@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import toolz
 
 from at_once_dask import pickles
 from at_once_dask.failure import Failure, cut, first_line, safe_repr
@@ -190,14 +191,9 @@ class Report:
 
     def _causes(self) -> list[tuple[Failed, int]]:
         """The first failure of each cause and how often there is one, the most frequent first."""
-        first: dict[tuple[str, str, str, str], Failed] = {}
-        count: Counter[tuple[str, str, str, str]] = Counter()
-        for failed in sorted(self._ledger.failed, key=_by_index):
-            failure = failed.failure
-            cause = (failure.kind, failure.stage, failure.error, failure.where)
-            first.setdefault(cause, failed)
-            count[cause] += 1
-        return [(first[cause], n) for cause, n in count.most_common()]
+        groups = toolz.groupby(_cause, sorted(self._ledger.failed, key=_by_index))
+        causes = [(same[0], len(same)) for same in groups.values()]
+        return sorted(causes, key=lambda cause: -cause[1])
 
 
 class Reduction(dict[K, V]):
@@ -336,6 +332,12 @@ def _positions(positions: Any) -> Any:
 def _by_index(failed: Failed) -> tuple[bool, int]:
     """Inputs by position as given, then keys by first appearance."""
     return failed.index is None, failed.failure.position if failed.index is None else failed.index
+
+
+def _cause(failed: Failed) -> tuple[str, str, str, str]:
+    """What makes failures equal."""
+    failure = failed.failure
+    return failure.kind, failure.stage, failure.error, failure.where
 
 
 def _cause_line(example: Failed, count: int) -> str:

@@ -58,28 +58,28 @@ class Run:
         """Every input through check and process; why it stopped early, or None."""
         sink = MapSink(self) if sink is None else sink
         stop = self.options.on_error == "stop"
-        try:
-            with self._ticker(self.ledger, self.source.total, what) as ticker:
-                return Window(
-                    self.id,
-                    self.source,
-                    crew,
-                    sink,
-                    ticker,
-                    cautious=stop,
-                    enough=self._failed if stop else lambda: None,
-                ).run()
-        finally:
-            self.ledger.draw(self._n_inputs())
+        with self._ticker(self.ledger, self.source.total, what) as ticker:
+            return Window(
+                self.id,
+                self.source,
+                crew,
+                sink,
+                ticker,
+                cautious=stop,
+                enough=self._failed if stop else lambda: None,
+            ).run()
 
-    def reduce(self, crew: Crew) -> None:
-        """Every key through the fold and `reduce_fn`."""
+    def reduce(self, crew: Crew) -> str | None:
+        """Every key through the fold and `reduce_fn`; why it stopped early, or None."""
         groups = Source(self.groups, len(self.groups))
         ledger = Ledger()
         with self._ticker(ledger, groups.total, "reduce") as ticker:
-            Window(self.id, groups, crew, _ReduceSink(self, ledger), ticker, reducing=True).run()
+            sink = _ReduceSink(self, ledger)
+            return Window(self.id, groups, crew, sink, ticker, reducing=True).run()
 
     def report(self) -> Report:
+        """What became of the inputs; however far the run came."""
+        self.ledger.draw(self._n_inputs())
         facts = Facts(
             run=self.id,
             seconds=time.monotonic() - self._begun,

@@ -42,10 +42,10 @@ def cluster() -> Client:
 def _nothing_left(request: pytest.FixtureRequest, folder: Path) -> Iterator[None]:
     if "cluster" in request.fixturenames:
         request.getfixturevalue("cluster")
-    processes, threads, ports = _processes(), threading.active_count(), _ports()
+    processes, threads, ports = _processes(), _threads(), _ports()
     yield
     poll_for(lambda: len(_processes()) <= len(processes), "processes are left behind", _processes)
-    poll_for(lambda: threading.active_count() <= threads, "threads are left", threading.enumerate)
+    poll_for(lambda: len(_threads()) <= len(threads), "threads are left behind", _threads)
     poll_for(lambda: len(_ports()) <= len(ports), "ports are left listening", _ports)
 
 
@@ -66,6 +66,11 @@ def _processes() -> list[psutil.Process]:
         if forked or not any(name in command for name in stay):
             found.append(process)
     return found
+
+
+def _threads() -> list[threading.Thread]:
+    """All but the one that Dask starts once in a process and keeps."""
+    return [thread for thread in threading.enumerate() if "Dask-Offload" not in thread.name]
 
 
 def _ports() -> list[int]:

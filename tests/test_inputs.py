@@ -88,7 +88,8 @@ def test_inputs_of_a_megabyte_each(cluster: Client) -> None:
     result = at_once_dask.run(
         inputs, None, lambda inp: {"sizes": len(inp), inp[0]: 1}, reduce_fn=sum, progress=False
     )
-    assert result == {"sizes": 60 * 2**20, **dict.fromkeys(range(60), 1)}
+    ones: dict[Any, int] = dict.fromkeys(range(60), 1)
+    assert result == {"sizes": 60 * 2**20} | ones
 
 
 def test_one_input_of_twenty_megabytes(cluster: Client) -> None:
@@ -189,7 +190,7 @@ def test_an_endless_generator_is_drawn_lazily(cluster: Client) -> None:
 
 
 def test_a_generator_of_many(cluster: Client) -> None:
-    result = at_once_dask.run(
+    result: Any = at_once_dask.run(
         (n for n in range(100_000)), None, lambda n: {n % 3: n}, combine_fn=max, progress=False
     )
     assert result == {0: 99_999, 1: 99_997, 2: 99_998}

@@ -1,0 +1,69 @@
+# For GNU make; `make` alone lists the words. One environment serves them all: it is made at the
+# first need, and brought up to date when pyproject.toml has changed.
+
+PYTHON ?= python3
+VENV = .venv
+LOWEST = .venv-lowest
+ARGS =
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export PIP_NO_INPUT = 1
+
+RUN = $(VENV)/bin/python -m
+
+.DEFAULT_GOAL = help
+.PHONY: help demo test test-slow test-lowest lint types format clean
+
+help: ## list these words
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo 'make ... PYTHON=python3.13   make the environment with another Python; VENV=... elsewhere'
+
+demo: $(VENV)/.installed ## see it at work on real files; ARGS="FOLDER" names yours
+	$(RUN) at_once_dask $(ARGS)
+
+test: lint types ## lint, types, then the tests; ARGS goes to pytest
+	$(RUN) pytest $(ARGS)
+
+test-slow: $(VENV)/.installed-test ## the tests that take minutes
+	$(RUN) pytest -m slow $(ARGS)
+
+test-lowest: $(LOWEST)/.installed-test ## the tests, on the oldest versions we say we work with
+	$(LOWEST)/bin/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-test ## ruff: mistakes, and the format
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+
+types: $(VENV)/.installed-test ## mypy
+	$(RUN) mypy
+
+format: $(VENV)/.installed-test ## let ruff put the format right
+	$(RUN) ruff check --fix
+	$(RUN) ruff format
+
+clean: ## remove the environments and all that was made here
+	rm -rf .venv .venv-lowest build dist *.egg-info .*_cache .hypothesis
+	rm -rf at_once_demo at_once_log.jsonl
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
+	$(RUN) pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/pip
+	$(RUN) pip install --quiet --editable '.[test]'
+	@touch $(VENV)/.installed $@
+
+# Each dependency at its lower bound: `>=` in pyproject.toml becomes `==`.
+$(LOWEST)/.installed-test: pyproject.toml | $(LOWEST)/bin/pip
+	$(LOWEST)/bin/python -m pip install --quiet --editable '.[test]' $$($(LOWEST)/bin/python -c \
+		'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		print(*(bound.replace(">=", "==") for bound in project["dependencies"]))')
+	@touch $@
+
+# venv puts pip in last: where it is missing, making the environment was broken off.
+%/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo 'at_once_dask needs Python 3.11 or later, and "$(PYTHON)" is not;' \
+		'name one that is: make $(MAKECMDGOALS) PYTHON=python3.13' >&2; exit 1; }
+	$(PYTHON) -m venv $*
