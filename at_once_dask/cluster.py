@@ -17,18 +17,20 @@ import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import dask
 import psutil
 from dask.system import CPU_COUNT
 from dask.utils import parse_bytes
-from distributed import Client, LocalCluster, WorkerPlugin, default_client
+from distributed import Client, LocalCluster, Nanny, WorkerPlugin
 from distributed.security import Security
 
 from at_once_dask import surroundings
 from at_once_dask.errors import InputError
 from at_once_dask.failure import safe_repr
+
+T = TypeVar("T", Client, LocalCluster)
 
 DASHBOARD = "127.0.0.1:8787"
 
@@ -55,24 +57,21 @@ class _Own:
     def __init__(self, settings: _Settings) -> None:
         self.settings = settings
         self._undo = contextlib.ExitStack()
-        self._pids: set[int] = set()
         try:
-            self._cluster = self._undo.enter_context(contextlib.closing(self._start()))
-            self._undo.callback(self._note_pids)
-            self.client: Client = self._undo.enter_context(
-                Client(self._cluster, set_as_default=False)
-            )
+            self._cluster = self._to_close(self._start())
+            self.client: Client = self._to_close(Client(self._cluster, set_as_default=False))
             self.client.register_plugin(_OwnWorker(), name="at_once_dask")
         except BaseException:
             self.close()
             raise
 
     def _start(self) -> LocalCluster:
+        dashboard_address = _free_address(self.settings.dashboard_address)
         scratch = self._undo.enter_context(tempfile.TemporaryDirectory(prefix="at_once_dask-"))
         surroundings.keep_main_out_of_workers()
         self._undo.callback(surroundings.let_main_into_processes)
         self._undo.enter_context(dask.config.set(_CONFIG))
-        _preload()
+        _start_fork_server()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Port .* is already in use")
             return LocalCluster(
@@ -81,31 +80,55 @@ class _Own:
                 memory_limit=self.settings.memory_limit,
                 host="127.0.0.1",
                 security=Security.temporary(),
-                dashboard_address=_dashboard_address(self.settings.dashboard_address),
+                dashboard_address=dashboard_address,
                 worker_dashboard_address=None,
+                worker_class=_OwnNanny,
                 local_directory=scratch,
+                # Dask puts it on `sys.path`: it must not lie where others may write.
+                scheduler_kwargs={"local_directory": scratch},
                 silence_logs=logging.ERROR,  # what matters of it is told by the run itself
             )
+
+    def _to_close(self, opened: T) -> T:
+        """What was closed already, or by its other half, forgets the thread of its event loop."""
+        self._undo.callback(opened._loop_runner.stop)
+        return self._undo.enter_context(contextlib.closing(opened))
 
     def wait_for_workers(self) -> None:
         """Workers that were ended are being replaced: the next run has all of them again."""
         self.client.wait_for_workers(self.settings.n_workers, timeout=30)
-        self._note_pids()
-
-    def _note_pids(self) -> None:
-        pids = (nanny.pid for nanny in self._cluster.workers.values())
-        self._pids.update(pid for pid in pids if pid is not None)
 
     def end_workers(self, addresses: set[str]) -> None:
         """SIGKILL, with the processes that their inputs started; the nannies replace them."""
         for nanny in self._cluster.workers.values():
             if nanny.worker_address in addresses and nanny.pid is not None:
+                descendants = _descendants(nanny.pid)  # some may have left its group
                 _end_group(nanny.pid)
+                _end(descendants)
 
     def close(self) -> None:
         self._undo.close()
-        for pid in self._pids:
-            _end_group(pid)
+
+
+class _OwnNanny(Nanny):
+    """Keeps a process of the own cluster; lives in the driver."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.pre_spawn_env = {}  # would stay in the driver's environment; see _start_fork_server
+        self._group: int | None = None
+
+    async def instantiate(self) -> Any:
+        status = await super().instantiate()
+        self._group = self.pid
+        return status
+
+    def _on_worker_exit_sync(self, exitcode: int) -> None:
+        # However the worker ended. At once: later its number may be another process's.
+        group, self._group = self._group, None
+        if group is not None:
+            _end_group(group)
+        super()._on_worker_exit_sync(exitcode)  # type: ignore[no-untyped-call]
 
 
 class _OwnWorker(WorkerPlugin):
@@ -121,9 +144,7 @@ class _OwnWorker(WorkerPlugin):
             sys.modules["numpy"].random.seed()
 
     def teardown(self, worker: Any) -> None:
-        for child in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
+        _end(_descendants(os.getpid()))
 
 
 _own: _Own | None = None
@@ -219,26 +240,28 @@ class Cluster:
         """What the workers are to adopt: nothing on a borrowed cluster."""
         return surroundings.Surroundings.of_this_process() if self.own else None
 
-    def end_workers(self, addresses: set[str]) -> None:
+    def end_workers(self, addresses: set[str]) -> set[str]:
         """End the worker processes at `addresses`, whatever they do; nannies replace them.
 
         On a borrowed cluster a worker without a nanny is left alone: it would not come back.
+        Returns the addresses of those that end.
         """
         if self.own:
             assert _own is not None
             _own.end_workers(addresses)
-            return
+            return addresses
         workers = self.client.scheduler_info(n_workers=-1)["workers"]
         with_nanny = [address for address in addresses if workers.get(address, {}).get("nanny")]
         if with_nanny:
             self.client.run(_end_my_worker, workers=with_nanny, nanny=True, on_error="ignore")
+        return set(with_nanny)
 
 
 def find(client: Client | None) -> Cluster:
     """The given Client's cluster, else the session's default one's, else the own one."""
     if client is None:
         with contextlib.suppress(ValueError):
-            client = default_client()
+            client = Client.current()
     if client is not None and (_own is None or client is not _own.client):
         return Cluster(checked_client(client), own=False)
     if _own is None or _own.client.status != "running":
@@ -305,55 +328,78 @@ def _check_memory_limit(memory_limit: Any) -> None:
 
 def _check_dashboard_address(address: Any) -> None:
     host, colon, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
-    if not colon or not port.isdigit() or int(port) > 65535:
+    if not colon or ":" in host or not port.isdigit() or int(port) > 65535:
         raise InputError(
             f"dashboard_address is {safe_repr(address)}; it takes host:port, as in"
             ' start(dashboard_address="127.0.0.1:8787")'
         )
-    if host not in ("127.0.0.1", "localhost", "[::1]"):
+    if host not in ("127.0.0.1", "localhost"):
         warnings.warn(
             f"the dashboard will listen on {address}: it has no login, and everybody who reaches it"
             ' sees your inputs; use dashboard_address="127.0.0.1:8787" and a tunnel instead',
             stacklevel=4,
         )
-    if address != DASHBOARD and not _is_free(address):
-        raise InputError(
-            f"dashboard_address {address!r} is taken; close what listens there, or let any port be"
-            f' used with start(dashboard_address="{host}:0")'
-        )
 
 
-def _dashboard_address(wanted: str) -> str:
+def _free_address(wanted: str) -> str:
     """The default port gives way when it is taken: nobody asked for it."""
-    if wanted == DASHBOARD and not _is_free(wanted):
-        return "127.0.0.1:0"
-    return wanted
+    if _is_free(wanted):
+        return wanted
+    host = wanted.rpartition(":")[0]
+    if wanted == DASHBOARD:
+        return f"{host}:0"
+    raise InputError(
+        f"dashboard_address {wanted!r} is taken; close what listens there, or let any port be used"
+        f' with start(dashboard_address="{host}:0")'
+    )
 
 
 def _is_free(address: str) -> bool:
     host, _, port = address.rpartition(":")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
+    with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host.strip("[]"), int(port)))
+            probe.bind((host, int(port)))
         except OSError:
             return False
     return True
 
 
-def _preload() -> None:
-    """Tell the fork server what to import before it forks workers.
+def _start_fork_server() -> None:
+    """Start what forks the workers, with what they need imported and in the environment.
 
     Dask would name every package it can use, NumPy and pandas among them, and import them in the
-    driver to find out; its switch for having done so is set instead.
+    driver to find out; its switch for having done so is set instead. Its nannies would also give
+    the driver itself the environment that is meant for the workers, and leave it there.
     """
-    import multiprocessing
+    import multiprocessing.forkserver
 
     import distributed.utils
 
     distributed.utils._forkserver_preload_set = True
     multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOADED)
+    configured = dask.config.get("distributed.nanny.pre-spawn-environ").items()
+    wanted = {name: str(value) for name, value in configured if value is not None}
+    wanted.setdefault("PYTHONHASHSEED", "6640")
+    missing = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(missing)
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        for name in missing:
+            del os.environ[name]
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).children(recursive=True)
+    return []
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _end_group(pid: int) -> None:
@@ -364,7 +410,7 @@ def _end_group(pid: int) -> None:
 def _end_my_worker(dask_worker: Any) -> None:
     """Runs in a nanny; the parameter's name is Dask's."""
     if dask_worker.pid is not None:
-        os.kill(dask_worker.pid, signal.SIGKILL)
+        _end([psutil.Process(dask_worker.pid), *_descendants(dask_worker.pid)])
 
 
 @contextlib.contextmanager

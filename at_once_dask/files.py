@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterator
 from typing import IO, Any
 
 from at_once_dask.errors import InputError
+from at_once_dask.failure import safe_repr
+
+_MODES = ("w", "wt", "wb", "x", "xt", "xb", "tw", "bw", "tx", "bx")
 
 
 @contextlib.contextmanager
@@ -37,13 +42,15 @@ def atomic_write(
     Raises
     ------
     InputError
-        For a mode that does not write anew.
+        For a mode that does not write anew, and for what is no path of a file: a folder, a device.
     OSError
         As ``open`` does.
 
     Notes
     -----
-    After Python is killed, a file ``.NAME.*.part`` may be left in the folder.
+    A new file gets the permissions that ``open`` would give it, an old one keeps its own; a
+    symbolic link stays, and the file it leads to is replaced. After Python is killed, a file
+    ``.NAME.*.part`` may be left in the folder.
 
     Examples
     --------
@@ -53,22 +60,28 @@ def atomic_write(
     >>> (tmp_path / "sum.txt").read_text()
     '3'
     """
-    if set(mode) - set("wxtb") or ("w" in mode) == ("x" in mode):
+    if mode not in _MODES:
         raise InputError(
             f"atomic_write takes mode 'w', 'wb', 'x' or 'xb', not {mode!r}; read the old file"
             " first and write all of it: with atomic_write(path, 'w') as file: ..."
         )
-    target = os.path.realpath(path)
-    if "x" in mode and os.path.exists(target):
-        raise FileExistsError(f"{os.fspath(path)!r} exists already; delete it, or use mode 'w'")
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise InputError(
+            f"path is {safe_repr(path)}; it takes the path of a file:"
+            ' with atomic_write("result.txt") as file: ...'
+        )
+    target = os.path.realpath(os.fsdecode(path))
+    permissions = _permissions(target)
+    if permissions is not None and "x" in mode:
+        raise _exists(target)
     folder, name = os.path.split(target)
-    descriptor, temporary = tempfile.mkstemp(suffix=".part", prefix=f".{name[:100]}.", dir=folder)
+    temporary = os.path.join(folder, f".{name[:50]}.{secrets.token_hex(8)}.part")
     try:
-        with open(descriptor, mode.replace("x", "w"), **open_kwargs) as file:
+        with open(temporary, mode.replace("w", "x"), **open_kwargs) as file:
+            if permissions is not None:  # before anything is in it that others may not read
+                os.chmod(temporary, permissions)
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, _mode_of(target))
+        _to_disk(temporary)
         _publish(temporary, target, exclusive="x" in mode)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -76,19 +89,39 @@ def atomic_write(
         raise
 
 
-def _publish(temporary: str, target: str, exclusive: bool) -> None:
-    if exclusive:
-        os.link(temporary, target)  # unlike a rename it fails when somebody was quicker
-        os.unlink(temporary)
-    else:
-        os.replace(temporary, target)
-
-
-def _mode_of(target: str) -> int:
-    """The permissions of the file that is replaced; for a new one what ``open`` would give it."""
+def _permissions(target: str) -> int | None:
+    """Those of the file that is replaced; None when it is a new one."""
     try:
-        return os.stat(target).st_mode & 0o7777
+        found = os.stat(target).st_mode
     except FileNotFoundError:
-        mask = os.umask(0)
-        os.umask(mask)
-        return 0o666 & ~mask
+        return None
+    if not stat.S_ISREG(found):
+        raise InputError(
+            f"path is {target!r}, which is no file and will not be replaced; name the file in it:"
+            ' with atomic_write(os.path.join(folder, "result.txt")) as file: ...'
+        )
+    return stat.S_IMODE(found)
+
+
+def _to_disk(path: str) -> None:
+    """Flush it to the disk; a renamed file may otherwise be empty after a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _publish(temporary: str, target: str, exclusive: bool) -> None:
+    if not exclusive:
+        os.replace(temporary, target)
+        return
+    try:
+        os.link(temporary, target)  # unlike a rename it fails when somebody was quicker
+    except FileExistsError:
+        raise _exists(target) from None
+    os.unlink(temporary)
+
+
+def _exists(target: str) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, "it exists already; delete it, or use mode 'w'", target)

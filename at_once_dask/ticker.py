@@ -2,70 +2,78 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
 import sys
 import time
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable
+from operator import itemgetter
+from statistics import fmean
 from typing import Any, TextIO
 
 from at_once_dask.crew import Running
-from at_once_dask.failure import cut
 from at_once_dask.item import FAILED, PENDING, PROCESSED, SKIPPED
 from at_once_dask.ledger import Ledger
 
 LINE_SECONDS = 10.0  # between two lines where there is no terminal
 REDRAW_SECONDS = 0.2
-FORGET_SECONDS = 5.0  # a worker that has told nothing for so long is no longer at it
-NAME_LENGTH = 40  # of an input in the progress line
+FORGET_SECONDS = 3.0  # a worker that has told nothing for so long is no longer at it
+NAME_LENGTH = 40  # of an input in the progress, at most
+NAME_LEAST = 12  # and where the terminal is narrow
+BAR_LEAST = 12  # columns of percentage and bar, or neither is shown
 _EVENTS = 1000
 
 
 class Eta:
-    """How long the rest takes, by the speed of the second half of the time so far.
+    """How long the rest takes, by the speed of the latter half of the time so far.
 
     Inputs that are skipped in an instant come first in many runs: a mean over all inputs would
-    promise far too much. In the second half of the time only those that take time are left.
+    promise far too much. So the time counts from when the first input that took work began.
 
     Examples
     --------
     >>> eta = Eta(0.0)
-    >>> eta.note(0.1, 10_000)
-    >>> for second in range(1, 11):
-    ...     eta.note(float(second), 10_000 + second)
-    >>> round(eta.seconds(90))
-    90
+    >>> eta.note(5.0, 10_000, 0)
+    >>> for done in range(1, 11):
+    ...     eta.note(5.0 + done / 10, 10_000 + done, done)
+    >>> round(eta.seconds(90, 6.0), 3)
+    9.0
     """
 
     def __init__(self, now: float) -> None:
-        self._times = [now]
-        self._counts = [0]
+        self._events = [(now, 0, 0)]
 
-    def note(self, now: float, handled: int) -> None:
-        """So many inputs are handled by `now` (seconds)."""
-        if handled == self._counts[-1]:
+    def note(self, now: float, handled: int, worked: int) -> None:
+        """So many inputs are handled by `now` (seconds), and so many of them took work."""
+        if handled == self._events[-1][1]:
             return
-        self._times.append(now)
-        self._counts.append(handled)
-        if len(self._times) > _EVENTS:  # every other one will do
-            self._times[1:-1] = self._times[1:-1:2]
-            self._counts[1:-1] = self._counts[1:-1:2]
+        self._events.append((now, handled, worked))
+        if len(self._events) > _EVENTS:
+            self._events[1:-1] = self._events[1:-1:2]  # every other one will do
 
     def rate(self) -> float | None:
         """Inputs a second, lately; None before any was handled."""
-        last = len(self._times) - 1
-        if last == 0:
-            return None
-        half = self._times[0] + (self._times[last] - self._times[0]) / 2
-        then = min(bisect_right(self._times, half) - 1, last - 1)
-        seconds = self._times[last] - self._times[then]
-        return (self._counts[last] - self._counts[then]) / seconds if seconds > 0 else None
+        begun = bisect_right(self._events, 0, key=itemgetter(2)) - 1 if self._events[-1][2] else 0
+        start, now = self._events[begun][0], self._events[-1][0]
+        # Since several moments: equal inputs end in step, and one moment may be amid a step.
+        moments = [start + share * (now - start) for share in (0.3, 0.35, 0.4, 0.45, 0.5)]
+        return fmean(map(self._rate_since, moments)) if moments[-1] < now else None
 
-    def seconds(self, left: int) -> float | None:
-        """Seconds until `left` more inputs are handled; None when nobody can know."""
+    def _rate_since(self, moment: float) -> float:
+        since, before, _ = self._events[bisect_right(self._events, moment, key=itemgetter(0)) - 1]
+        now, handled, _ = self._events[-1]
+        return (handled - before) / (now - since)
+
+    def seconds(self, left: int, now: float) -> float | None:
+        """Seconds until `left` more inputs are handled; None when nobody can know.
+
+        At least as long as nothing has come by now: the last input may be a slow one.
+        """
         rate = self.rate()
-        return left / rate if rate else None
+        return None if rate is None else max(left / rate, now - self._events[-1][0])
 
 
 class Ticker:
@@ -80,7 +88,8 @@ class Ticker:
     what : str
         The first word of the line.
     stream : text stream
-        Where it goes; a bar on a terminal or in a notebook, else a plain line now and then.
+        Where it goes; a bar on a terminal or in a notebook, else a plain line now and then, and
+        one at the end.
     clock : callable
         Seconds.
     """
@@ -105,67 +114,90 @@ class Ticker:
         self._bar: Any = None
 
     def __enter__(self) -> Ticker:
-        if in_notebook() or self._stream.isatty():
-            self._bar = _bar(self._what, self._total, self._stream)
+        if in_notebook() or _is_terminal(self._stream):
+            with _whatever_the_stream_does():
+                self._bar = _bar(self._total, self._stream)
+            self._show()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self._long.clear()
         self._show()
         if self._bar is not None:
-            self._bar.close()
+            with _whatever_the_stream_does():
+                self._bar.close()
 
     def running(self, event: Running) -> None:
         self._long[event.worker] = (self._clock(), event)
 
     def tick(self) -> None:
         now = self._clock()
-        self._eta.note(now, self._handled())
+        self._eta.note(now, self._handled(), self._handled() - self._ledger.counts[SKIPPED])
         if now - self._shown >= (LINE_SECONDS if self._bar is None else REDRAW_SECONDS):
             self._shown = now
             self._show()
 
-    def line(self) -> str:
-        """Counts, speed, ETA, and the input that runs longest."""
+    def line(self, width: int = sys.maxsize) -> str:
+        """Counts and ETA; then, where they fit into `width`, what runs longest, and the speed."""
+        text = ", ".join([*self._counts(), self._time()])
+        text += self._slowest(width - len(text))
+        rate = self._eta.rate()
+        more = "" if rate is None else f", {speed(rate)}"
+        return text + more if len(text + more) <= width else text
+
+    def _counts(self) -> list[str]:
         counts = self._ledger.counts
-        handled = self._handled()
+        state, name = (PENDING, "pending") if counts[PENDING] else (PROCESSED, "processed")
         parts = [
-            f"{counts[PROCESSED]:,} processed",
+            f"{counts[state]:,} {name}",
             f"{counts[SKIPPED]:,} skipped",
             f"{counts[FAILED]:,} failed",
         ]
-        if counts[PENDING]:
-            parts[0] = f"{counts[PENDING]:,} pending"
-        rate = self._eta.rate()
-        if self._total is not None:
-            parts.append(f"{max(0, self._total - handled):,} left")
-        if rate is not None:
-            parts.append(f"{rate:,.1f}/s")
-        if self._total is not None and self._total > handled:
-            seconds = self._eta.seconds(self._total - handled)
-            parts.append("ETA ?" if seconds is None else f"ETA {duration(seconds)}")
-        slowest = self._slowest()
-        return ", ".join([*parts, slowest] if slowest else parts)
+        left = self._left()
+        return parts if left is None else [*parts, f"{left:,} left"]
+
+    def _time(self) -> str:
+        """How long it takes; how long it took, when nothing is left or nobody knows how much."""
+        now, left = self._clock(), self._left()
+        if not left:
+            return f"in {duration(now - self._begun)}"
+        seconds = self._eta.seconds(left, now)
+        return "ETA ?" if seconds is None else f"ETA {duration(seconds)}"
 
     def _handled(self) -> int:
         counts = self._ledger.counts
         return counts[PROCESSED] + counts[SKIPPED] + counts[FAILED] + counts[PENDING]
 
-    def _slowest(self) -> str:
+    def _left(self) -> int | None:
+        return None if self._total is None else max(0, self._total - self._handled())
+
+    def _slowest(self, room: int) -> str:
+        """What has run longest, of what was told a short time ago."""
         now = self._clock()
-        fresh = {w: (at, e) for w, (at, e) in self._long.items() if now - at < FORGET_SECONDS}
-        self._long = fresh
-        if not fresh:
+        self._long = {w: told for w, told in self._long.items() if now - told[0] < FORGET_SECONDS}
+        if not self._long or self._left() == 0:
             return ""
-        at, event = max(fresh.values(), key=lambda told: told[1].seconds + now - told[0])
-        name = cut(event.inp, NAME_LENGTH)
-        return f"slowest: {name} in {event.stage} for {duration(event.seconds + now - at)}"
+        at, event = max(self._long.values(), key=lambda told: told[1].seconds - told[0])
+        rest = f" in {event.stage} for {duration(event.seconds + now - at)}"
+        room -= len(", slowest: ")
+        if room < NAME_LEAST + len(rest):
+            rest = ""
+        name = _name(event.inp, min(NAME_LENGTH, room - len(rest)))
+        return f", slowest: {name}{rest}" if room >= NAME_LEAST else ""
 
     def _show(self) -> None:
         if self._bar is None:
-            print(f"{self._what}: {self.line()}", file=self._stream, flush=True)
+            _print(f"{self._what}: {self.line()}", self._stream)
             return
-        self._bar.n = self._handled()
-        self._bar.set_postfix_str(self.line())
+        width = None if in_notebook() else _columns(self._stream)
+        prefix = f"{self._what}: "
+        text = prefix + (self.line() if width is None else self.line(width - len(prefix)))
+        with _whatever_the_stream_does(), self._bar.get_lock():
+            self._bar.n = self._handled()
+            self._bar.ncols = width
+            self._bar.set_description_str(text, refresh=False)
+            self._bar.bar_format = _bar_format(self._total, text, width)
+            self._bar.refresh(nolock=True)
 
 
 class Silent:
@@ -186,12 +218,14 @@ class Silent:
 
 def show_link(link: str, stream: TextIO | None = None) -> None:
     """The dashboard's address at the start of a run: to click on, in a notebook."""
+    text = f"Dask dashboard: {link}"
     if in_notebook():
-        from IPython.display import HTML, display
+        from IPython.display import display
 
-        display(HTML(f'Dask dashboard: <a href="{link}" target="_blank">{link}</a>'))
+        html = f'Dask dashboard: <a href="{link}" target="_blank">{link}</a>'
+        display({"text/plain": text, "text/html": html}, raw=True)
     else:
-        print(f"Dask dashboard: {link}", file=stream or sys.stderr, flush=True)
+        _print(text, sys.stderr if stream is None else stream)
 
 
 def in_notebook() -> bool:
@@ -217,7 +251,24 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}"
 
 
-def _bar(what: str, total: int | None, stream: TextIO) -> Any:
+def speed(rate: float) -> str:
+    """Inputs a second for people, or a minute, or an hour.
+
+    >>> speed(12_345.6), speed(1.5), speed(0.1), speed(0.01)
+    ('12,346/s', '1.5/s', '6.0/min', '36.0/h')
+    """
+    unit, seconds = next((u for u in (("s", 1), ("min", 60)) if rate * u[1] >= 1), ("h", 3600))
+    number = rate * seconds
+    return f"{number:,.{0 if number >= 100 else 1}f}/{unit}"
+
+
+def _name(inp: str, limit: int) -> str:
+    """An input's repr on one line; its end tells more than its beginning."""
+    name = "".join(char for char in " ".join(inp.split()) if char.isprintable())
+    return name if len(name) <= limit else "…" + name[1 - limit :]
+
+
+def _bar(total: int | None, stream: TextIO | None) -> Any:
     """A tqdm bar; the widget in notebooks, where ipywidgets is there to show it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tqdm warns where ipywidgets is missing: text does too
@@ -225,12 +276,39 @@ def _bar(what: str, total: int | None, stream: TextIO) -> Any:
             from tqdm.auto import tqdm as bar
         else:
             from tqdm.std import tqdm as bar  # type: ignore[assignment]
-    share = "{percentage:3.0f}%|{bar:20}| " if total is not None else ""
-    return bar(
-        total=total,
-        desc=what,
-        file=stream,
-        bar_format="{desc}: " + share + "{elapsed}{postfix}",
-        dynamic_ncols=True,
-        mininterval=0,
-    )
+    quiet = type("Bar", (bar,), {"monitor_interval": 0})  # no thread that would outlive the run
+    return quiet(total=total, file=stream, bar_format="{desc}")  # nothing yet
+
+
+def _bar_format(total: int | None, text: str, width: int | None) -> str:
+    """The text, and behind it a bar where there is room; in a notebook the bar comes first."""
+    if total is not None and width is None:
+        return "{percentage:3.0f}%|{bar}| {desc}"
+    if total is None or width is None or width - len(text) < BAR_LEAST:
+        return "{desc}{bar:0}"  # it is the bar that makes older tqdm cut the text at the width
+    return "{desc} {percentage:3.0f}%|{bar}|"
+
+
+def _columns(stream: Any) -> int:
+    """How many the terminal has, but the last one, where the cursor stands."""
+    columns = 0
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # it is none, or a fake
+        columns = os.get_terminal_size(stream.fileno()).columns
+    return (columns or 80) - 1
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    with contextlib.suppress(AttributeError, ValueError):  # there is none; it is closed
+        return stream is not None and stream.isatty()
+    return False
+
+
+def _print(text: str, stream: TextIO | None) -> None:
+    if stream is not None:  # or `print` would take stdout
+        with _whatever_the_stream_does():
+            print(text, file=stream, flush=True)
+
+
+def _whatever_the_stream_does() -> contextlib.suppress:
+    """A terminal that was closed, a pipe that nobody reads any more: the run goes on."""
+    return contextlib.suppress(OSError, ValueError)

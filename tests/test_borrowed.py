@@ -1,0 +1,519 @@
+"""Other people's clusters: they do the same work, and are left as they were found."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import helpers
+import psutil
+import pytest
+from distributed import Client
+from helpers import oracle, poll_for, same, statuses
+
+import at_once_dask
+from at_once_dask import journal
+
+
+@contextlib.contextmanager
+def dask_command(name: str, scheduler_file: Path, *options: str) -> Iterator[subprocess.Popen[Any]]:
+    """``dask scheduler`` or ``dask worker``, in a session, folder and import path of its own."""
+    with (scheduler_file.parent / f"{name}.log").open("a") as log:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", f"distributed.cli.dask_{name}"),
+                *("--scheduler-file", str(scheduler_file), "--host", "127.0.0.1"),
+                *("--no-dashboard", *options),
+            ],
+            stdout=log,
+            stderr=log,
+            cwd=scheduler_file.parent,
+            env=os.environ | {"PYTHONPATH": str(Path(at_once_dask.__file__).parents[1])},
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # SIGTERM it could outlive for minutes
+        process.wait()
+
+
+@contextlib.contextmanager
+def client_of(scheduler_file: Path, **client_kwargs: Any) -> Iterator[Client]:
+    with Client(scheduler_file=str(scheduler_file), timeout=30, **client_kwargs) as client:
+        yield client
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _by_value() -> Iterator[None]:
+    """These workers cannot import the tests: what the inputs' functions use goes with them."""
+    for module in (helpers, sys.modules[__name__]):
+        cloudpickle.register_pickle_by_value(module)
+    yield
+    for module in (helpers, sys.modules[__name__]):
+        cloudpickle.unregister_pickle_by_value(module)
+
+
+@pytest.fixture(scope="module")
+def scheduler_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cluster with two workers of two threads each, with nannies."""
+    path = tmp_path_factory.mktemp("borrowed") / "scheduler.json"
+    with dask_command("scheduler", path, "--port", "0") as scheduler:
+        with dask_command("worker", path, "--nworkers", "2", "--nthreads", "2"):
+            yield path
+            assert scheduler.poll() is None
+
+
+@pytest.fixture(scope="module")
+def module_client(scheduler_file: Path) -> Iterator[Client]:
+    with client_of(scheduler_file, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=30)
+        yield client
+
+
+@pytest.fixture
+def borrowed(module_client: Client) -> Client:
+    """The Client of that cluster, which has both its workers."""
+    module_client.wait_for_workers(2, timeout=30)
+    poll_for(lambda: len(module_client.nthreads()) == 2, "there are more workers than two")
+    return module_client
+
+
+@pytest.fixture(scope="module")
+def spare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen[Any]]]:
+    """A scheduler without workers, to be mistreated."""
+    path = tmp_path_factory.mktemp("spare") / "scheduler.json"
+    with dask_command("scheduler", path, "--port", "0") as scheduler:
+        yield path, scheduler
+
+
+def nothing(n: int) -> None:
+    """Cannot be imported by the workers."""
+
+
+def run_a_few(client: Client) -> at_once_dask.Report:
+    report: at_once_dask.Report = at_once_dask.run(
+        range(8), None, lambda n: None, client=client, progress=False
+    )
+    return report
+
+
+# ----- the same work
+
+
+def check(n: int) -> list[Any]:
+    return [n % 4 == 0, [("done", n)]]
+
+
+def pairs_of(n: int) -> list[tuple[str, int]]:
+    if n % 50 == 7:
+        raise ValueError(f"no {n}")
+    return [("all", n), (f"{n % 3}", n)]
+
+
+def work(n: int) -> list[tuple[str, int]]:
+    at_once_dask.log(f"at {n}")
+    return pairs_of(n)
+
+
+def everything(**run_kwargs: Any) -> None:
+    """A map-reduce with done inputs, failures and log records, against the oracle."""
+    reduced = at_once_dask.run(
+        range(400),
+        lambda n: check(n),
+        lambda n: work(n),
+        reduce_fn=list,
+        on_error="return",
+        progress=False,
+        **run_kwargs,
+    )
+    report = reduced.report
+    expected = oracle(range(400), lambda n: check(n)[1] if check(n)[0] else pairs_of(n), list)
+    assert same(reduced, expected)
+    failed = [n for n in range(400) if n % 50 == 7]
+    assert list(report.failures.index) == list(report.failures["input"]) == failed
+    assert statuses(report) == [
+        "skipped" if n % 4 == 0 else "failed" if n in failed else "processed" for n in range(400)
+    ]
+    check_log(report, [n for n in range(400) if n % 4], failed)
+
+
+def check_log(report: at_once_dask.Report, said: list[int], failed: list[int]) -> None:
+    """Every record is there as soon as the run is over, and knows where it is from."""
+    log = at_once_dask.read_log(run=report.run)
+    info, errors = log[log["level"] == "INFO"], log[log["level"] == "ERROR"]
+    assert sorted(info["index"]) == said
+    assert list(info["msg"]) == [f"at {n}" for n in info["index"]]
+    assert sorted(errors["index"]) == failed
+    assert all("ValueError in process" in msg for msg in errors["msg"])
+    assert list(log["input"]) == [str(n) for n in log["index"]]
+    assert set(log["worker"]) <= set(report.items["worker"].cat.categories)
+
+
+def state_of(client: Client) -> dict[str, Any]:
+    """All of the cluster's processes that a run could leave changed."""
+
+    def of_worker(dask_worker: Any = None) -> dict[str, Any]:
+        import dask.config
+
+        from at_once_dask import lease, worker
+
+        return {
+            "pid": os.getpid(),
+            "group": os.getpgid(0),
+            "config": dask.config.config,
+            "directory": os.getcwd(),
+            "environment": dict(os.environ),
+            "path": list(sys.path),
+            "plugins": list(dask_worker.plugins),
+            "runs": [*worker._JOBS, *lease.LEASES],
+        }
+
+    def of_scheduler(dask_scheduler: Any = None) -> dict[str, Any]:
+        import dask.config
+
+        return {
+            "pid": os.getpid(),
+            "config": dask.config.config,
+            "plugins": [*dask_scheduler.plugins, *dask_scheduler.worker_plugins],
+            "tasks": len(dask_scheduler.tasks),
+        }
+
+    return {"scheduler": client.run_on_scheduler(of_scheduler), **client.run(of_worker)}
+
+
+def test_the_cluster_is_left_as_it_was(borrowed: Client) -> None:
+    before = state_of(borrowed)
+    everything(client=borrowed)
+    assert borrowed.status == "running"
+    poll_for(lambda: state_of(borrowed) == before, "traces are left", lambda: state_of(borrowed))
+    assert len(before) == 3
+
+
+def test_the_sessions_default_client_is_used(borrowed: Client, scheduler_file: Path) -> None:
+    at_once_dask.close()
+    with client_of(scheduler_file) as client:
+        everything()
+        assert client.status == "running"
+        assert Client.current() is client
+        log = at_once_dask.read_log()
+        assert set(log["worker"]) <= set(borrowed.nthreads())
+        assert not [c for c in psutil.Process().children() if "forkserver" in c.cmdline()[-1]]
+
+
+@contextlib.contextmanager
+def on_another_host(client: Client) -> Iterator[None]:
+    """As if the workers were: only the host's name tells the file from one of theirs."""
+
+    def move() -> None:
+        journal._kept = journal._host  # type: ignore[attr-defined]
+        journal._host = lambda: "another host"  # type: ignore[assignment]
+
+    def move_back() -> None:
+        journal._host = journal._kept  # type: ignore[attr-defined]
+
+    client.run(move)
+    yield
+    client.run(move_back)
+
+
+def test_log_from_another_host(borrowed: Client) -> None:
+    with on_another_host(borrowed):
+        everything(client=borrowed)
+
+
+def test_log_to_a_file_that_the_workers_do_not_see(
+    borrowed: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (folder / "unseen.jsonl").open("w") as file:
+        monkeypatch.setattr(at_once_dask, "logfile", f"/proc/self/fd/{file.fileno()}")
+        everything(client=borrowed)
+    assert len((folder / "unseen.jsonl").read_text().splitlines()) == 308
+
+
+@pytest.mark.xfail(reason="breaks the workers' connection to the scheduler", run=False)
+def test_anything_can_be_logged_from_another_host(borrowed: Client) -> None:
+    said = [2**70, "caf\udce9", {1: object}, b"bytes", None]
+    with on_another_host(borrowed):
+        report = at_once_dask.run(
+            range(len(said)),
+            None,
+            lambda n: at_once_dask.log(said[n]),
+            client=borrowed,
+            progress=False,
+        )
+    log = at_once_dask.read_log(run=report.run).sort_values("index")
+    assert list(log["msg"]) == [2**70, "caf\udce9", {"1": repr(object)}, "b'bytes'", None]
+
+
+@pytest.mark.xfail(reason="the record is lost, with an exception in the thread")
+def test_log_from_a_thread_of_the_input_on_another_host(borrowed: Client) -> None:
+    def in_a_thread(n: int) -> None:
+        thread = threading.Thread(target=at_once_dask.log, args=("from a thread",))
+        thread.start()
+        thread.join()
+
+    with on_another_host(borrowed):
+        at_once_dask.run([1], None, in_a_thread, client=borrowed, progress=False)
+    assert list(at_once_dask.read_log()["msg"]) == ["from a thread"]
+
+
+@pytest.mark.xfail(reason="what was logged from another host stays in the scheduler's memory")
+def test_the_scheduler_forgets_what_passed_through_it(borrowed: Client) -> None:
+    with on_another_host(borrowed):
+        everything(client=borrowed)
+    events = borrowed.get_events()
+    assert not [topic for topic in events if topic.startswith("at_once_dask-")]
+
+
+def test_two_partitions_at_once_in_a_process(borrowed: Client, folder: Path) -> None:
+    """Each input waits for one in the other thread of its process; records do not mix."""
+
+    def pair(n: int) -> None:
+        at_once_dask.log("begun")
+        mine = folder / f"{os.getpid()} {threading.get_ident()}"
+        mine.touch()
+        poll_for(
+            lambda: len(list(folder.glob(f"{os.getpid()} *"))) == 2, "the other thread is idle"
+        )
+        at_once_dask.log(f"at {n}")
+
+    report = at_once_dask.run(range(100, 300), None, pair, client=borrowed, progress=False)
+    log = at_once_dask.read_log(run=report.run)
+    assert len(log) == 400
+    assert len(list(folder.glob("* *"))) == 4
+    for _, records in log.groupby("index"):
+        inp = records["input"].iloc[0]
+        assert list(records["msg"]) == ["begun", f"at {inp}"]
+        assert records["input"].nunique() == records["worker"].nunique() == 1
+
+
+OTHER_DRIVER = """
+import sys, time
+from pathlib import Path
+import at_once_dask
+from distributed import Client
+
+def work(n):
+    if n == 0:
+        Path(sys_argv[2]).touch()
+        while not Path(sys_argv[3]).exists():
+            time.sleep(0.01)
+    at_once_dask.log(n)
+    return {"other": n}
+
+sys_argv = sys.argv
+with Client(scheduler_file=sys.argv[1]):
+    at_once_dask.logfile = "other.jsonl"
+    reduced = at_once_dask.run(range(500), None, work, reduce_fn=sum, progress=False)
+print(reduced, reduced.report.run)
+"""
+
+
+def test_two_drivers_at_once(borrowed: Client, scheduler_file: Path, folder: Path) -> None:
+    """The first input of each waits for the other's."""
+
+    def work(n: int) -> dict[str, int]:
+        if n == 0:
+            (folder / "mine").touch()
+            poll_for((folder / "other").exists, "the other driver does nothing")
+        at_once_dask.log(-n)
+        return {"mine": n}
+
+    (folder / "other.py").write_text(OTHER_DRIVER)
+    arguments = [str(path) for path in (scheduler_file, folder / "other", folder / "mine")]
+    with subprocess.Popen(
+        [sys.executable, "other.py", *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(at_once_dask.__file__).parents[1])},
+    ) as other:
+        poll_for((folder / "other").exists, "the other driver does nothing")
+        mine = at_once_dask.run(
+            range(500), None, work, reduce_fn=sum, client=borrowed, progress=False
+        )
+        printed, _ = other.communicate(timeout=30)
+    assert mine == {"mine": sum(range(500))}
+    result, others_run = printed.rsplit(maxsplit=1)
+    assert (result, other.returncode) == (repr({"other": sum(range(500))}), 0)
+    runs = {"log.jsonl": (mine.report.run, -1), "other.jsonl": (others_run, 1)}
+    for logfile, (run, sign) in runs.items():
+        log = at_once_dask.read_log(logfile)
+        assert set(log["run"]) == {run}
+        assert sorted(sign * log["msg"]) == list(range(500))
+
+
+def test_functions_that_the_workers_cannot_import(borrowed: Client) -> None:
+    with pytest.raises(at_once_dask.AtOnceError, match=r"test_borrowed.*can be imported"):
+        at_once_dask.run(range(8), None, nothing, client=borrowed, progress=False)
+    assert run_a_few(borrowed).ok
+
+
+# ----- when it goes wrong
+
+
+def waiting(folder: Path) -> Callable[[int], None]:
+    """A `process_inp` whose input 0 runs until there is a file `go`."""
+
+    def wait(n: int) -> None:
+        if n == 0:
+            (folder / "pid").write_text(str(os.getpid()))
+            (folder / "pid").rename(folder / "running")
+            poll_for((folder / "go").exists, "nobody ends this")
+
+    return wait
+
+
+def stopped(client: Client, folder: Path) -> at_once_dask.Report:
+    """The report of a run in which one input fails while another one runs."""
+    wait = waiting(folder)
+
+    def work(n: int) -> None:
+        wait(n)
+        poll_for((folder / "running").exists, "input 0 does not run")
+        raise ValueError("stop")
+
+    with pytest.raises(at_once_dask.RunStopped) as stopped:
+        at_once_dask.run(range(2), None, work, on_error="stop", client=client, progress=False)
+    return stopped.value.report
+
+
+@contextlib.contextmanager
+def killing(folder: Path, pid: int | None = None) -> Iterator[None]:
+    """As soon as input 0 runs, SIGKILL its worker, or the process `pid`."""
+
+    def kill() -> None:
+        poll_for((folder / "running").exists, "input 0 does not run")
+        os.kill(pid or int((folder / "running").read_text()), signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    yield
+    thread.join()
+
+
+def test_stop_ends_a_running_input_and_its_worker_comes_back(
+    borrowed: Client, folder: Path
+) -> None:
+    before = borrowed.nthreads()
+    report = stopped(borrowed, folder)
+    assert report.seconds < 5
+    assert (report.n_failed, report.n_left) == (1, 1)
+    poll_for(lambda: len(borrowed.nthreads()) == 2, "the worker does not come back")
+    assert len(before.keys() & borrowed.nthreads().keys()) == 1
+    assert run_a_few(borrowed).ok
+
+
+def test_a_worker_killed_from_outside(borrowed: Client, folder: Path) -> None:
+    with killing(folder), pytest.raises(at_once_dask.RunStopped, match="died while it held") as run:
+        at_once_dask.run(range(20), None, waiting(folder), client=borrowed, progress=False)
+    report = run.value.report
+    assert report.seconds < 8
+    assert (report.n_inputs, report.n_failed) == (20, 0)
+    assert statuses(report)[0] == "left"
+    borrowed.wait_for_workers(2, timeout=30)
+    assert run_a_few(borrowed).ok
+
+
+@pytest.fixture
+def client_of_spare(spare: tuple[Path, subprocess.Popen[Any]]) -> Iterator[Client]:
+    with client_of(spare[0], set_as_default=False) as client:
+        yield client
+
+
+def test_no_workers(client_of_spare: Client) -> None:
+    with pytest.raises(at_once_dask.RunStopped, match="the cluster has no workers") as run:
+        run_a_few(client_of_spare)
+    assert run.value.report.n_left == 8
+    assert run.value.report.seconds < 5
+
+
+@pytest.mark.xfail(reason="the text does not say it")
+def test_no_workers_and_what_to_do(client_of_spare: Client) -> None:
+    with pytest.raises(at_once_dask.RunStopped, match="`dask worker ADDRESS`"):
+        run_a_few(client_of_spare)
+
+
+def test_a_worker_without_a_nanny(
+    client_of_spare: Client, spare: tuple[Path, subprocess.Popen[Any]], folder: Path
+) -> None:
+    """It is left alone when a run stops; when it dies, the run ends."""
+    with dask_command("worker", spare[0], "--no-nanny", "--nthreads", "2") as worker:
+        client_of_spare.wait_for_workers(1, timeout=30)
+        report = stopped(client_of_spare, folder)
+        assert report.seconds < 5
+        assert (report.n_failed, report.n_left) == (1, 1)
+        assert list(client_of_spare.run(os.getpid).values()) == [worker.pid]
+        (folder / "go").touch()
+        assert run_a_few(client_of_spare).ok
+
+        (folder / "running").unlink()
+        (folder / "go").unlink()
+        with killing(folder), pytest.raises(at_once_dask.RunStopped, match="died while") as run:
+            at_once_dask.run([0], None, waiting(folder), client=client_of_spare, progress=False)
+        assert run.value.report.seconds < 8
+
+
+@pytest.mark.xfail(reason="Dask's own error is raised")
+def test_a_scheduler_that_dies(
+    client_of_spare: Client, spare: tuple[Path, subprocess.Popen[Any]], folder: Path
+) -> None:
+    path, scheduler = spare
+    with dask_command("worker", path, "--nthreads", "1"):
+        client_of_spare.wait_for_workers(1, timeout=30)
+        with (
+            killing(folder, scheduler.pid),
+            pytest.raises(at_once_dask.AtOnceError, match="connection to the Dask") as run,
+        ):
+            at_once_dask.run([0], None, waiting(folder), client=client_of_spare, progress=False)
+        assert run.value.report.n_left == 1  # type: ignore[attr-defined]
+        with pytest.raises(at_once_dask.InputError, match=r"client=distributed\.Client"):
+            run_a_few(client_of_spare)
+
+
+# ----- what cannot be borrowed
+
+
+def test_an_asynchronous_client(borrowed: Client, scheduler_file: Path) -> None:
+    async def try_it() -> None:
+        async with Client(
+            scheduler_file=str(scheduler_file), asynchronous=True, set_as_default=False
+        ) as client:
+            run_a_few(client)
+
+    with pytest.raises(at_once_dask.InputError, match="client is asynchronous; pass client="):
+        asyncio.run(try_it())
+
+
+@pytest.mark.parametrize("default", [False, True])
+def test_a_cluster_of_threads(default: bool) -> None:
+    with Client(
+        processes=False, n_workers=1, dashboard_address="127.0.0.1:0", set_as_default=default
+    ) as client:
+        with pytest.raises(at_once_dask.InputError, match=r"threads of this process; use"):
+            at_once_dask.run(
+                range(8), None, abs, client=None if default else client, progress=False
+            )
+
+
+@pytest.mark.parametrize("client", ["tcp://127.0.0.1:8786", 3])
+def test_what_is_no_client(client: Any) -> None:
+    with pytest.raises(at_once_dask.InputError, match=r"pass client=distributed\.Client\(address"):
+        run_a_few(client)
+
+
+def test_a_closed_client(borrowed: Client, scheduler_file: Path) -> None:
+    with client_of(scheduler_file, set_as_default=False) as client:
+        pass
+    with pytest.raises(at_once_dask.InputError, match="client is closed; pass client="):
+        run_a_few(client)

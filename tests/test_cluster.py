@@ -1,0 +1,478 @@
+"""The own cluster: who can reach it, when it starts, and that nothing is left of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import multiprocessing.spawn
+import os
+import random
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy
+import psutil
+import pytest
+from dask.system import CPU_COUNT
+from distributed import Client
+from distributed.security import Security
+from helpers import poll_for
+
+import at_once_dask
+from at_once_dask.cluster import DASHBOARD
+
+ANY_PORT = "127.0.0.1:0"
+HERE = Path(__file__).parent
+
+
+def nothing(inp: object) -> None:
+    """The smallest `process_inp`."""
+
+
+def run_a_few(**run_kwargs: Any) -> at_once_dask.Report:
+    report: at_once_dask.Report = at_once_dask.run(
+        range(4), None, nothing, progress=False, **run_kwargs
+    )
+    return report
+
+
+def pids_of(client: Client) -> dict[str, int]:
+    pids: dict[str, int] = client.run(os.getpid)
+    return pids
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended may stay in the table as a zombie."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def poll_until_gone(pids: list[int]) -> None:
+    poll_for(
+        lambda: not any(map(is_alive, pids)),
+        "processes are left",
+        lambda: [psutil.Process(pid).cmdline() for pid in pids if is_alive(pid)],
+    )
+
+
+@contextlib.contextmanager
+def listening(address: str = ANY_PORT) -> Iterator[str]:
+    """A port that is taken, by us or by somebody else already."""
+    host, port = address.split(":")
+    with socket.socket() as sock:
+        with contextlib.suppress(OSError):
+            sock.bind((host, int(port)))
+            sock.listen()
+            port = str(sock.getsockname()[1])
+        yield f"{host}:{port}"
+
+
+# ----- who can reach it
+
+
+def sockets_of(process: psutil.Process) -> list[Any]:
+    """What waits for others, TCP or UDP, in the operating system's table."""
+    waiting = (psutil.CONN_LISTEN, psutil.CONN_NONE)
+    return [c for c in process.net_connections(kind="inet") if c.status in waiting]
+
+
+def test_every_port_is_on_loopback(cluster: Client) -> None:
+    driver = psutil.Process()
+    found = {p.pid: sockets_of(p) for p in [driver, *driver.children(recursive=True)]}
+    assert len(found[driver.pid]) >= 4  # scheduler, dashboard, two nannies
+    workers = list(pids_of(cluster).values())
+    assert len(workers) == 2
+    assert all(found[pid] for pid in workers)
+    assert {s.laddr.ip for sockets in found.values() for s in sockets} == {"127.0.0.1"}
+
+
+def ports_of(client: Client) -> dict[str, int]:
+    """The ports that take orders: of the scheduler, and of a worker and its nanny."""
+    worker, described = client.scheduler_info(n_workers=-1)["workers"].popitem()
+    addresses = {
+        "scheduler": client.scheduler.address,  # type: ignore[union-attr]
+        "worker": worker,
+        "nanny": described["nanny"],
+    }
+    assert all(address.startswith("tls://127.0.0.1:") for address in addresses.values())
+    return {name: int(address.rpartition(":")[2]) for name, address in addresses.items()}
+
+
+def greeting(port: int, context: ssl.SSLContext | None) -> bytes:
+    """What a port says first, to somebody who does not care whom he speaks to."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
+        if context is None:
+            plain.sendall(b"\0" * 64)
+            return plain.recv(1)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with context.wrap_socket(plain) as secure:
+            return secure.recv(1)
+
+
+def test_strangers_are_refused(cluster: Client) -> None:
+    own = cluster.security.get_connection_args("client")["ssl_context"]
+    other = Security.temporary().get_connection_args("client")["ssl_context"]
+    without = ssl.create_default_context()
+    for port in ports_of(cluster).values():
+        assert greeting(port, own) != b""
+        for context in (other, without, None):
+            with contextlib.suppress(ConnectionResetError, ssl.SSLError):
+                assert greeting(port, context) == b""
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "tls"])
+def test_a_stranger_with_dask_is_refused(cluster: Client, protocol: str) -> None:
+    address = f"{protocol}://127.0.0.1:{ports_of(cluster)['scheduler']}"
+    security = Security.temporary() if protocol == "tls" else None
+
+    async def knock() -> None:  # Dask leaves a thread behind where this fails in a plain Client
+        await Client(address, security=security, timeout=1, asynchronous=True, set_as_default=False)
+
+    with pytest.raises(OSError, match=r"Timed out|closed|TLS certificate does not match"):
+        asyncio.run(knock())
+    assert run_a_few().ok
+
+
+# ----- when it starts
+
+
+def test_the_second_run_reuses_the_cluster(cluster: Client) -> None:
+    before = pids_of(cluster)
+    assert run_a_few().ok
+    assert run_a_few().ok
+    assert pids_of(cluster) == before
+
+
+def test_the_own_client_is_nobodys_default(cluster: Client) -> None:
+    for _ in range(2):
+        with pytest.raises(ValueError, match="No client"):
+            Client.current()
+        assert dask.config.get("scheduler", None) is None
+        assert run_a_few().ok
+
+
+def test_the_own_client_may_be_passed(cluster: Client) -> None:
+    assert run_a_few(client=cluster).ok
+    assert cluster.status == "running"
+
+
+def test_start_close_and_run_in_any_order() -> None:
+    at_once_dask.close()
+    client = at_once_dask.start(1, memory_limit="300 MiB", dashboard_address=ANY_PORT)
+    try:
+        again = at_once_dask.start(1, memory_limit="300 MiB", dashboard_address=ANY_PORT)
+        assert again is client
+        limits = client.run(lambda dask_worker: dask_worker.memory_manager.memory_limit)
+        assert list(limits.values()) == [300 * 2**20]
+        with pytest.raises(at_once_dask.InputError, match=r"call at_once_dask\.close\(\) first"):
+            at_once_dask.start(2, memory_limit="300 MiB", dashboard_address=ANY_PORT)
+        with pytest.raises(at_once_dask.InputError, match=r"n_workers=1.*is running"):
+            at_once_dask.start()
+        assert run_a_few().ok
+        at_once_dask.close()
+        at_once_dask.close()
+        assert client.status == "closed"
+
+        assert run_a_few().ok  # with a cluster of the default settings
+        assert list(at_once_dask.start().nthreads().values()) == [1] * CPU_COUNT
+    finally:
+        at_once_dask.close()
+
+
+def test_the_client_closed_behind_our_back() -> None:
+    """The next run starts a cluster with the same settings, the explicit port too."""
+    at_once_dask.close()
+    with listening() as address:
+        pass
+    settings: dict[str, Any] = {"n_workers": 1, "dashboard_address": address}
+    client = at_once_dask.start(**settings)
+    try:
+        for close in (Client.close, Client.shutdown, lambda client: client.cluster.close()):
+            workers = list(pids_of(client).values())
+            close(client)
+            assert run_a_few().ok
+            assert at_once_dask.start(**settings) is not client
+            client = at_once_dask.start(**settings)
+            assert client.dashboard_link == f"http://{address}/status"
+            assert len(client.nthreads()) == 1
+            poll_until_gone(workers)
+    finally:
+        at_once_dask.close()
+
+
+def test_the_default_port_gives_way_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
+    at_once_dask.close()
+    with listening(DASHBOARD):
+        try:
+            client = at_once_dask.start(1)
+            assert client.dashboard_link.startswith("http://127.0.0.1:")
+            assert ":8787" not in client.dashboard_link
+        finally:
+            at_once_dask.close()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_explicit_port_does_not() -> None:
+    at_once_dask.close()
+    with listening() as address:
+        with pytest.raises(at_once_dask.InputError) as refused:
+            at_once_dask.start(1, dashboard_address=address)
+    assert str(refused.value) == (
+        f"dashboard_address '{address}' is taken; close what listens there, or let any port be"
+        ' used with start(dashboard_address="127.0.0.1:0")'
+    )
+
+
+def test_another_host_than_loopback_is_a_warning() -> None:
+    at_once_dask.close()
+    try:
+        with pytest.warns(UserWarning, match="it has no login, and everybody who") as warned:
+            client = at_once_dask.start(1, dashboard_address="0.0.0.0:0")
+        assert warned[0].filename == __file__
+        others = [s.laddr.port for s in sockets_of(psutil.Process()) if s.laddr.ip != "127.0.0.1"]
+        assert len(others) == 1
+        assert f":{others[0]}/" in client.dashboard_link
+    finally:
+        at_once_dask.close()
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "text"),
+    [
+        ("n_workers", 0, r"start\(n_workers=4\)"),
+        ("n_workers", 1.5, r"start\(n_workers=4\)"),
+        ("n_workers", True, r"start\(n_workers=4\)"),
+        ("memory_limit", "much", r'start\(memory_limit="4 GiB"\)'),
+        ("memory_limit", -1, r'start\(memory_limit="4 GiB"\)'),
+        ("dashboard_address", 8787, r'start\(dashboard_address="127.0.0.1:8787"\)'),
+        ("dashboard_address", "127.0.0.1:http", r'start\(dashboard_address="127.0.0.1:8787"\)'),
+        ("dashboard_address", "127.0.0.1:70000", r'start\(dashboard_address="127.0.0.1:8787"\)'),
+        ("dashboard_address", "[::1]:0", r'start\(dashboard_address="127.0.0.1:8787"\)'),
+    ],
+)
+def test_wrong_settings(argument: str, value: Any, text: str) -> None:
+    at_once_dask.close()
+    with pytest.raises(at_once_dask.InputError, match=text) as refused:
+        at_once_dask.start(**{argument: value})
+    assert str(refused.value).startswith(f"{argument} is {value!r}; it takes ")
+
+
+def test_workers_draw_different_numbers(cluster: Client, folder: Path) -> None:
+    """Though NumPy was imported before they were forked."""
+
+    def draw(n: int) -> None:
+        (folder / f"{os.getpid()}.pid").touch()
+        poll_for(lambda: len(list(folder.glob("*.pid"))) == 2, "the other worker does nothing")
+        at_once_dask.log([random.random(), float(numpy.random.random())])
+
+    assert all(cluster.run(lambda: "numpy" in sys.modules).values())
+    at_once_dask.run(range(2), None, draw, progress=False)
+    log = at_once_dask.read_log()
+    assert log["pid"].nunique() == len(log) == 2
+    for numbers in zip(*log["msg"], strict=True):
+        assert len(set(numbers)) == 2
+
+
+# ----- that nothing is left of it
+
+
+def snapshot() -> dict[str, Any]:
+    """All of this process that a cluster could leave changed."""
+    stay = ("multiprocessing.forkserver", "multiprocessing.resource_tracker")
+    children = psutil.Process().children(recursive=True)
+    environment = dict(os.environ)
+    environment.pop("__DASK_PARENT_PID", None)  # Dask's note for the names of processes
+    return {
+        "processes": [c for c in map(command, children) if not any(name in c for name in stay)],
+        # But the one that Dask starts once in a process and keeps.
+        "threads": sorted(t.name for t in threading.enumerate() if "Dask-Offload" not in t.name),
+        "sockets": [s.laddr for s in sockets_of(psutil.Process())],
+        "files": sorted(f for f in os.listdir(tempfile.gettempdir()) if not f.startswith("pymp-")),
+        "config": copy.deepcopy(dask.config.config),
+        "preparation": multiprocessing.spawn.get_preparation_data,
+        "filters": list(warnings.filters),
+        "environment": environment,
+        "path": list(sys.path),
+        "directory": os.getcwd(),
+        "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},
+    }
+
+
+def command(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def poll_until_same(before: dict[str, Any]) -> None:
+    def changed() -> dict[str, Any]:
+        return {name: value for name, value in snapshot().items() if value != before[name]}
+
+    poll_for(lambda: not changed(), "something is left", changed)
+
+
+def start_run_close() -> None:
+    """Seconds that `close` takes are few."""
+    client = at_once_dask.start(2, dashboard_address=ANY_PORT)
+    workers = list(pids_of(client).values())
+    assert run_a_few().ok
+    begun = time.monotonic()
+    at_once_dask.close()
+    assert time.monotonic() - begun < 3
+    assert not any(map(is_alive, workers))
+
+
+def test_nothing_is_left_in_a_process_that_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once_dask.close()
+    (folder / "temp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder / "temp"))
+    before = snapshot()
+    start_run_close()
+    poll_until_same(before)
+
+
+@pytest.fixture
+def temp(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The temp folder of scripts; its path is short, for there will be sockets in it."""
+    with tempfile.TemporaryDirectory() as path:
+        monkeypatch.setenv("TMPDIR", path)
+        yield Path(path)
+
+
+@contextlib.contextmanager
+def script(text: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that runs `text`; it can import what this module can."""
+    Path("script.py").write_text(text)
+    roots = [str(Path(at_once_dask.__file__).parents[1]), str(HERE)]
+    with subprocess.Popen(
+        [sys.executable, "script.py"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(roots)},
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+UNGUARDED = """
+from test_cluster import poll_until_same, snapshot, start_run_close
+import at_once_dask
+
+before = snapshot()
+start_run_close()
+poll_until_same(before)
+at_once_dask.start(2, dashboard_address="127.0.0.1:0")
+at_once_dask.run(range(100), None, lambda n: None, progress=False)
+"""
+
+
+def test_nothing_is_left_of_a_script_that_just_ends(temp: Path) -> None:
+    with script(UNGUARDED) as process:
+        seen: set[int] = set()
+        while process.poll() is None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                seen |= {p.pid for p in psutil.Process(process.pid).children(recursive=True)}
+            time.sleep(0.02)
+        out, err = process.communicate()
+    assert (process.returncode, out, err) == (0, "", "")
+    assert len(seen) >= 6  # fork server, resource tracker, two workers, twice
+    poll_until_gone(list(seen))
+    poll_for(lambda: not any(temp.iterdir()), "files are left", lambda: list(temp.iterdir()))
+
+
+# ----- the processes of the inputs
+
+
+def orphan() -> list[str]:
+    """A command whose process ends and leaves another one, which prints its own number."""
+    code = """
+import os, time
+if os.fork() == 0:
+    print(os.getpid(), flush=True)
+    os.close(1)
+    time.sleep(600)
+os._exit(0)
+"""
+    return [sys.executable, "-c", code]
+
+
+def start_four(name: str) -> None:
+    """Start processes in four ways; their numbers are in the file when it is there."""
+    child = multiprocessing.Process(target=time.sleep, args=(600,))
+    child.start()
+    detached = subprocess.run(orphan(), stdout=subprocess.PIPE, check=True)
+    pids = [
+        subprocess.Popen(["sleep", "600"]).pid,
+        subprocess.Popen(["sleep", "600"], start_new_session=True).pid,
+        child.pid,
+        int(detached.stdout),
+    ]
+    with at_once_dask.atomic_write(name) as file:
+        file.write(" ".join(map(str, pids)))
+
+
+def started(path: Path) -> list[int]:
+    return [int(pid) for pid in path.read_text().split()]
+
+
+def test_processes_of_inputs_end_with_their_worker(folder: Path) -> None:
+    """Input 0 is ended with its worker when the run stops; the other worker ends at `close`."""
+
+    def work(n: int) -> None:
+        start_four(f"of {n}")
+        if n == 0:
+            Path("running").touch()
+            threading.Event().wait(600)
+        poll_for(Path("running").exists, "the other worker does nothing")
+        raise ValueError("stop")
+
+    at_once_dask.close()
+    try:
+        at_once_dask.start(2, dashboard_address=ANY_PORT)
+        with pytest.raises(at_once_dask.RunStopped) as stopped:
+            at_once_dask.run(range(2), None, work, on_error="stop", progress=False)
+        assert (stopped.value.report.n_failed, stopped.value.report.n_left) == (1, 1)
+        poll_until_gone(started(folder / "of 0"))
+        assert all(map(is_alive, started(folder / "of 1")))
+    finally:
+        at_once_dask.close()
+    poll_until_gone(started(folder / "of 1"))
+
+
+def test_processes_of_inputs_end_when_the_worker_dies(folder: Path) -> None:
+    """Also without our doing."""
+
+    def work(n: int) -> None:
+        subprocess.Popen(["sleep", "600"])
+        detached = subprocess.run(orphan(), stdout=subprocess.PIPE, check=True)
+        Path("pids").write_text(f"{int(detached.stdout)} {os.getpid()}")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    at_once_dask.close()
+    try:
+        at_once_dask.start(1, dashboard_address=ANY_PORT)
+        with pytest.raises(at_once_dask.RunStopped):
+            at_once_dask.run([1], None, work, progress=False)
+        poll_until_gone(started(folder / "pids"))
+        assert run_a_few().ok
+    finally:
+        at_once_dask.close()

@@ -1,0 +1,1032 @@
+"""A wrong call: nothing is started, written or drawn from, and the text shows the right one."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import pickle
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from distributed import Client
+from helpers import poll_for
+
+import at_once_dask
+from at_once_dask import cluster as cluster_module
+
+# Wrong on purpose, and so without their types.
+run: Any = at_once_dask.run
+plan: Any = at_once_dask.plan
+start: Any = at_once_dask.start
+
+
+def check(inp: Any) -> list[Any]:
+    return [False, None]
+
+
+def process(inp: Any) -> dict[str, int]:
+    return {"n": 1}
+
+
+async def fetch(inp: Any) -> dict[str, int]:
+    return {"n": 1}
+
+
+async def fetch_many(inp: Any) -> Any:
+    yield {"n": 1}
+
+
+def pairs(inp: Any) -> Iterator[tuple[str, int]]:
+    yield "n", 1
+
+
+class Fetcher:
+    async def __call__(self, inp: Any) -> None:
+        pass
+
+    async def fetch(self, inp: Any) -> None:
+        pass
+
+
+class Yielder:
+    def __call__(self, inp: Any) -> Iterator[int]:
+        yield 1
+
+
+class DataFrame:
+    """Of another library than pandas."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["column"])
+
+
+CALL = "run(inp_list, check_inp, process_inp"
+RUN = CALL + ")"
+ALL_OF_RUN = (
+    CALL + ", do_shuffle=False, reduce_fn=None, *, combine_fn=None, on_error='raise',"
+    " client=None, progress=True, random_state=None)"
+)
+ALL_OF_PLAN = "plan(inp_list, check_inp, *, client=None, progress=True)"
+LIST = "it takes a list or another iterable of inputs: "
+CHECK = (
+    "it takes a function or None: " + RUN + " with `def check_inp(inp): return [is_done, value]`"
+)
+PROCESS = "it takes a function: " + RUN + " with `def process_inp(inp): ...`"
+REDUCE = "it takes a function or None: " + CALL + ", reduce_fn=sum)"
+COMBINE = "it takes a function or None: " + CALL + ", combine_fn=operator.add)"
+ASYNC = "which is async, and nobody would await it; wrap it: "
+WRAPPED = ASYNC + "run(inp_list, check_inp, lambda inp: asyncio.run(process_inp(inp)))"
+GENERATOR = "a generator; it must return its result instead of yielding it: "
+MAP_ONLY = (
+    "a generator: in a map-only run its body would never run; save the result instead of yielding"
+    " it, or reduce what it yields: " + CALL + ", reduce_fn=list)"
+)
+CALLED = (
+    "the list comes first: " + RUN + "; a function that makes the list is called:"
+    " run(make_list(), check_inp, process_inp)"
+)
+FLAG = "it takes True or False: " + CALL
+CHOICES = "it takes 'raise', 'return' or 'stop': " + CALL + ", on_error='return')"
+SEED = (
+    "it takes an int, float, str or bytes, as random.Random does: "
+    + CALL
+    + ", do_shuffle=True, random_state=1)"
+)
+PLANNED = "leave it out, it is planned and not in this version: " + RUN
+START = "call at_once_dask.start(n_workers=4) first, then "
+
+Wrong = tuple[Callable[[], object], str]
+
+INP_LIST: dict[str, Wrong] = {
+    "process first": (
+        lambda: run(process, check, [1]),
+        f"inp_list is the function process; {CALLED}",
+    ),
+    "check first": (lambda: run(check, [1], process), f"inp_list is the function check; {CALLED}"),
+    "not called": (
+        lambda: run(functools.partial(range, 3), check, process),
+        f"inp_list is the function range; {CALLED}",
+    ),
+    "a class": (lambda: run(list, check, process), f"inp_list is the function list; {CALLED}"),
+    "str": (
+        lambda: run("a.txt", check, process),
+        f"inp_list is of type str; {LIST}run(['a.txt'], check_inp, process_inp)",
+    ),
+    "long str": (
+        lambda: run("x" * 1000, check, process),
+        f"inp_list is of type str; {LIST}run(['{'x' * 38}…], check_inp, process_inp)",
+    ),
+    "bytes": (
+        lambda: run(b"a", check, process),
+        f"inp_list is of type bytes; {LIST}run([b'a'], check_inp, process_inp)",
+    ),
+    "path": (
+        lambda: run(Path("folder"), check, process),
+        (
+            f"inp_list is of type {type(Path()).__name__}; {LIST}"
+            'run(sorted(path.glob("*")), check_inp, process_inp)'
+        ),
+    ),
+    "dict": (
+        lambda: run({"a": 1}, check, process),
+        f"inp_list is of type dict; {LIST}run(list(d.items()), check_inp, process_inp)",
+    ),
+    "pandas": (
+        lambda: run(pd.DataFrame({"a": [1]}), check, process),
+        f'inp_list is of type DataFrame; {LIST}run(df.to_dict("records"), check_inp, process_inp)',
+    ),
+    "another DataFrame": (
+        lambda: run(DataFrame(), check, process),
+        f'inp_list is of type DataFrame; {LIST}run(df.to_dict("records"), check_inp, process_inp)',
+    ),
+    "int": (
+        lambda: run(5, check, process),
+        f"inp_list is 5; {LIST}run([...], check_inp, process_inp)",
+    ),
+    "None": (
+        lambda: run(None, check, process),
+        f"inp_list is None; {LIST}run([...], check_inp, process_inp)",
+    ),
+    "0-d array": (
+        lambda: run(np.array(5), check, process),
+        f"inp_list is array(5); {LIST}run([...], check_inp, process_inp)",
+    ),
+    "NumPy scalar": (
+        lambda: run(np.int64(5), check, process),
+        f"inp_list is np.int64(5); {LIST}run([...], check_inp, process_inp)",
+    ),
+}
+
+FUNCTIONS: dict[str, Wrong] = {
+    "check_inp a list": (lambda: run([1], [2], process), f"check_inp is [2]; {CHECK}"),
+    "check_inp called": (
+        lambda: run([1], check(1), process),
+        f"check_inp is [False, None]; {CHECK}",
+    ),
+    "check_inp a bool": (lambda: run([1], True, process), f"check_inp is True; {CHECK}"),
+    "process_inp None": (lambda: run([1], check, None), f"process_inp is None; {PROCESS}"),
+    "process_inp a name": (lambda: run([1], check, "f"), f"process_inp is 'f'; {PROCESS}"),
+    "process_inp a list": (lambda: run([1], check, [2]), f"process_inp is [2]; {PROCESS}"),
+    "process_inp called": (
+        lambda: run([1], check, process(1)),
+        f"process_inp is {{'n': 1}}; {PROCESS}",
+    ),
+    "reduce_fn a name": (
+        lambda: run([1], check, process, reduce_fn="sum"),
+        f"reduce_fn is 'sum'; {REDUCE}",
+    ),
+    "combine_fn a number": (
+        lambda: run([1], check, process, combine_fn=0),
+        f"combine_fn is 0; {COMBINE}",
+    ),
+    "both": (
+        lambda: run([1], check, process, reduce_fn=sum, combine_fn=max),
+        "reduce_fn and combine_fn were both given; pass one of them: with "
+        + CALL
+        + ", reduce_fn=sum) it gets the list of a key's values, with combine_fn=operator.add in its"
+        " place they are folded pairwise",
+    ),
+    "async": (
+        lambda: run([1], check, fetch),
+        f"process_inp is the function fetch, {WRAPPED}",
+    ),
+    "async partial": (
+        lambda: run([1], check, functools.partial(functools.partial(fetch))),
+        f"process_inp is the function fetch, {WRAPPED}",
+    ),
+    "async object": (
+        lambda: run([1], check, Fetcher()),
+        f"process_inp is the function Fetcher, {WRAPPED}",
+    ),
+    "async method": (
+        lambda: run([1], check, Fetcher().fetch, reduce_fn=sum),
+        f"process_inp is the function fetch, {WRAPPED}",
+    ),
+    "async generator": (
+        lambda: run([1], check, fetch_many, reduce_fn=sum),
+        f"process_inp is the function fetch_many, {WRAPPED}",
+    ),
+    "async check_inp": (
+        lambda: run([1], fetch, process),
+        (
+            f"check_inp is the function fetch, {ASYNC}"
+            "run(inp_list, lambda inp: asyncio.run(check_inp(inp)), process_inp)"
+        ),
+    ),
+    "async reduce_fn": (
+        lambda: run([1], check, process, reduce_fn=fetch),
+        (
+            f"reduce_fn is the function fetch, {ASYNC}{CALL},"
+            " reduce_fn=lambda values: asyncio.run(reduce_fn(values)))"
+        ),
+    ),
+    "async combine_fn": (
+        lambda: run([1], check, process, combine_fn=fetch),
+        (
+            f"combine_fn is the function fetch, {ASYNC}{CALL},"
+            " combine_fn=lambda a, b: asyncio.run(combine_fn(a, b)))"
+        ),
+    ),
+    "generator": (
+        lambda: run([1], check, pairs),
+        f"process_inp is the function pairs, {MAP_ONLY}",
+    ),
+    "generator partial": (
+        lambda: run([1], check, functools.partial(pairs)),
+        f"process_inp is the function pairs, {MAP_ONLY}",
+    ),
+    "generator object": (
+        lambda: run([1], check, Yielder()),
+        f"process_inp is the function Yielder, {MAP_ONLY}",
+    ),
+    "generator check_inp": (
+        lambda: run([1], pairs, process),
+        (
+            f"check_inp is the function pairs, {GENERATOR}{RUN}"
+            " with `def check_inp(inp): return [is_done, value]`"
+        ),
+    ),
+    "generator reduce_fn": (
+        lambda: run([1], check, process, reduce_fn=pairs),
+        f"reduce_fn is the function pairs, {GENERATOR}{CALL}, reduce_fn=sum)",
+    ),
+    "generator combine_fn": (
+        lambda: run([1], check, process, combine_fn=pairs),
+        f"combine_fn is the function pairs, {GENERATOR}{CALL}, combine_fn=operator.add)",
+    ),
+}
+
+OTHERS: dict[str, Wrong] = {
+    "do_shuffle a function": (
+        lambda: run([1], check, process, sum),
+        "do_shuffle is the function sum; it takes True or False, and reduce_fn comes behind it: "
+        + CALL
+        + ", reduce_fn=sum)",
+    ),
+    "do_shuffle 2": (
+        lambda: run([1], check, process, 2),
+        f"do_shuffle is 2; {FLAG}, do_shuffle=True)",
+    ),
+    "do_shuffle a word": (
+        lambda: run([1], check, process, do_shuffle="yes"),
+        f"do_shuffle is 'yes'; {FLAG}, do_shuffle=True)",
+    ),
+    "do_shuffle None": (
+        lambda: run([1], check, process, None),
+        f"do_shuffle is None; {FLAG}, do_shuffle=True)",
+    ),
+    "do_shuffle an array": (
+        lambda: run([1], check, process, np.array([1, 0])),
+        f"do_shuffle is array([1, 0]); {FLAG}, do_shuffle=True)",
+    ),
+    "do_shuffle NA": (
+        lambda: run([1], check, process, pd.NA),
+        f"do_shuffle is <NA>; {FLAG}, do_shuffle=True)",
+    ),
+    "on_error a word": (
+        lambda: run([1], check, process, on_error="ignore"),
+        f"on_error is 'ignore'; {CHOICES}",
+    ),
+    "on_error None": (
+        lambda: run([1], check, process, on_error=None),
+        f"on_error is None; {CHOICES}",
+    ),
+    "on_error a list": (
+        lambda: run([1], check, process, on_error=["raise"]),
+        f"on_error is ['raise']; {CHOICES}",
+    ),
+    "progress a word": (
+        lambda: run([1], check, process, progress="bar"),
+        f"progress is 'bar'; {FLAG}, progress=False)",
+    ),
+    "progress None": (
+        lambda: run([1], check, process, progress=None),
+        f"progress is None; {FLAG}, progress=False)",
+    ),
+    "random_state alone": (
+        lambda: run([1], check, process, random_state=7),
+        "random_state=7 does nothing without do_shuffle; write "
+        + CALL
+        + ", do_shuffle=True, random_state=7)",
+    ),
+    "random_state 0 alone": (
+        lambda: run([1], check, process, False, random_state=0),
+        "random_state=0 does nothing without do_shuffle; write "
+        + CALL
+        + ", do_shuffle=True, random_state=0)",
+    ),
+    "random_state a list": (
+        lambda: run([1], check, process, True, random_state=[1]),
+        f"random_state is [1]; {SEED}",
+    ),
+    "random_state a Generator": (
+        lambda: run([1], check, process, True, random_state=np.int64(1)),
+        f"random_state is np.int64(1); {SEED}",
+    ),
+}
+
+SIGNATURES: dict[str, Wrong] = {
+    "nothing": (
+        lambda: run(),
+        f"run(): missing a required argument: 'inp_list'; it takes {ALL_OF_RUN}",
+    ),
+    "no process_inp": (
+        lambda: run([1], check),
+        f"run(): missing a required argument: 'process_inp'; it takes {ALL_OF_RUN}",
+    ),
+    "no check_inp": (
+        lambda: run([1], process_inp=process),
+        f"run(): missing a required argument: 'check_inp'; it takes {ALL_OF_RUN}",
+    ),
+    "too many": (
+        lambda: run([1], check, process, False, None, max),
+        f"run(): too many positional arguments; it takes {ALL_OF_RUN}",
+    ),
+    "twice": (
+        lambda: run([1], check, process, inp_list=[1]),
+        f"run(): multiple values for argument 'inp_list'; it takes {ALL_OF_RUN}",
+    ),
+    "n_workers": (
+        lambda: run([1], check, process, n_workers=4),
+        f"run() has no argument 'n_workers'; {START}{RUN}",
+    ),
+    "n_jobs": (
+        lambda: run([1], check, process, n_jobs=-1),
+        f"run() has no argument 'n_jobs'; {START}{RUN}",
+    ),
+    "memory_limit": (
+        lambda: run([1], check, process, memory_limit="1 GiB"),
+        (
+            "run() has no argument 'memory_limit'; call"
+            f' at_once_dask.start(memory_limit="4 GiB") first, then {RUN}'
+        ),
+    ),
+    "dashboard_address": (
+        lambda: run([1], check, process, dashboard_address=":1"),
+        (
+            "run() has no argument 'dashboard_address'; call"
+            f' at_once_dask.start(dashboard_address="127.0.0.1:8787") first, then {RUN}'
+        ),
+    ),
+    "chunksize": (
+        lambda: run([1], check, process, chunksize=10),
+        "run() has no argument 'chunksize'; leave it out, partitions follow the measured speed: "
+        + RUN,
+    ),
+    "logfile": (
+        lambda: run([1], check, process, logfile="my.log"),
+        (
+            "run() has no argument 'logfile'; assign"
+            f' at_once_dask.logfile = "log.jsonl" first, then {RUN}'
+        ),
+    ),
+    "shuffle": (
+        lambda: run([1], check, process, shuffle=True),
+        f"run() has no argument 'shuffle'; write {CALL}, do_shuffle=True)",
+    ),
+    "seed": (
+        lambda: run([1], check, process, seed=1),
+        f"run() has no argument 'seed'; write {CALL}, do_shuffle=True, random_state=1)",
+    ),
+    **{
+        name: (
+            functools.partial(run, [1], check, process, **{name: None}),
+            f"run() has no argument {name!r}; {PLANNED}",
+        )
+        for name in (
+            "capture_output",
+            "inspect",
+            "max_failures",
+            "report_path",
+            "retries",
+            "timeout",
+            "verify",
+        )
+    },
+    "misspelt": (
+        lambda: run([1], check, process, on_errors="return"),
+        f"run() has no argument 'on_errors'; did you mean 'on_error'? It takes {ALL_OF_RUN}",
+    ),
+    "misspelt and missing": (
+        lambda: run([1], check, proces_inp=process),
+        f"run() has no argument 'proces_inp'; did you mean 'process_inp'? It takes {ALL_OF_RUN}",
+    ),
+    "unheard of": (
+        lambda: run([1], check, process, zzz=1),
+        f"run() has no argument 'zzz'; it takes {ALL_OF_RUN}",
+    ),
+}
+
+PLANS: dict[str, Wrong] = {
+    "process_inp": (
+        lambda: plan([1], check, process),
+        f"plan(): too many positional arguments; it takes {ALL_OF_PLAN}",
+    ),
+    "no check_inp": (
+        lambda: plan([1]),
+        f"plan(): missing a required argument: 'check_inp'; it takes {ALL_OF_PLAN}",
+    ),
+    "swapped": (
+        lambda: plan(check, [1]),
+        (
+            "inp_list is the function check; the list comes first: plan(inp_list, check_inp);"
+            " a function that makes the list is called: plan(make_list(), check_inp)"
+        ),
+    ),
+    "str": (
+        lambda: plan("a", check),
+        f"inp_list is of type str; {LIST}plan(['a'], check_inp)",
+    ),
+    "check_inp a list": (
+        lambda: plan([1], [2]),
+        (
+            "check_inp is [2]; it takes a function or None: plan(inp_list, check_inp)"
+            " with `def check_inp(inp): return [is_done, value]`"
+        ),
+    ),
+    "async": (
+        lambda: plan([1], fetch),
+        (
+            f"check_inp is the function fetch, {ASYNC}"
+            "plan(inp_list, lambda inp: asyncio.run(check_inp(inp)))"
+        ),
+    ),
+    "progress": (
+        lambda: plan([1], check, progress=2),
+        "progress is 2; it takes True or False: plan(inp_list, check_inp, progress=False)",
+    ),
+    "n_workers": (
+        lambda: plan([1], check, n_workers=4),
+        f"plan() has no argument 'n_workers'; {START}plan(inp_list, check_inp)",
+    ),
+    "reduce_fn": (
+        lambda: plan([1], check, reduce_fn=sum),
+        f"plan() has no argument 'reduce_fn'; it takes {ALL_OF_PLAN}",
+    ),
+}
+
+N_WORKERS = "it takes a whole number from 1, as in start(n_workers=4), or None for one a core"
+MEMORY = (
+    'it takes bytes or text for each worker, as in start(memory_limit="4 GiB"), "auto", or None for'
+    " no limit"
+)
+ADDRESS = 'it takes host:port, as in start(dashboard_address="127.0.0.1:8787")'
+
+STARTS: dict[str, Wrong] = {
+    **{
+        f"n_workers {given!r}": (
+            functools.partial(start, given),
+            f"n_workers is {given!r}; {N_WORKERS}",
+        )
+        for given in (0, -1, 2.5, "4", True, [2])
+    },
+    **{
+        f"memory_limit {given!r}": (
+            functools.partial(start, memory_limit=given),
+            f"memory_limit is {given!r}; {MEMORY}",
+        )
+        for given in ("lots", 0, -1, True, [1], float("nan"))
+    },
+    **{
+        f"dashboard_address {given!r}": (
+            functools.partial(start, dashboard_address=given),
+            f"dashboard_address is {given!r}; {ADDRESS}",
+        )
+        for given in (8787, "8787", "127.0.0.1", "127.0.0.1:99999", "127.0.0.1:http", None)
+    },
+}
+
+WRONG = {
+    f"{table}: {name}": wrong
+    for table, rows in {
+        "inp_list": INP_LIST,
+        "functions": FUNCTIONS,
+        "others": OTHERS,
+        "signature": SIGNATURES,
+        "plan": PLANS,
+        "start": STARTS,
+    }.items()
+    for name, wrong in rows.items()
+}
+
+
+@pytest.fixture
+def untouched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing is started or written, and the latest report stays the latest."""
+    monkeypatch.setattr(cluster_module, "_own", None)
+    run([], None, print)
+    report = at_once_dask.last_report()
+    yield
+    started = cluster_module._own is not None
+    at_once_dask.close()  # nothing of a wrong start is left to the next test
+    assert not started
+    assert at_once_dask.last_report() is report
+    assert list(folder.iterdir()) == []
+
+
+def refused(call: Callable[[], object]) -> str:
+    """The text of the InputError that `call` must raise."""
+    with pytest.raises(at_once_dask.InputError) as error:
+        call()
+    assert isinstance(error.value, ValueError)
+    assert isinstance(error.value, at_once_dask.AtOnceError)
+    copy = pickle.loads(pickle.dumps(error.value))
+    assert type(copy) is at_once_dask.InputError
+    assert str(copy) == str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_call(untouched: None, name: str) -> None:
+    call, expected = WRONG[name]
+    text = refused(call)
+    assert text == expected
+    assert re.search(r"(run|plan|start)\(", text), "no corrected call"
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: start(threads_per_worker=2), "threads_per_worker"),
+        (lambda: start(2, "4 GiB"), "too many positional arguments"),
+        (lambda: start(n_worker=2), "did you mean 'n_workers'"),
+    ],
+)
+@pytest.mark.xfail(raises=TypeError, reason="start() has no front door yet")
+def test_arguments_that_start_does_not_have(
+    untouched: None, call: Callable[[], object], words: str
+) -> None:
+    text = refused(call)
+    assert words in text
+    assert "start(n_workers=None, *, memory_limit='auto'" in text
+
+
+def test_a_dashboard_port_that_is_taken(untouched: None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        text = refused(lambda: start(1, dashboard_address=f"127.0.0.1:{port}"))
+    assert text == (
+        f"dashboard_address '127.0.0.1:{port}' is taken; close what listens there, or let any port"
+        ' be used with start(dashboard_address="127.0.0.1:0")'
+    )
+
+
+def test_other_settings_than_those_in_force(cluster: Client) -> None:
+    text = refused(lambda: start(3, dashboard_address="127.0.0.1:0"))
+    assert "n_workers=3" in text
+    assert "n_workers=2" in text
+    assert text.endswith("call at_once_dask.close() first")
+    assert start(2, dashboard_address="127.0.0.1:0") is cluster
+
+
+# --- clients
+
+
+def in_process(**client_kwargs: Any) -> Client:
+    return Client(
+        processes=False,
+        n_workers=1,
+        threads_per_worker=1,
+        dashboard_address="127.0.0.1:0",
+        set_as_default=False,
+        **client_kwargs,
+    )
+
+
+OTHER_CLIENT = "; pass client=distributed.Client(address), or no client for a cluster of our own"
+
+
+@pytest.mark.parametrize("given", ["tcp://127.0.0.1:8786", 8786, True])
+@pytest.mark.parametrize(
+    "how", [lambda c: run([1], check, process, client=c), lambda c: plan([1], check, client=c)]
+)
+def test_a_client_that_is_none(untouched: None, given: Any, how: Callable[[Any], object]) -> None:
+    assert refused(lambda: how(given)) == f"client is {given!r}{OTHER_CLIENT}"
+
+
+def test_a_client_of_threads_and_a_closed_one(untouched: None) -> None:
+    with in_process() as client:
+        text = refused(lambda: run([1], check, process, client=client))
+        assert text == (
+            "client is of a cluster whose workers are threads of this process; use"
+            " Client(processes=True), or no client for a cluster of our own"
+        )
+    text = refused(lambda: run([1], check, process, client=client))
+    assert text == f"client is closed{OTHER_CLIENT}"
+
+
+def test_an_asynchronous_client(untouched: None) -> None:
+    async def main() -> str:
+        async with in_process(asynchronous=True) as client:
+            return refused(lambda: run([1], check, process, client=client))
+
+    assert asyncio.run(main()) == f"client is asynchronous{OTHER_CLIENT}"
+
+
+def test_a_default_client_of_threads(untouched: None) -> None:
+    with in_process() as client, client.as_current():
+        text = refused(lambda: run([1], check, process))
+    assert text.startswith("client is of a cluster whose workers are threads of this process")
+
+
+@pytest.mark.xfail(reason="they show Client(...), and not yet the call of run()")
+def test_texts_about_clients_show_the_call(untouched: None) -> None:
+    text = refused(lambda: run([1], check, process, client=1))
+    assert CALL + ", client=" in text
+
+
+# --- what is only seen when the call is made
+
+
+UNPICKLABLE = (
+    "the functions cannot be sent to the workers: TypeError: cannot pickle '_thread.lock' object;"
+    " create files, locks and connections inside the function, not outside of it"
+)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        lambda bad: {"process_inp": bad},
+        lambda bad: {"process_inp": process, "check_inp": bad},
+        lambda bad: {"process_inp": process, "reduce_fn": bad},
+        lambda bad: {"process_inp": process, "combine_fn": bad},
+    ],
+    ids=["process_inp", "check_inp", "reduce_fn", "combine_fn"],
+)
+def test_functions_that_cannot_be_pickled(
+    untouched: None, arguments: Callable[[Any], dict[str, Any]]
+) -> None:
+    lock = threading.Lock()
+
+    def bad(*args: Any) -> None:
+        lock.acquire()
+
+    call = {"check_inp": None} | arguments(bad)
+    assert refused(lambda: run([1], **call)) == UNPICKLABLE
+
+
+def test_a_plan_whose_check_inp_cannot_be_pickled(untouched: None) -> None:
+    lock = threading.Lock()
+    assert refused(lambda: plan([1], lambda inp: [lock.locked(), None])) == UNPICKLABLE
+
+
+@pytest.mark.parametrize("given", [None, 3, "", b"log.jsonl", ["log.jsonl"]])
+def test_a_logfile_that_is_no_path(
+    untouched: None, monkeypatch: pytest.MonkeyPatch, given: Any
+) -> None:
+    monkeypatch.setattr(at_once_dask, "logfile", given)
+    expected = (
+        f"at_once_dask.logfile is {given!r}; assign a path, for example"
+        ' at_once_dask.logfile = "at_once_log.jsonl"'
+    )
+    assert refused(lambda: run([1], check, process)) == expected
+    assert refused(lambda: plan([1], check)) == expected
+    assert refused(lambda: at_once_dask.log("hello")) == expected
+
+
+@pytest.mark.xfail(reason="the cluster is started before the log is opened")
+@pytest.mark.parametrize("given", ["no such folder/log.jsonl", "."])
+def test_a_logfile_that_cannot_be_written(
+    untouched: None, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setattr(at_once_dask, "logfile", given)
+    check_logfile_text(refused(lambda: run([1], check, process)), given)
+    assert cluster_module._own is None
+
+
+@pytest.mark.parametrize("given", ["no such folder/log.jsonl", "."])
+def test_a_logfile_that_cannot_be_written_while_a_cluster_runs(
+    cluster: Client, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setattr(at_once_dask, "logfile", given)
+    report = at_once_dask.last_report()
+    check_logfile_text(refused(lambda: run([1], check, process)), given)
+    assert at_once_dask.last_report() is report
+
+
+def check_logfile_text(text: str, given: str) -> None:
+    reason = "Is a directory" if given == "." else "No such file or directory"
+    assert text == (
+        f"at_once_dask.logfile = {str(Path(given).absolute())!r} cannot be written ({reason});"
+        " assign a path in a folder that exists, for example"
+        ' at_once_dask.logfile = "log.jsonl"'
+    )
+
+
+LATE: dict[str, Callable[[Iterable[int]], object]] = {
+    "do_shuffle": lambda inputs: run(inputs, check, process, sum),
+    "keyword": lambda inputs: run(inputs, check, process, retries=1),
+    "both": lambda inputs: run(inputs, check, process, True, sum, combine_fn=max),
+    "client": lambda inputs: run(inputs, check, process, do_shuffle=True, client=3),
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_nothing_is_drawn_from_the_list(untouched: None, name: str) -> None:
+    inputs = iter(range(3))
+    refused(lambda: LATE[name](inputs))
+    assert list(inputs) == [0, 1, 2]
+
+
+def unpicklable_run(inputs: Iterable[int], **run_kwargs: Any) -> None:
+    lock = threading.Lock()
+    run(inputs, None, lambda inp: lock.locked(), **run_kwargs)
+
+
+def run_without_log(inputs: Iterable[int], **run_kwargs: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(at_once_dask, "logfile", None)
+        run(inputs, None, process, **run_kwargs)
+
+
+def run_on_threads(inputs: Iterable[int], **run_kwargs: Any) -> None:
+    with in_process() as client, client.as_current():
+        run(inputs, None, process, **run_kwargs)
+
+
+LATER: dict[str, Callable[[Iterable[int]], None]] = {
+    "functions": unpicklable_run,
+    "functions, shuffled": functools.partial(unpicklable_run, do_shuffle=True),
+    "logfile, shuffled": functools.partial(run_without_log, do_shuffle=True),
+    "default client": run_on_threads,
+    "default client, shuffled": functools.partial(run_on_threads, do_shuffle=True),
+}
+
+
+def test_nothing_is_drawn_when_there_is_no_log(untouched: None) -> None:
+    inputs = iter(range(3))
+    refused(lambda: run_without_log(inputs))
+    assert list(inputs) == [0, 1, 2]
+
+
+@pytest.mark.xfail(reason="the first inputs are drawn before these are looked at")
+@pytest.mark.parametrize("name", LATER)
+def test_nothing_is_drawn_before_all_is_well(untouched: None, name: str) -> None:
+    inputs = iter(range(3))
+    refused(lambda: LATER[name](inputs))
+    assert list(inputs) == [0, 1, 2]
+
+
+# --- one run at a time
+
+
+INSIDE = (
+    "run() was called inside one of its own functions; call it after the other run, or do the inner"
+    " work with a plain loop: [process(part) for part in parts]"
+)
+
+
+@pytest.mark.parametrize("inner", ["run", "plan"])
+@pytest.mark.parametrize("where", ["check_inp", "process_inp", "reduce_fn"])
+def test_a_run_inside_a_run(cluster: Client, inner: str, where: str) -> None:
+    def nested(inp: Any) -> Any:
+        if inner == "run":
+            return at_once_dask.run([1], None, abs, progress=False)
+        return at_once_dask.plan([1], None, progress=False)
+
+    functions: dict[str, Any] = {"check_inp": None, "process_inp": lambda inp: {1: 1}}
+    with pytest.raises(at_once_dask.RunFailed) as failed:
+        run([1], **functions | {where: nested}, progress=False)
+    failure = failed.value.report.failures.iloc[0]
+    assert failure["error"] == "InputError"
+    assert failure["message"] == INSIDE
+    assert f"1 x InputError in {failure['stage']}" in str(failed.value)
+    assert INSIDE in str(failed.value)
+
+
+def test_a_run_while_another_one_is_going_on(cluster: Client, folder: Path) -> None:
+    def wait(inp: Any) -> None:
+        (folder / "running").touch()
+        while not (folder / "go on").exists():
+            pass
+
+    texts: list[str] = []
+
+    def meanwhile() -> None:
+        poll_for((folder / "running").exists, "the first run does not run")
+        texts.append(refused(lambda: run([1], None, abs)))
+        texts.append(refused(lambda: plan([1], None)))
+        (folder / "go on").touch()
+
+    thread = threading.Thread(target=meanwhile)
+    thread.start()
+    report = run([1, 2], None, wait, progress=False)
+    thread.join()
+    assert report.n_processed == 2
+    assert at_once_dask.last_report().run == report.run  # type: ignore[union-attr]
+    assert texts == 2 * [
+        (
+            "run() was called while another run is going on in this process; wait for that one, or"
+            " pass both lists in one call, as in run(first + second, check_inp, process_inp)"
+        )
+    ]
+    assert run([1], None, abs, progress=False).ok  # and the next one runs
+
+
+# --- answers of the functions: seen at run time, and told in the text that ends the run
+
+
+ANSWERS: dict[str, tuple[dict[str, Any], str]] = {
+    "check_inp a bool": (
+        {"check_inp": lambda inp: True},
+        (
+            "check_inp returned True; return [is_done, value], for example"
+            " `return [path.exists(), None]`"
+        ),
+    ),
+    "check_inp nothing": (
+        {"check_inp": lambda inp: None},
+        (
+            "check_inp returned None; return [is_done, value], for example"
+            " `return [path.exists(), None]`"
+        ),
+    ),
+    "process_inp numbers": (
+        {"process_inp": lambda inp: [1, 2]},
+        (
+            "process_inp returned an iterable with 1 in it; in a map-reduce run return a mapping or"
+            " (key, value) pairs, for example `return {key: value}` or `return [(key, value)]`"
+        ),
+    ),
+    "process_inp a number": (
+        {"process_inp": lambda inp: 7},
+        (
+            "process_inp returned 7; in a map-reduce run return a mapping or"
+            " (key, value) pairs, for example `return {key: value}` or `return [(key, value)]`"
+        ),
+    ),
+    "process_inp nothing": (
+        {"process_inp": lambda inp: None},
+        (
+            "process_inp returned None and there is no check_inp to ask; in a map-reduce run return"
+            " a mapping or (key, value) pairs, for example `return {key: value}` or"
+            " `return [(key, value)]`"
+        ),
+    ),
+    "a done input without a value": (
+        {"check_inp": lambda inp: [True, None]},
+        (
+            "check_inp returned [True, None]: in a map-reduce run a done input counts with its"
+            " value; return [True, value], with the value that process_inp would give"
+        ),
+    ),
+    "a hidden async def": (
+        {"process_inp": lambda inp: fetch(inp)},
+        "process_inp returned an awaitable, which nobody awaits; use asyncio.run(...) in it",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_the_text_of_a_failed_run_shows_what_to_return(cluster: Client, name: str) -> None:
+    functions, expected = ANSWERS[name]
+    call = {"check_inp": None, "process_inp": process} | functions
+    with pytest.raises(at_once_dask.RunFailed) as failed:
+        run(range(3), **call, reduce_fn=sum, progress=False)
+    assert expected + "\n" in str(failed.value)
+    assert "3 x TypeError in" in str(failed.value)
+    assert "e.g. input 0: " in str(failed.value)
+
+
+# --- calls that are right
+
+
+class OldSequence:
+    """Nothing but `__getitem__` and `__len__`."""
+
+    def __getitem__(self, index: int) -> str:
+        return "abc"[index]
+
+    def __len__(self) -> int:
+        return 3
+
+
+class Word(str):
+    pass
+
+
+FRAME = pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}, index=["i", "j"])
+
+KINDS: dict[str, tuple[Callable[[], Any], list[Any]]] = {
+    "list": (lambda: ["a", "b"], ["a", "b"]),
+    "tuple": (lambda: ("a", "b"), ["a", "b"]),
+    "set": (lambda: {"a"}, ["a"]),
+    "frozenset": (lambda: frozenset({"a"}), ["a"]),
+    "range": (lambda: range(2), [0, 1]),
+    "array": (lambda: np.array([1.5, 2.5]), [1.5, 2.5]),
+    "matrix": (lambda: np.array([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
+    "Series": (lambda: FRAME["b"], ["x", "y"]),
+    "Index": (lambda: FRAME.index, ["i", "j"]),
+    "keys": (lambda: {"a": 1}.keys(), ["a"]),
+    "values": (lambda: {"a": 1}.values(), [1]),
+    "items": (lambda: {"a": 1}.items(), [("a", 1)]),
+    "generator": (lambda: (letter for letter in "ab"), ["a", "b"]),
+    "map": (lambda: map(str.upper, "ab"), ["A", "B"]),
+    "rows": (lambda: FRAME.itertuples(), [("i", 1, "x"), ("j", 2, "y")]),
+    "records": (lambda: FRAME.to_dict("records"), [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]),
+    "old sequence": (lambda: OldSequence(), ["a", "b", "c"]),
+    "str": (lambda: ["a.txt"], ["a.txt"]),
+    "paths": (lambda: [Path("a.txt")], [Path("a.txt")]),
+    "mixed": (lambda: [None, "a", b"b", Path("c")], [None, "a", b"b", Path("c")]),
+    "subclass": (lambda: [Word("a")], ["a"]),
+    "file": (lambda: open("lines"), ["one\n", "two\n"]),  # noqa: SIM115  the test closes it
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("do_shuffle", [False, True])
+def test_lists_of_every_kind(cluster: Client, folder: Path, name: str, do_shuffle: bool) -> None:
+    (folder / "lines").write_text("one\ntwo\n")
+    make, expected = KINDS[name]
+    inputs = make()
+
+    def keep(inp: Any) -> list[tuple[str, Any]]:
+        return [("all", inp.tolist() if hasattr(inp, "tolist") else inp)]
+
+    result = run(inputs, None, keep, do_shuffle, list, progress=False)
+    found = result["all"]
+    assert sorted(found, key=repr) == sorted(expected, key=repr)
+    assert do_shuffle or found == expected
+    assert result.report.n_inputs == len(expected)
+    if hasattr(inputs, "close"):
+        inputs.close()
+
+
+def test_rows_of_a_frame_keep_their_names(cluster: Client) -> None:
+    sums = run(FRAME.itertuples(), None, lambda row: {row.b: row.a}, reduce_fn=sum, progress=False)
+    assert sums == {"x": 1, "y": 2}
+
+
+def test_the_order_of_the_arguments_is_that_of_the_older_library(cluster: Client) -> None:
+    inp_list, do_shuffle, reduce_fn = [3, 1, 2], False, list
+
+    def check_inp(inp: int) -> list[Any]:
+        return [inp == 1, {"all": -1}]
+
+    def process_inp(inp: int) -> dict[str, int]:
+        return {"all": inp}
+
+    assert run(inp_list, check_inp, process_inp, do_shuffle, reduce_fn) == {"all": [3, -1, 2]}
+
+
+class Job:
+    """Callables that are no functions."""
+
+    def __call__(self, inp: int) -> dict[str, int]:
+        return {"n": inp}
+
+    @classmethod
+    def make(cls, inp: int) -> dict[str, int]:
+        return {"n": inp}
+
+    def method(self, inp: int) -> dict[str, int]:
+        return {"n": inp}
+
+
+@pytest.mark.parametrize(
+    "function",
+    [Job(), Job.make, Job().method, functools.partial(Job().method), lambda inp: {"n": inp}],
+)
+def test_callables_of_every_kind(cluster: Client, function: Any) -> None:
+    assert run([1, 2], None, function, reduce_fn=np.sum, progress=False) == {"n": 3}
+
+
+def test_a_class_whose_objects_are_async_is_no_async_function(cluster: Client) -> None:
+    assert run([1, 2], None, FetcherOf, progress=False).ok
+
+
+class FetcherOf:
+    def __init__(self, inp: int) -> None:
+        self.inp = inp
+
+    async def __call__(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("yes", "no"), [(True, False), (1, 0), (np.True_, np.False_)])
+def test_flags_of_every_kind(cluster: Client, yes: Any, no: Any) -> None:
+    assert run([1, 2], None, process, yes, progress=no).ok
+    assert run([1, 2], None, process, no, progress=no).ok
+    assert plan([1, 2], None, progress=no).n_pending == 2
+
+
+@pytest.mark.parametrize("seed", [0, 1.5, "seed", b"seed", bytearray(b"seed"), np.float64(1.5)])
+def test_seeds_of_every_kind(cluster: Client, seed: Any) -> None:
+    def shuffled() -> Any:
+        return run(range(20), None, lambda n: {1: n}, True, list, progress=False, random_state=seed)
+
+    first = shuffled()
+    assert first == shuffled()
+    assert sorted(first[1]) == list(range(20))
+
+
+def test_a_generator_function_in_a_map_reduce_run(cluster: Client) -> None:
+    assert run([1, 2], None, pairs, reduce_fn=sum, progress=False) == {"n": 2}

@@ -1,0 +1,675 @@
+"""Progress: what is shown, where, and that it never wraps, warns, or reaches stdout."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import IPython
+import IPython.display
+import nbformat
+import pytest
+from distributed import Client
+from nbclient import NotebookClient
+
+import at_once_dask
+from at_once_dask.crew import Running
+from at_once_dask.item import FAILED, PENDING, PROCESSED, SKIPPED
+from at_once_dask.ledger import Ledger
+from at_once_dask.ticker import Ticker, duration, show_link, speed
+
+ROOT = str(Path(__file__).parent.parent)
+
+
+class Clock:
+    """Seconds that pass when we say so."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    """A terminal that remembers all that was ever drawn."""
+
+    encoding = "utf-8"  # tqdm asks whether it knows blocks
+
+    def __init__(self, columns: int = 80) -> None:
+        super().__init__()
+        self._ours, self._theirs = pty.openpty()
+        self.resize(columns)
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._ours)
+            os.close(self._theirs)
+        super().close()
+
+    def resize(self, columns: int) -> None:
+        fcntl.ioctl(self._theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+
+    def fileno(self) -> int:
+        return self._theirs
+
+    def isatty(self) -> bool:
+        return True
+
+    @property
+    def frames(self) -> list[str]:
+        return [frame.rstrip() for frame in re.split("[\r\n]+", self.getvalue()) if frame.strip()]
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    with Terminal() as terminal:
+        yield terminal
+
+
+def put(ledger: Ledger, skipped: int = 0, processed: int = 0, failed: int = 0) -> None:
+    ledger.counts[SKIPPED] += skipped
+    ledger.counts[PROCESSED] += processed
+    ledger.counts[FAILED] += failed
+
+
+def shown_eta(line: str) -> int:
+    """Seconds."""
+    found = re.search(r"ETA (?:(\d+) s|(?:(\d+):)?(\d+):(\d+))", line)
+    assert found is not None, line
+    seconds, *clock_face = (int(group or 0) for group in found.groups())
+    hours, minutes, rest = clock_face
+    return seconds + hours * 3600 + minutes * 60 + rest
+
+
+# --- the ETA
+
+
+@pytest.mark.parametrize("skipping", [0.01, 0.5, 20.0])
+@pytest.mark.parametrize("seconds", [1.0, 7.0, 600.0])
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("apart", [0.0, 0.01])
+def test_instant_skips_do_not_fool_the_eta(
+    terminal: Terminal, clock: Clock, skipping: float, seconds: float, workers: int, apart: float
+) -> None:
+    """After 10,000 of them and 10 of 100 equal inputs it is within 30 %."""
+    ledger = Ledger()
+    with Ticker(ledger, 10_100, "map", stream=terminal, clock=clock) as ticker:
+        for part in range(1, 11):
+            clock.now = skipping * part / 10
+            put(ledger, skipped=1000)
+            ticker.tick()
+        for done in range(10):
+            batch, worker = divmod(done, workers)
+            clock.now = skipping + seconds * (batch + 1) + apart * worker
+            put(ledger, processed=1)
+            ticker.tick()
+        assert shown_eta(ticker.line()) == pytest.approx(90 / workers * seconds, rel=0.3)
+
+
+def test_the_eta_follows_a_change_of_speed(clock: Clock) -> None:
+    """Half of the list at 100 a second, then 1 a second."""
+    ledger = Ledger()
+    ticker = Ticker(ledger, 2000, "map", stream=io.StringIO(), clock=clock)
+    for _ in range(1000):
+        clock.now += 0.01
+        put(ledger, processed=1)
+        ticker.tick()
+    for _ in range(100):
+        clock.now += 1
+        put(ledger, processed=1)
+        ticker.tick()
+    assert shown_eta(ticker.line()) == pytest.approx(900, rel=0.3)
+
+
+def test_skips_among_the_others_count_as_they_come(clock: Clock) -> None:
+    ledger = Ledger()
+    ticker = Ticker(ledger, 10_000, "map", stream=io.StringIO(), clock=clock)
+    for _ in range(1000):
+        clock.now += 1
+        put(ledger, skipped=4, processed=1)
+        ticker.tick()
+    assert shown_eta(ticker.line()) == pytest.approx(1000, rel=0.1)
+
+
+def test_the_eta_of_a_straggler_is_no_less_than_it_has_lasted(clock: Clock) -> None:
+    ledger = Ledger()
+    ticker = Ticker(ledger, 100, "map", stream=io.StringIO(), clock=clock)
+    for _ in range(99):
+        clock.now += 0.1
+        put(ledger, processed=1)
+        ticker.tick()
+    assert shown_eta(ticker.line()) == 0
+    clock.now += 3600
+    ticker.tick()
+    assert shown_eta(ticker.line()) == 3600
+
+
+def test_nobody_knows_before_anything_was_done(clock: Clock) -> None:
+    ticker = Ticker(Ledger(), 100, "map", stream=io.StringIO(), clock=clock)
+    clock.now = 5
+    ticker.tick()
+    assert ticker.line() == "0 processed, 0 skipped, 0 failed, 100 left, ETA ?"
+
+
+def test_no_time_at_all_is_no_error(clock: Clock) -> None:
+    ledger = Ledger()
+    ticker = Ticker(ledger, 100, "map", stream=io.StringIO(), clock=clock)
+    put(ledger, skipped=10)
+    ticker.tick()
+    assert ticker.line() == "0 processed, 10 skipped, 0 failed, 90 left, ETA ?"
+
+
+def test_millions_of_events_take_no_room(clock: Clock) -> None:
+    ledger = Ledger()
+    ticker = Ticker(ledger, 200_000, "map", stream=io.StringIO(), clock=clock)
+    for _ in range(100_000):
+        clock.now += 0.5
+        put(ledger, processed=1)
+        ticker.tick()
+    assert len(ticker._eta._events) <= 1000
+    assert shown_eta(ticker.line()) == pytest.approx(50_000, rel=0.01)
+
+
+# --- on a terminal
+
+
+def test_the_bar(terminal: Terminal, clock: Clock) -> None:
+    ledger = Ledger()
+    with Ticker(ledger, 200, "map", stream=terminal, clock=clock) as ticker:
+        clock.now = 10
+        put(ledger, skipped=30, processed=50, failed=20)
+        ticker.tick()
+        clock.now = 20
+        put(ledger, processed=100)
+        ticker.tick()
+    assert terminal.frames == [
+        "map: 0 processed, 0 skipped, 0 failed, 200 left, ETA ?",
+        "map: 50 processed, 30 skipped, 20 failed, 100 left, ETA 10 s, 10.0/s  50%|█▌  |",
+        "map: 150 processed, 30 skipped, 20 failed, 0 left, in 20 s, 10.0/s 100%|██████|",
+        "map: 150 processed, 30 skipped, 20 failed, 0 left, in 20 s, 10.0/s 100%|██████|",
+        "map: 150 processed, 30 skipped, 20 failed, 0 left, in 20 s, 10.0/s 100%|██████|",
+    ]
+    assert terminal.getvalue().endswith("\n")
+    assert terminal.getvalue().count("\n") == 1
+
+
+def test_it_is_drawn_a_few_times_a_second(terminal: Terminal, clock: Clock) -> None:
+    ledger = Ledger()
+    with Ticker(ledger, 10_000, "map", stream=terminal, clock=clock) as ticker:
+        before = len(terminal.frames)
+        for _ in range(1000):
+            clock.now += 0.01
+            put(ledger, processed=1)
+            ticker.tick()
+        assert 30 < len(terminal.frames) - before <= 50
+
+
+@pytest.mark.parametrize("columns", [20, 40, 60, 80, 100, 200])
+@pytest.mark.parametrize("total", [None, 100, 10_000_000])
+@pytest.mark.parametrize("name", ["'page.html'", "'/data/in/a/long/way/" + "漢字" * 50 + ".html'"])
+def test_it_never_wraps(
+    terminal: Terminal,
+    clock: Clock,
+    columns: int,
+    total: int | None,
+    name: str,
+) -> None:
+    terminal.resize(columns)
+    ledger = Ledger()
+    with Ticker(ledger, total, "reduce", stream=terminal, clock=clock) as ticker:
+        for _ in range(10):
+            clock.now += 100
+            put(ledger, *[(total or 1000) // 50] * 3)
+            ticker.running(Running("tcp://1", 90.0, "process", name))
+            ticker.tick()
+        put(ledger, processed=10**9)  # more than there were to be
+        clock.now += 1
+        ticker.tick()
+    assert all(width(frame) < columns for frame in terminal.frames)
+    assert terminal.frames[0].startswith("reduce: 0 processe")
+
+
+def width(text: str) -> int:
+    return sum(2 if "一" <= char <= "龥" else 1 for char in text)
+
+
+def test_a_shorter_line_covers_a_longer_one(terminal: Terminal, clock: Clock) -> None:
+    ledger = Ledger()
+    with Ticker(ledger, None, "map", stream=terminal, clock=clock) as ticker:
+        for worker in "12":
+            clock.now += 10
+            ticker.running(Running(worker, 10.0, "process", "'a long name of an input'"))
+            put(ledger, processed=1)
+            ticker.tick()
+    assert screen(terminal.getvalue(), 80) == [
+        "map: 2 processed, 0 skipped, 0 failed, in 20 s, 6.0/min"
+    ]
+
+
+def test_the_size_of_the_terminal_may_change(terminal: Terminal, clock: Clock) -> None:
+    ledger = Ledger()
+    with Ticker(ledger, 10, "map", stream=terminal, clock=clock) as ticker:
+        for columns in (120, 40):
+            terminal.resize(columns)
+            clock.now += 1
+            put(ledger, processed=1)
+            ticker.tick()
+            frame = terminal.frames[-1]
+            assert len(frame) == columns - 1
+            assert ("|" in frame) == (columns == 120)
+
+
+def test_how_many_there_are_may_be_unknown(terminal: Terminal, clock: Clock) -> None:
+    ledger = Ledger()
+    with Ticker(ledger, None, "map", stream=terminal, clock=clock) as ticker:
+        clock.now = 75
+        put(ledger, processed=150)
+        ticker.tick()
+    assert terminal.frames[-1] == "map: 150 processed, 0 skipped, 0 failed, in 1:15, 2.0/s"
+
+
+def test_a_plan_counts_what_is_pending(clock: Clock) -> None:
+    ledger = Ledger()
+    ledger.counts[PENDING] = 7
+    ledger.counts[SKIPPED] = 3
+    ticker = Ticker(ledger, 20, "check", stream=io.StringIO(), clock=clock)
+    clock.now = 1
+    ticker.tick()
+    assert ticker.line() == "7 pending, 3 skipped, 0 failed, 10 left, ETA 1 s, 10.0/s"
+
+
+def test_an_exception_ends_the_line(terminal: Terminal, clock: Clock) -> None:
+    with pytest.raises(KeyboardInterrupt), Ticker(Ledger(), 5, "map", stream=terminal, clock=clock):
+        raise KeyboardInterrupt
+    assert terminal.getvalue().endswith("\n")
+
+
+def test_no_thread_watches_the_bar(terminal: Terminal, clock: Clock) -> None:
+    before = threading.enumerate()
+    with Ticker(Ledger(), 5, "map", stream=terminal, clock=clock):
+        assert threading.enumerate() == before
+
+
+# --- the slowest
+
+
+def test_the_slowest_input_is_named(clock: Clock) -> None:
+    ledger = Ledger()
+    ticker = Ticker(ledger, 10, "map", stream=io.StringIO(), clock=clock)
+    put(ledger, processed=2)
+    clock.now = 100
+    ticker.running(Running("tcp://1", 4.0, "process", "'quicker'"))
+    ticker.running(Running("tcp://2", 64.0, "check", "'slow'"))
+    ticker.tick()
+    assert ticker.line().endswith(", slowest: 'slow' in check for 1:04, 1.2/min")
+    clock.now = 102
+    assert "slowest: 'slow' in check for 1:06" in ticker.line()
+    ticker.running(Running("tcp://1", 2.5, "process", "'another'"))
+    clock.now = 104  # the second worker has told nothing for long: it is done with it
+    assert "slowest: 'another' in process for 4 s" in ticker.line()
+    clock.now = 106
+    assert "slowest" not in ticker.line()
+
+
+def test_at_the_end_nothing_is_the_slowest(clock: Clock) -> None:
+    stream, ledger = io.StringIO(), Ledger()
+    with Ticker(ledger, 2, "map", stream=stream, clock=clock) as ticker:
+        clock.now = 10
+        ticker.running(Running("tcp://1", 4.0, "process", "'slow'"))
+        put(ledger, processed=2)
+        ticker.tick()
+    assert stream.getvalue().splitlines() == 2 * [
+        "map: 2 processed, 0 skipped, 0 failed, 0 left, in 10 s, 12.0/min"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("'" + "x" * 100 + "/page_17.html'", "…" + "x" * 25 + "/page_17.html'"),
+        ("array([1,\n       2])", "array([1, 2])"),
+        ("\x1b[31mred\r\n\x1b[0m\b", "[31mred [0m"),
+    ],
+)
+def test_a_name_is_one_short_line(clock: Clock, name: str, expected: str) -> None:
+    ticker = Ticker(Ledger(), 10, "map", stream=io.StringIO(), clock=clock)
+    ticker.running(Running("tcp://1", 4.0, "process", name))
+    assert f"slowest: {expected} in process for 4 s" in ticker.line()
+
+
+COUNTS = "map: 5 processed, 0 skipped, 0 failed, 95 left, ETA 3:10"
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (70, f"{COUNTS}, 30.0/min"),
+        (81, f"{COUNTS}, slowest: …ge_17.html'"),
+        (99, f"{COUNTS}, slowest: …page_17.html' in process for 4 s"),
+    ],
+)
+def test_a_narrow_terminal_has_room_for_the_end_of_the_name(
+    terminal: Terminal,
+    clock: Clock,
+    columns: int,
+    expected: str,
+) -> None:
+    terminal.resize(columns)
+    ledger = Ledger()
+    with Ticker(ledger, 100, "map", stream=terminal, clock=clock) as ticker:
+        clock.now = 10
+        put(ledger, processed=5)
+        ticker.running(Running("tcp://1", 4.0, "process", "'/data/in/a/long/way/page_17.html'"))
+        ticker.tick()
+        assert terminal.frames[-1] == expected
+
+
+class Watched(Terminal):
+    """Lets the slow input go on once its name was shown."""
+
+    def __init__(self, go_on: Path) -> None:
+        super().__init__(120)
+        self._go_on = go_on
+
+    def write(self, text: str) -> int:
+        if "slowest: 'the slow one' in process for " in text:
+            self._go_on.touch()
+        return super().write(text)
+
+
+def test_a_slow_input_is_named_while_others_are_done(
+    cluster: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(inp: str) -> None:
+        end = threading.Event()
+        for _ in range(300):  # 30 s, if its name is never shown
+            if inp != "the slow one" or (folder / "go on").exists():
+                break
+            end.wait(0.1)
+
+    with Watched(folder / "go on") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        report = at_once_dask.run(["the slow one", *"abcdefghij"], None, work)
+        frames = stream.frames
+    assert (folder / "go on").exists()
+    assert 2 < report.items["seconds"].max() < 10
+    (named, *_) = [frame for frame in frames if "slowest" in frame]
+    assert named.startswith("map: 10 processed, 0 skipped, 0 failed, 1 left, ETA ")
+    assert "slowest" not in frames[-1]
+    assert sum(frame.startswith("Dask dashboard: ") for frame in frames) == 1
+
+
+# --- where there is no terminal
+
+
+def test_a_plain_line_every_ten_seconds(clock: Clock) -> None:
+    stream, ledger = io.StringIO(), Ledger()
+    with Ticker(ledger, 1000, "map", stream=stream, clock=clock) as ticker:
+        for _ in range(4 * 35):  # 35 seconds
+            clock.now += 0.25
+            put(ledger, processed=1)
+            ticker.tick()
+    assert stream.getvalue().splitlines() == [
+        "map: 40 processed, 0 skipped, 0 failed, 960 left, ETA 4:00, 4.0/s",
+        "map: 80 processed, 0 skipped, 0 failed, 920 left, ETA 3:50, 4.0/s",
+        "map: 120 processed, 0 skipped, 0 failed, 880 left, ETA 3:40, 4.0/s",
+        "map: 140 processed, 0 skipped, 0 failed, 860 left, ETA 3:35, 4.0/s",  # at the end
+    ]
+
+
+SECONDS = r"in \d+ s, [\d,.]+/\w+"
+
+
+def test_what_a_run_shows(cluster: Client, capfd: pytest.CaptureFixture[str]) -> None:
+    at_once_dask.run(range(10), lambda n: [n < 3, {n: n}], lambda n: {n: n}, reduce_fn=sum)
+    out, err = capfd.readouterr()
+    assert out == ""
+    link, mapped, reduced = err.splitlines()
+    assert re.fullmatch(r"Dask dashboard: http://127\.0\.0\.1:\d+/status", link)
+    assert re.fullmatch(f"map: 7 processed, 3 skipped, 0 failed, 0 left, {SECONDS}", mapped)
+    assert re.fullmatch(f"reduce: 10 processed, 0 skipped, 0 failed, 0 left, {SECONDS}", reduced)
+
+
+def test_what_a_plan_shows(cluster: Client, capfd: pytest.CaptureFixture[str]) -> None:
+    at_once_dask.plan(range(10), lambda n: [n < 3, None])
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert re.fullmatch(
+        f"Dask dashboard: .*\ncheck: 7 pending, 3 skipped, 0 failed, 0 left, {SECONDS}\n", err
+    )
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_silence(
+    cluster: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    stream: Callable[[], io.StringIO],
+) -> None:
+    shown = stream()
+    monkeypatch.setattr(sys, "stderr", shown)
+    with pytest.raises(at_once_dask.RunFailed):
+        at_once_dask.run([1, 0], None, lambda n: {n: 1 / n}, reduce_fn=sum, progress=False)
+    at_once_dask.plan([1, 0], lambda n: [1 / n, None], progress=False)
+    assert shown.getvalue() == ""
+    assert capfd.readouterr() == ("", "")
+
+
+class Broken(io.StringIO):
+    """As a pipe that nobody reads any more."""
+
+    def __init__(self, terminal: bool, error: Exception) -> None:
+        super().__init__()
+        self._terminal = terminal
+        self._error = error
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+    def write(self, text: str) -> int:
+        raise self._error
+
+
+def closed() -> io.StringIO:
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        lambda: Broken(terminal=True, error=BrokenPipeError(32, "Broken pipe")),
+        lambda: Broken(terminal=False, error=BrokenPipeError(32, "Broken pipe")),
+        lambda: Broken(terminal=True, error=OSError(5, "Input/output error")),
+        lambda: Broken(terminal=False, error=OSError(28, "No space left on device")),
+        closed,
+        lambda: None,
+    ],
+    ids=["pipe bar", "pipe", "terminal gone", "disk full", "closed", "none"],
+)
+def test_a_run_does_not_care_who_listens(
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    stream: Callable[[], Any],
+) -> None:
+    monkeypatch.setattr(sys, "stderr", stream())
+    show_link("http://127.0.0.1:8787/status")
+    ledger = Ledger()
+    with Ticker(ledger, 10, "map", clock=clock) as ticker:
+        for _ in range(10):
+            clock.now += 11
+            put(ledger, processed=1)
+            ticker.tick()
+    assert ledger.counts[PROCESSED] == 10
+    assert capfd.readouterr() == ("", "")
+
+
+# --- notebooks
+
+
+def test_a_notebook_without_ipywidgets(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Warnings are errors here."""
+    shown: list[Any] = []
+    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(kernel=object()))
+    monkeypatch.setattr(IPython.display, "display", lambda *args, **kwargs: shown.append(args[0]))
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    stream, ledger, link = io.StringIO(), Ledger(), "http://127.0.0.1:8787/status"
+    show_link(link, stream)
+    with Ticker(ledger, 4, "map", stream=stream, clock=clock) as ticker:
+        clock.now = 1
+        put(ledger, processed=2, failed=1)
+        ticker.tick()
+    assert shown == [
+        {
+            "text/plain": f"Dask dashboard: {link}",
+            "text/html": f'Dask dashboard: <a href="{link}" target="_blank">{link}</a>',
+        }
+    ]
+    assert (
+        stream.getvalue()
+        .rstrip()
+        .endswith(
+            "\r 75%|#######5  | map: 2 processed, 0 skipped, 1 failed, 1 left, ETA 0 s, 3.0/s"
+        )
+    )
+    assert capfd.readouterr() == ("", "")
+
+
+CELL = """
+import sys, warnings
+sys.modules["ipywidgets"] = None  # as where it is not installed
+warnings.simplefilter("error")
+import at_once_dask
+client = at_once_dask.start(2, dashboard_address="127.0.0.1:0")
+report = at_once_dask.run(range(100), lambda n: [n < 30, None], lambda n: None)
+at_once_dask.close()
+"""
+
+
+def test_a_kernel_without_ipywidgets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", ROOT)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
+    NotebookClient(notebook, timeout=60, kernel_name="python3").execute(cwd=str(folder))
+    outputs = notebook.cells[0].outputs
+    assert {output.get("name", "display") for output in outputs} == {"display", "stderr"}
+    (link,) = [output.data for output in outputs if output.output_type == "display_data"]
+    assert re.fullmatch(r"Dask dashboard: http://127\.0\.0\.1:\d+/status", link["text/plain"])
+    assert '<a href="http://127.0.0.1:' in link["text/html"]
+    text = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert "Warning" not in text
+    last = text.rstrip().rpartition("\r")[2]
+    assert re.fullmatch(
+        rf"100%\|.*\| map: 70 processed, 30 skipped, 0 failed, 0 left, {SECONDS}", last
+    )
+
+
+# --- a real terminal
+
+
+SCRIPT = """
+import at_once_dask, threading
+
+def work(n):
+    threading.Event().wait(0.02)
+
+at_once_dask.start(2, dashboard_address="127.0.0.1:0")
+at_once_dask.run(range(100), lambda n: [n < 30, None], work)
+at_once_dask.run((n for n in range(10)), None, work)
+at_once_dask.run(range(10), None, work, progress=False)
+"""
+
+
+def test_a_script_in_a_terminal(folder: Path) -> None:
+    out, shown = in_a_terminal([sys.executable, "-c", SCRIPT], columns=80)
+    assert out == ""
+    assert "\x1b" not in shown  # nothing but text, and returns to the start of the line
+    lines = screen(shown, 80)
+    assert len(lines) == 4
+    assert re.fullmatch(r"Dask dashboard: http://127\.0\.0\.1:\d+/status", lines[0])
+    assert re.fullmatch(
+        rf"map: 70 processed, 30 skipped, 0 failed, 0 left, {SECONDS} 100%\|█+\|", lines[1]
+    )
+    assert lines[2] == lines[0]
+    assert re.fullmatch(f"map: 10 processed, 0 skipped, 0 failed, {SECONDS}", lines[3])
+    assert shown.endswith("\r\n")
+
+
+def in_a_terminal(command: list[str], columns: int) -> tuple[str, str]:
+    """What `command` writes to stdout, a pipe, and to stderr, a terminal so wide."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with subprocess.Popen(
+        command,
+        env=os.environ | {"PYTHONPATH": ROOT},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+    ) as process:
+        os.close(theirs)
+        shown = b"".join(iter(lambda: read(ours), b""))
+        os.close(ours)
+        assert process.stdout is not None
+        return process.stdout.read(), shown.decode()
+
+
+def read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # Linux says so when the other side is closed
+        return b""
+
+
+def screen(text: str, columns: int) -> list[str]:
+    """The lines that stand on a terminal so wide after `text` was written to it."""
+    lines, line, column = [], "", 0
+    for char in text:
+        if char == "\n":
+            lines.append(line.rstrip())
+            line, column = "", 0
+        elif char == "\r":
+            column = 0
+        else:
+            assert column < columns, f"it wraps after {line!r}"
+            line = line[:column] + char + line[column + 1 :]
+            column += 1
+    return [*lines, line] if line else lines
+
+
+# --- small things
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (59.4, "59 s"), (59.6, "1:00"), (3599.6, "1:00:00"), (360_000, "100:00:00")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"), [(99.94, "99.9/s"), (100, "100/s"), (1, "1.0/s"), (1e-5, "0.0/h")]
+)
+def test_speeds(rate: float, text: str) -> None:
+    assert speed(rate) == text
