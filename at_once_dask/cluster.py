@@ -58,9 +58,10 @@ class _Own:
         self.settings = settings
         self._undo = contextlib.ExitStack()
         try:
-            self._cluster = self._to_close(self._start())
-            self.client: Client = self._to_close(Client(self._cluster, set_as_default=False))
-            self.client.register_plugin(_OwnWorker(), name="at_once_dask")
+            with _interrupts_wait():
+                self._cluster = self._to_close(self._start())
+                self.client: Client = self._to_close(Client(self._cluster, set_as_default=False))
+                self.client.register_plugin(_OwnWorker(), name="at_once_dask")
         except BaseException:
             self.close()
             raise
@@ -137,6 +138,7 @@ class _OwnWorker(WorkerPlugin):
     def setup(self, worker: Any) -> None:
         # A group of its own: it ends as one, and the terminal's Ctrl-C reaches the driver only.
         os.setpgid(0, 0)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see _start_fork_server
         # Forked from a process in which NumPy is imported, all would draw the same numbers.
         import sys
 
@@ -383,11 +385,34 @@ def _start_fork_server() -> None:
     wanted.setdefault("PYTHONHASHSEED", "6640")
     missing = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(missing)
+    # A Ctrl-C is for the driver. The fork server, and workers until they have a group of their
+    # own, would get it too, and die of it in the middle of an import.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         multiprocessing.forkserver.ensure_running()
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for name in missing:
             del os.environ[name]
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """A Ctrl-C while the cluster starts counts when it has: half a cluster cannot be closed.
+
+    Signals arrive in the main thread only; in another one there is nothing to wait.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _descendants(pid: int) -> list[psutil.Process]:

@@ -19,7 +19,7 @@ from tornado.ioloop import IOLoop
 
 from at_once_dask import journal, pickles
 from at_once_dask.cluster import Cluster
-from at_once_dask.errors import InputError
+from at_once_dask.errors import AtOnceError, InputError
 from at_once_dask.flow import Job, Outcome, Partition, work
 from at_once_dask.journal import Book
 from at_once_dask.lease import forget, reclaim_all
@@ -120,6 +120,7 @@ class ClusterCrew:
         self._client.unsubscribe_topic(self._topic)
         with contextlib.suppress(OSError):  # a worker that dies now takes the plugin along
             self._client.unregister_worker_plugin(self._topic)
+            self._client.run_on_scheduler(_forget, self._topic)
 
     @property
     def _loop(self) -> IOLoop:
@@ -132,7 +133,10 @@ class ClusterCrew:
         return journal.topic(self._book.run)
 
     def threads(self) -> dict[str, int]:
-        return dict(self._client.nthreads())
+        try:
+            return dict(self._client.nthreads())
+        except OSError as error:
+            raise _lost() from error
 
     def send(self, worker: str, partition: Partition) -> None:
         self._sent += 1
@@ -155,7 +159,7 @@ class ClusterCrew:
         try:
             event: Event = Delivered(id, await self._client.gather(future))
         except BaseException as error:
-            event = Broken(id, error)
+            event = Broken(id, error if self._client.status == "running" else _lost())
         self._futures.pop(id, None)
         self._events.put(event)
 
@@ -163,16 +167,19 @@ class ClusterCrew:
         self._loop.add_callback(self._ask, worker, wanted)
 
     async def _ask(self, worker: str, wanted: list[tuple[str, int]]) -> None:
-        answers: dict[str, Any] = await self._client.run(
-            reclaim_all, wanted, workers=[worker], on_error="ignore"
-        )
+        try:
+            answers: dict[str, Any] = await self._client.run(
+                reclaim_all, wanted, workers=[worker], on_error="ignore"
+            )
+        except OSError:  # the worker or the scheduler is gone
+            return
         for limits in answers.values():
             self._events.put(Reclaimed(limits))
 
     def _told(self, event: tuple[float, dict[str, Any]]) -> None:
         _, message = event
         if "log" in message:
-            journal.append(self._book.path, message["log"])
+            journal.append_line(self._book.path, message["log"])
         else:
             self._events.put(Running(message["worker"], *message["running"]))
 
@@ -183,11 +190,11 @@ class ClusterCrew:
             return None
 
     def end(self, workers: set[str]) -> None:
-        if not workers:
+        if not workers or self._client.status != "running":
             return
-        self._cluster.end_workers(workers)
+        ended = self._cluster.end_workers(workers)
         end = time.monotonic() + GONE_SECONDS
-        while workers & self.threads().keys() and time.monotonic() < end:
+        while ended & self.threads().keys() and time.monotonic() < end:
             time.sleep(0.02)  # until the scheduler knows: it would still speak to them
 
 
@@ -224,6 +231,18 @@ class InlineCrew:
 
     def end(self, workers: set[str]) -> None:
         self._waiting.clear()
+
+
+def _forget(topic: str, dask_scheduler: Any) -> None:
+    """Runs in the scheduler, which keeps what was told; the last parameter's name is Dask's."""
+    dask_scheduler._broker._topics.pop(topic, None)
+
+
+def _lost() -> AtOnceError:
+    return AtOnceError(
+        "the connection to the Dask scheduler is lost; start the cluster again, and run the same"
+        " again with a new Client"
+    )
 
 
 def pickled_job(job: Job) -> bytes:

@@ -124,7 +124,8 @@ def safe_repr(value: object, limit: int = REPR_LIMIT) -> str:
         text = _bounded(value, limit) if isinstance(value, _CONTAINERS) else repr(value)
     except BaseException as error:
         return f"<{type(value).__name__} object whose repr raised {type(error).__name__}>"
-    return cut(text, limit)
+    # Half a surrogate pair would break whatever it is sent through.
+    return cut(text.encode(errors="backslashreplace").decode(), limit)
 
 
 def cut(text: str, limit: int) -> str:

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 COLUMNS = ("time", "level", "run", "index", "input", "worker", "pid", "msg")
 
 _run: str | None = None  # the run that the driver is in
+_tell: Callable[[str, Any], None] | None = None  # how a worker sends the driver a message
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,8 @@ class Book:
         if _identity(self.path) == self.file:
             append(self.path, record)
         else:
-            from distributed import get_worker
-
-            get_worker().log_event(topic(self.run), {"log": record})
+            assert _tell is not None  # this process is a worker
+            _tell(topic(self.run), {"log": line(record)})
 
 
 def topic(run: str) -> str:
@@ -146,12 +147,26 @@ def log_path() -> str:
     return os.path.abspath(os.fspath(logfile))
 
 
+def tell_by(tell: Callable[[str, Any], None]) -> None:
+    """This process is a worker; `tell` may be called from any thread."""
+    global _tell
+    _tell = tell
+
+
+def line(record: dict[str, Any]) -> str:
+    """As JSON in ASCII: Dask's connections break at numbers and text that msgpack cannot hold."""
+    return json.dumps(record, default=safe_repr, skipkeys=True) + "\n"
+
+
 def append(path: str, record: dict[str, Any]) -> None:
+    append_line(path, line(record))
+
+
+def append_line(path: str, text: str) -> None:
     """One record, one write: lines of several processes never mix."""
-    line = json.dumps(record, default=safe_repr, skipkeys=True) + "\n"
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        os.write(descriptor, line.encode("ascii"))
+        os.write(descriptor, text.encode("ascii"))
     finally:
         os.close(descriptor)
 

@@ -29,6 +29,10 @@ from at_once_dask.source import PAYLOAD_BYTES, Chunk, Source
 DEPTH = 2  # partitions in flight for each worker thread
 TICK_SECONDS = 0.25
 RECLAIM_SECONDS = 0.2  # a partition out for longer may be asked back
+NO_WORKERS = (
+    "the cluster has no workers; start some, as with `dask worker ADDRESS`, and wait for them with"
+    " client.wait_for_workers(1)"
+)
 GRACE_SECONDS = 1.0  # what running inputs get to finish when a run stops early
 
 
@@ -255,7 +259,7 @@ class Window:
         for out in self._out.values():
             if out.worker not in self._threads:
                 return _lost(out)
-        return None if self._threads else "the cluster has no workers"
+        return None if self._threads else NO_WORKERS
 
 
 def _lost(out: Out) -> str:
@@ -267,6 +271,8 @@ def _lost(out: Out) -> str:
 
 
 def _broken(error: BaseException) -> AtOnceError:
+    if isinstance(error, AtOnceError):
+        return error
     broken = AtOnceError(
         f"a partition failed as a whole: {type(error).__name__}: {error}; see that the functions"
         " can be imported on the workers, and run the same again"

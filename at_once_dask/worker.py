@@ -61,6 +61,7 @@ class RunPlugin(WorkerPlugin):
     def setup(self, worker: Any) -> None:
         if self.surroundings is not None:
             self.surroundings.adopt()
+        journal.tell_by(worker.log_event)
         _JOBS[self.run] = _Sealed(self.job, self.book)
         self.job = b""
         self._teller = PeriodicCallback(lambda: self._tell(worker), TELL_SECONDS * 1000)

@@ -15,7 +15,6 @@ from typing import Any
 
 import cloudpickle
 import helpers
-import psutil
 import pytest
 from distributed import Client
 from helpers import oracle, poll_for, same, statuses
@@ -201,14 +200,12 @@ def test_the_cluster_is_left_as_it_was(borrowed: Client) -> None:
 
 
 def test_the_sessions_default_client_is_used(borrowed: Client, scheduler_file: Path) -> None:
-    at_once_dask.close()
     with client_of(scheduler_file) as client:
         everything()
         assert client.status == "running"
         assert Client.current() is client
         log = at_once_dask.read_log()
         assert set(log["worker"]) <= set(borrowed.nthreads())
-        assert not [c for c in psutil.Process().children() if "forkserver" in c.cmdline()[-1]]
 
 
 @contextlib.contextmanager
@@ -241,7 +238,6 @@ def test_log_to_a_file_that_the_workers_do_not_see(
     assert len((folder / "unseen.jsonl").read_text().splitlines()) == 308
 
 
-@pytest.mark.xfail(reason="breaks the workers' connection to the scheduler", run=False)
 def test_anything_can_be_logged_from_another_host(borrowed: Client) -> None:
     said = [2**70, "caf\udce9", {1: object}, b"bytes", None]
     with on_another_host(borrowed):
@@ -256,7 +252,6 @@ def test_anything_can_be_logged_from_another_host(borrowed: Client) -> None:
     assert list(log["msg"]) == [2**70, "caf\udce9", {"1": repr(object)}, "b'bytes'", None]
 
 
-@pytest.mark.xfail(reason="the record is lost, with an exception in the thread")
 def test_log_from_a_thread_of_the_input_on_another_host(borrowed: Client) -> None:
     def in_a_thread(n: int) -> None:
         thread = threading.Thread(target=at_once_dask.log, args=("from a thread",))
@@ -268,7 +263,6 @@ def test_log_from_a_thread_of_the_input_on_another_host(borrowed: Client) -> Non
     assert list(at_once_dask.read_log()["msg"]) == ["from a thread"]
 
 
-@pytest.mark.xfail(reason="what was logged from another host stays in the scheduler's memory")
 def test_the_scheduler_forgets_what_passed_through_it(borrowed: Client) -> None:
     with on_another_host(borrowed):
         everything(client=borrowed)
@@ -438,7 +432,6 @@ def test_no_workers(client_of_spare: Client) -> None:
     assert run.value.report.seconds < 5
 
 
-@pytest.mark.xfail(reason="the text does not say it")
 def test_no_workers_and_what_to_do(client_of_spare: Client) -> None:
     with pytest.raises(at_once_dask.RunStopped, match="`dask worker ADDRESS`"):
         run_a_few(client_of_spare)
@@ -464,7 +457,6 @@ def test_a_worker_without_a_nanny(
         assert run.value.report.seconds < 8
 
 
-@pytest.mark.xfail(reason="Dask's own error is raised")
 def test_a_scheduler_that_dies(
     client_of_spare: Client, spare: tuple[Path, subprocess.Popen[Any]], folder: Path
 ) -> None:
