@@ -375,6 +375,7 @@ def _start_fork_server() -> None:
     the driver itself the environment that is meant for the workers, and leave it there.
     """
     import multiprocessing.forkserver
+    import multiprocessing.resource_tracker
 
     import distributed.utils
 
@@ -386,7 +387,9 @@ def _start_fork_server() -> None:
     missing = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(missing)
     # A Ctrl-C is for the driver. The fork server, and workers until they have a group of their
-    # own, would get it too, and die of it in the middle of an import.
+    # own, would get it too, and die of it in the middle of an import. (The resource tracker comes
+    # first: to start it takes the block away.)
+    multiprocessing.resource_tracker.ensure_running()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         multiprocessing.forkserver.ensure_running()

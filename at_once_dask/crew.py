@@ -101,15 +101,11 @@ class ClusterCrew:
         self._sent = 0
 
     def __enter__(self) -> ClusterCrew:
-        plugin = RunPlugin(self._book.run, self._job, self._book, self._cluster.surroundings())
         try:
-            self._client.register_plugin(plugin, name=self._topic)
-        except ModuleNotFoundError as error:
-            raise InputError(
-                f"the workers of this cluster cannot import {error.name}; install it there, for"
-                " at_once_dask itself with pip install at_once_dask, and call run() again"
-            ) from error
-        self._client.subscribe_topic(self._topic, self._told)
+            self._introduce()
+        except BaseException:  # a Ctrl-C too: the workers must not keep half of it
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -118,9 +114,23 @@ class ClusterCrew:
         self._client.cancel(list(self._futures.values()), force=True)
         self._futures.clear()
         self._client.unsubscribe_topic(self._topic)
-        with contextlib.suppress(OSError):  # a worker that dies now takes the plugin along
+        # A worker that dies now takes the plugin along; one that never got it, has none.
+        with contextlib.suppress(OSError, ValueError, KeyError):
             self._client.unregister_worker_plugin(self._topic)
             self._client.run_on_scheduler(_forget, self._topic)
+
+    def _introduce(self) -> None:
+        """Bring the run to the workers, and listen to what they tell."""
+        self._client.subscribe_topic(self._topic, self._told)
+        surroundings = self._cluster.surroundings()
+        plugin = RunPlugin(self._book.run, self._job, self._book, surroundings)
+        try:
+            self._client.register_plugin(plugin, name=self._topic)
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"the workers of this cluster cannot import {error.name}; install it there, for"
+                " at_once_dask itself with pip install at_once_dask, and call run() again"
+            ) from error
 
     @property
     def _loop(self) -> IOLoop:

@@ -942,22 +942,24 @@ KINDS: dict[str, tuple[Callable[[], Any], list[Any]]] = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("do_shuffle", [False, True])
-def test_lists_of_every_kind(cluster: Client, folder: Path, name: str, do_shuffle: bool) -> None:
+def test_lists_of_every_kind(cluster: Client, folder: Path, name: str) -> None:
     (folder / "lines").write_text("one\ntwo\n")
     make, expected = KINDS[name]
-    inputs = make()
 
     def keep(inp: Any) -> list[tuple[str, Any]]:
         return [("all", inp.tolist() if hasattr(inp, "tolist") else inp)]
 
-    result = run(inputs, None, keep, do_shuffle, list, progress=False)
-    found = result["all"]
-    assert sorted(found, key=repr) == sorted(expected, key=repr)
-    assert do_shuffle or found == expected
-    assert result.report.n_inputs == len(expected)
-    if hasattr(inputs, "close"):
-        inputs.close()
+    for do_shuffle in (False, True):
+        inputs = make()
+        result = run(inputs, None, keep, do_shuffle, list, progress=False)
+        if hasattr(inputs, "close"):
+            inputs.close()
+        found = result["all"]
+        assert result.report.n_inputs == len(expected)
+        if do_shuffle:
+            assert sorted(found, key=repr) == sorted(expected, key=repr)
+        else:
+            assert found == expected
 
 
 def test_rows_of_a_frame_keep_their_names(cluster: Client) -> None:
@@ -1011,21 +1013,21 @@ class FetcherOf:
         pass
 
 
-@pytest.mark.parametrize(("yes", "no"), [(True, False), (1, 0), (np.True_, np.False_)])
-def test_flags_of_every_kind(cluster: Client, yes: Any, no: Any) -> None:
-    assert run([1, 2], None, process, yes, progress=no).ok
-    assert run([1, 2], None, process, no, progress=no).ok
-    assert plan([1, 2], None, progress=no).n_pending == 2
+def test_flags_of_every_kind(cluster: Client) -> None:
+    for yes, no in ((True, False), (1, 0), (np.True_, np.False_)):
+        assert run([1, 2], None, process, yes, progress=no).ok
+        assert run([1, 2], None, process, no, progress=no).ok
+        assert plan([1, 2], None, progress=no).n_pending == 2
 
 
-@pytest.mark.parametrize("seed", [0, 1.5, "seed", b"seed", bytearray(b"seed"), np.float64(1.5)])
-def test_seeds_of_every_kind(cluster: Client, seed: Any) -> None:
-    def shuffled() -> Any:
+def test_seeds_of_every_kind(cluster: Client) -> None:
+    def shuffled(seed: Any) -> Any:
         return run(range(20), None, lambda n: {1: n}, True, list, progress=False, random_state=seed)
 
-    first = shuffled()
-    assert first == shuffled()
-    assert sorted(first[1]) == list(range(20))
+    for seed in (0, 1.5, "seed", b"seed", bytearray(b"seed"), np.float64(2.5)):
+        first = shuffled(seed)
+        assert first == shuffled(seed)
+        assert sorted(first[1]) == list(range(20)) != first[1]
 
 
 def test_a_generator_function_in_a_map_reduce_run(cluster: Client) -> None:

@@ -593,12 +593,11 @@ SCRIPT = """
 import at_once_dask, threading
 
 def work(n):
-    threading.Event().wait(0.02)
+    threading.Event().wait(0.01)
 
 at_once_dask.start(2, dashboard_address="127.0.0.1:0")
 at_once_dask.run(range(100), lambda n: [n < 30, None], work)
 at_once_dask.run((n for n in range(10)), None, work)
-at_once_dask.run(range(10), None, work, progress=False)
 """
 
 

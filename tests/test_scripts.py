@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import pty
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import psutil
 import pytest
+from helpers import poll_for
 from nbclient import NotebookClient
 
 ROOT = str(Path(__file__).parent.parent)
@@ -289,3 +293,45 @@ def test_programs_of_the_older_library_go_on_working(folder: Path) -> None:
     assert done.stdout.splitlines() == ["True", "{'n': 6}"]
     assert (folder / "my_log.jsonl").read_text().count("working on 3") == 4
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.2])
+def test_ctrl_c_while_the_cluster_starts(folder: Path, seconds: float) -> None:
+    """As from a terminal, to the whole process group, at a moment of the start."""
+    script = """
+import time
+import at_once_dask
+print("ready", flush=True)
+at_once_dask.run(range(1000), None, lambda n: time.sleep(0.1), progress=False)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(seconds)  # not to wait for something: to be somewhere in the middle
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGINT
+    assert err.endswith("KeyboardInterrupt\n")
+    assert "forkserver" not in err
+    assert "Exception ignored" not in err
+    poll_for(lambda: not group(process.pid), "processes are left behind")
+
+
+def group(pgid: int) -> list[psutil.Process]:
+    """The processes of a process group, those excepted that have ended."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) == pgid and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return found
