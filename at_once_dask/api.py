@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, overload
 from distributed import Client
 
 from at_once_dask import cluster, journal
-from at_once_dask.crew import ClusterCrew, Crew, pickled_job
+from at_once_dask.crew import ClusterCrew, Crew
 from at_once_dask.errors import InputError, RunFailed, RunStopped
 from at_once_dask.lease import here
 from at_once_dask.options import Options, front_door, function_name
@@ -22,6 +22,8 @@ K = TypeVar("K")
 V = TypeVar("V")
 OnError = Literal["raise", "return", "stop"]
 Pairs = Mapping[K, Any] | Iterable[tuple[K, Any]] | None
+
+start = front_door(cluster.start)
 
 _last: Report | None = None
 
@@ -278,11 +280,10 @@ def _one(options: Options) -> Iterator[Run]:
 @contextmanager
 def _crew(this: Run) -> Iterator[Crew]:
     """The workers for `this` run."""
-    job = pickled_job(this.job())
-    found = cluster.find(this.options.client)
+    found = cluster.find(this.client)
     this.dashboard_link = found.dashboard_link
     label = function_name(this.options.process_inp or this.options.check_inp)
-    with ClusterCrew(found, job, this.book, label) as crew:
+    with ClusterCrew(found, this.job, this.book, label) as crew:
         if this.options.progress and found.dashboard_link is not None:
             show_link(found.dashboard_link)
         yield crew

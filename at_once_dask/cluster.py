@@ -259,13 +259,20 @@ class Cluster:
         return set(with_nanny)
 
 
-def find(client: Client | None) -> Cluster:
-    """The given Client's cluster, else the session's default one's, else the own one."""
+def lent(client: Client | None) -> Client | None:
+    """The given Client, else the session's default one; None when the own cluster is to be used."""
     if client is None:
         with contextlib.suppress(ValueError):
             client = Client.current()
-    if client is not None and (_own is None or client is not _own.client):
-        return Cluster(checked_client(client), own=False)
+    if client is None or (_own is not None and client is _own.client):
+        return None
+    return checked_client(client)
+
+
+def find(lent: Client | None) -> Cluster:
+    """The cluster of the Client that was lent, else the own one, started if need be."""
+    if lent is not None:
+        return Cluster(lent, own=False)
     if _own is None or _own.client.status != "running":
         start(**_kept_settings())
     assert _own is not None
@@ -275,7 +282,10 @@ def find(client: Client | None) -> Cluster:
 
 def checked_client(client: Any) -> Client:
     """`client`, when its cluster can be used."""
-    hint = "pass client=distributed.Client(address), or no client for a cluster of our own"
+    hint = (
+        "write run(inp_list, check_inp, process_inp, client=distributed.Client(address)), or pass"
+        " no client for a cluster of our own"
+    )
     if not isinstance(client, Client):
         raise InputError(f"client is {safe_repr(client)}; {hint}")
     if client.asynchronous:
@@ -284,8 +294,7 @@ def checked_client(client: Any) -> Client:
         raise InputError(f"client is {client.status}; {hint}")
     if any(address.startswith("inproc://") for address in client.nthreads()):
         raise InputError(
-            "client is of a cluster whose workers are threads of this process; use"
-            " Client(processes=True), or no client for a cluster of our own"
+            f"client is of a cluster whose workers are threads of this process; {hint}"
         )
     return client
 
@@ -339,7 +348,7 @@ def _check_dashboard_address(address: Any) -> None:
         warnings.warn(
             f"the dashboard will listen on {address}: it has no login, and everybody who reaches it"
             ' sees your inputs; use dashboard_address="127.0.0.1:8787" and a tunnel instead',
-            stacklevel=4,
+            stacklevel=5,  # the caller of `start`, behind its front door
         )
 
 

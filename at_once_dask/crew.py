@@ -211,8 +211,8 @@ class ClusterCrew:
 class InlineCrew:
     """This process as the only worker: a partition is worked on when its outcome is asked for."""
 
-    def __init__(self, job: Job, book: Book, threads: int = 1) -> None:
-        self._job = job
+    def __init__(self, job: bytes, book: Book, threads: int = 1) -> None:
+        self._job: Job = pickles.loads(job)
         self._book = book
         self._threads = threads
         self._waiting: deque[Partition] = deque()

@@ -7,6 +7,7 @@ records to the driver.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -116,18 +117,38 @@ def open_book(run: str) -> Book:
     A torn last line, left by a crash, is ended, so that the next record stands on its own.
     """
     path = log_path()
-    try:
-        with open(path, "ab+") as file:
-            if file.tell() > 0:
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    file.write(b"\n")
-    except OSError as error:
-        raise InputError(
-            f"at_once_dask.logfile = {str(path)!r} cannot be written ({error.strerror}); assign a"
-            ' path in a folder that exists, for example at_once_dask.logfile = "log.jsonl"'
-        ) from error
+    with open(path, "ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
     return Book(run, path, _identity(path))
+
+
+def writable_path() -> str:
+    """The path of the log, when it can be written; nothing is created yet."""
+    path = log_path()
+    reason = _why_unwritable(path)
+    if reason is not None:
+        raise InputError(
+            f"at_once_dask.logfile = {path!r} cannot be written ({os.strerror(reason)}); assign a"
+            ' path in a folder that exists, for example at_once_dask.logfile = "log.jsonl"'
+        )
+    return path
+
+
+def _why_unwritable(path: str) -> int | None:
+    """The error number; None when `path` can be written, or created."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_APPEND))
+    except FileNotFoundError as error:
+        folder = os.path.dirname(path)
+        if not os.path.isdir(folder):
+            return error.errno
+        return None if os.access(folder, os.W_OK) else errno.EACCES
+    except OSError as error:
+        return error.errno
+    return None
 
 
 def enter_run(run: str | None) -> None:

@@ -135,7 +135,8 @@ def front_door(function: Callable[P, R]) -> Callable[P, R]:
         except TypeError as error:
             raise InputError(_misfit(call, kwargs, error)) from None
         for name, given in bound.arguments.items():
-            _CHECKS[name](call, name, given)
+            if name in _CHECKS:
+                _CHECKS[name](call, name, given)
         return function(*args, **kwargs)
 
     return checked

@@ -11,8 +11,8 @@ from functools import cached_property, partial
 from operator import itemgetter
 from typing import Any
 
-from at_once_dask import journal, pickles
-from at_once_dask.crew import Crew
+from at_once_dask import cluster, journal, pickles
+from at_once_dask.crew import Crew, pickled_job
 from at_once_dask.failure import Failure, from_exception
 from at_once_dask.flow import Job, Outcome
 from at_once_dask.gather import Piece
@@ -37,22 +37,18 @@ class Run:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.id = uuid.uuid4().hex[:12]
+        # What may yet be wrong with the call, before anything is drawn from the list.
+        self.logfile = journal.writable_path()
+        self.client = cluster.lent(options.client)
+        self.job = pickled_job(
+            Job(options.check_inp, options.process_inp, options.reduce_fn, options.combine_fn)
+        )
         self.source = _source(options)
         self.ledger = Ledger(self.source.order)
-        self.logfile = journal.log_path()
-        self.dashboard_link: str | None = None
-        self._begun = time.monotonic()
         self.groups = Groups()
         self.reduced: dict[int, tuple[Any, Any]] = {}  # by position: key, value
-
-    def job(self) -> Job:
-        """What the workers need to know."""
-        return Job(
-            check_inp=self.options.check_inp,
-            process_inp=self.options.process_inp,
-            reduce_fn=self.options.reduce_fn,
-            combine_fn=self.options.combine_fn,
-        )
+        self.dashboard_link: str | None = None
+        self._begun = time.monotonic()
 
     def map(self, crew: Crew, sink: Sink | None = None, what: str = "map") -> str | None:
         """Every input through check and process; why it stopped early, or None."""

@@ -106,7 +106,7 @@ class Ticker:
         self._ledger = ledger
         self._total = total
         self._what = what
-        self._stream = sys.stderr if stream is None else stream
+        self._stream = _Stream(stream)
         self._clock = clock
         self._begun = self._shown = clock()
         self._eta = Eta(self._begun)
@@ -114,9 +114,8 @@ class Ticker:
         self._bar: Any = None
 
     def __enter__(self) -> Ticker:
-        if in_notebook() or _is_terminal(self._stream):
-            with _whatever_the_stream_does():
-                self._bar = _bar(self._total, self._stream)
+        if in_notebook() or self._stream.isatty():
+            self._bar = _bar(self._total, self._stream)
             self._show()
         return self
 
@@ -124,8 +123,7 @@ class Ticker:
         self._long.clear()
         self._show()
         if self._bar is not None:
-            with _whatever_the_stream_does():
-                self._bar.close()
+            self._bar.close()
 
     def running(self, event: Running) -> None:
         self._long[event.worker] = (self._clock(), event)
@@ -187,17 +185,49 @@ class Ticker:
 
     def _show(self) -> None:
         if self._bar is None:
-            _print(f"{self._what}: {self.line()}", self._stream)
+            print(f"{self._what}: {self.line()}", file=self._stream, flush=True)
             return
-        width = None if in_notebook() else _columns(self._stream)
+        width = None if in_notebook() else self._stream.columns()
         prefix = f"{self._what}: "
         text = prefix + (self.line() if width is None else self.line(width - len(prefix)))
-        with _whatever_the_stream_does(), self._bar.get_lock():
+        with self._bar.get_lock():  # given back when Ctrl-C comes, as `refresh` would not
             self._bar.n = self._handled()
             self._bar.ncols = width
             self._bar.set_description_str(text, refresh=False)
             self._bar.bar_format = _bar_format(self._total, text, width)
             self._bar.refresh(nolock=True)
+
+
+class _Stream:
+    """Where the progress goes, stderr by default.
+
+    It never raises: when the terminal is closed, or a pipe has no reader any more, the run goes on.
+    And tqdm would keep its lock then, for which a thread of Dask's would wait for ever.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream: Any = sys.stderr if stream is None else stream  # that may be None as well
+        self.encoding = getattr(self._stream, "encoding", None)
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            return bool(self._stream.isatty())
+        return False
+
+    def columns(self) -> int:
+        """How many a line has, but the last one, where the cursor stands."""
+        columns = 0
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            columns = os.get_terminal_size(self._stream.fileno()).columns
+        return (columns or 80) - 1
 
 
 class Silent:
@@ -225,7 +255,7 @@ def show_link(link: str, stream: TextIO | None = None) -> None:
         html = f'Dask dashboard: <a href="{link}" target="_blank">{link}</a>'
         display({"text/plain": text, "text/html": html}, raw=True)
     else:
-        _print(text, sys.stderr if stream is None else stream)
+        print(text, file=_Stream(stream), flush=True)
 
 
 def in_notebook() -> bool:
@@ -268,16 +298,19 @@ def _name(inp: str, limit: int) -> str:
     return name if len(name) <= limit else "…" + name[1 - limit :]
 
 
-def _bar(total: int | None, stream: TextIO | None) -> Any:
-    """A tqdm bar; the widget in notebooks, where ipywidgets is there to show it."""
+def _bar(total: int | None, stream: _Stream) -> Any:
+    """A tqdm bar, not drawn yet; the widget in notebooks, where ipywidgets is there to show it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tqdm warns where ipywidgets is missing: text does too
-        if in_notebook() and importlib.util.find_spec("ipywidgets") is not None:
+        if widget := in_notebook() and importlib.util.find_spec("ipywidgets") is not None:
             from tqdm.auto import tqdm as bar
         else:
             from tqdm.std import tqdm as bar  # type: ignore[assignment]
     quiet = type("Bar", (bar,), {"monitor_interval": 0})  # no thread that would outlive the run
-    return quiet(total=total, file=stream, bar_format="{desc}")  # nothing yet
+    made = quiet(total=total, file=stream, bar_format="{desc}", delay=1e-9)
+    if not widget:
+        made.delay = 0  # or it would not end its line
+    return made
 
 
 def _bar_format(total: int | None, text: str, width: int | None) -> str:
@@ -287,28 +320,3 @@ def _bar_format(total: int | None, text: str, width: int | None) -> str:
     if total is None or width is None or width - len(text) < BAR_LEAST:
         return "{desc}{bar:0}"  # it is the bar that makes older tqdm cut the text at the width
     return "{desc} {percentage:3.0f}%|{bar}|"
-
-
-def _columns(stream: Any) -> int:
-    """How many the terminal has, but the last one, where the cursor stands."""
-    columns = 0
-    with contextlib.suppress(AttributeError, OSError, ValueError):  # it is none, or a fake
-        columns = os.get_terminal_size(stream.fileno()).columns
-    return (columns or 80) - 1
-
-
-def _is_terminal(stream: TextIO | None) -> bool:
-    with contextlib.suppress(AttributeError, ValueError):  # there is none; it is closed
-        return stream is not None and stream.isatty()
-    return False
-
-
-def _print(text: str, stream: TextIO | None) -> None:
-    if stream is not None:  # or `print` would take stdout
-        with _whatever_the_stream_does():
-            print(text, file=stream, flush=True)
-
-
-def _whatever_the_stream_does() -> contextlib.suppress:
-    """A terminal that was closed, a pipe that nobody reads any more: the run goes on."""
-    return contextlib.suppress(OSError, ValueError)

@@ -24,6 +24,7 @@ import nbformat
 import pytest
 from distributed import Client
 from nbclient import NotebookClient
+from tqdm import tqdm
 
 import at_once_dask
 from at_once_dask.crew import Running
@@ -303,6 +304,24 @@ def test_an_exception_ends_the_line(terminal: Terminal, clock: Clock) -> None:
     assert terminal.getvalue().endswith("\n")
 
 
+def test_an_interrupted_drawing_leaves_tqdm_free(clock: Clock) -> None:
+    class Interrupted(Terminal):
+        def write(self, text: str) -> int:
+            if "1 processed" in text:
+                raise KeyboardInterrupt
+            return super().write(text)
+
+    ledger = Ledger()
+    with Interrupted() as stream, Ticker(ledger, 5, "map", stream=stream, clock=clock) as ticker:
+        clock.now = 1
+        put(ledger, processed=1)
+        with pytest.raises(KeyboardInterrupt):
+            ticker.tick()
+        put(ledger, processed=1)
+    assert stream.closed
+    check_that_tqdm_is_free()
+
+
 def test_no_thread_watches_the_bar(terminal: Terminal, clock: Clock) -> None:
     before = threading.enumerate()
     with Ticker(Ledger(), 5, "map", stream=terminal, clock=clock):
@@ -521,8 +540,21 @@ def test_a_run_does_not_care_who_listens(
             clock.now += 11
             put(ledger, processed=1)
             ticker.tick()
-    assert ledger.counts[PROCESSED] == 10
     assert capfd.readouterr() == ("", "")
+    check_that_tqdm_is_free()
+
+
+def check_that_tqdm_is_free() -> None:
+    """A bar that is collected by another thread, the event loop's, waits for tqdm's lock."""
+
+    def draw() -> None:
+        with tqdm.get_lock():  # type: ignore[no-untyped-call]
+            pass
+
+    thread = threading.Thread(target=draw, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 # --- notebooks

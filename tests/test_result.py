@@ -83,7 +83,7 @@ def inline(monkeypatch: pytest.MonkeyPatch, threads: int, first: int) -> Iterato
 
     @contextmanager
     def crew(this: Any) -> Iterator[Crew]:
-        with InlineCrew(this.job(), this.book, threads) as found:
+        with InlineCrew(this.job, this.book, threads) as found:
             yield found
 
     with monkeypatch.context() as patch:
