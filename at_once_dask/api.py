@@ -11,7 +11,7 @@ from distributed import Client
 from at_once_dask import cluster, journal
 from at_once_dask.crew import ClusterCrew, Crew
 from at_once_dask.errors import InputError, RunFailed, RunStopped
-from at_once_dask.lease import here
+from at_once_dask.lease import running
 from at_once_dask.options import Options, front_door, function_name
 from at_once_dask.report import Plan, Reduction, Report
 from at_once_dask.runner import PlanSink, Run
@@ -224,7 +224,6 @@ def plan(
         client=client,
         progress=progress,
         random_state=None,
-        plans=True,
     ).checked()
     with _one(options) as this:
         sink = PlanSink(this)
@@ -256,7 +255,7 @@ def last_report() -> Report | None:
 def _one(options: Options) -> Iterator[Run]:
     """A run, one at a time; its report is kept however it ends, and goes with what is raised."""
     global _last
-    if here() is not None:
+    if running():
         raise InputError(
             "run() was called inside one of its own functions; call it after the other run, or do"
             " the inner work with a plain loop: [process(part) for part in parts]"

@@ -10,7 +10,7 @@ import contextlib
 import queue
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import dask
@@ -256,11 +256,22 @@ def _lost() -> AtOnceError:
 
 
 def pickled_job(job: Job) -> bytes:
-    """The job for the way; functions that cannot be pickled are bad input."""
+    """The job for the way; a function that cannot be pickled is bad input."""
     try:
         return pickles.dumps(job)
     except Exception as error:
         raise InputError(
-            f"the functions cannot be sent to the workers: {type(error).__name__}: {error}; create"
-            " files, locks and connections inside the function, not outside of it"
+            f"{_unsendable(job)} cannot be sent to the workers: {type(error).__name__}: {error};"
+            " create files, locks and connections inside the function, not outside of it, and call"
+            " run(inp_list, check_inp, process_inp) again"
         ) from error
+
+
+def _unsendable(job: Job) -> str:
+    """Which of the functions it is."""
+    for field in fields(job):
+        try:
+            pickles.dumps(getattr(job, field.name))
+        except Exception:
+            return field.name
+    return "what the functions share"

@@ -135,7 +135,7 @@ def read_answer(answer: Any) -> tuple[bool, Any]:
     (True, 'value')
     """
     if not isinstance(answer, (list, tuple)) or len(answer) != 2:
-        refuse_lazy(answer, "check_inp")
+        refuse_awaitable(answer, "check_inp")
         raise Answer(f"check_inp returned {safe_repr(answer)}; {PAIR_HINT}")
     is_done, value = answer
     return bool(is_done), value
@@ -159,18 +159,23 @@ def read_pairs(result: Any, who: str) -> Pairs:
     return pairs
 
 
-def refuse_lazy(result: Any, who: str = "process_inp") -> None:
-    """Refuse what looks like work but has not run: awaitables and generators."""
-    refuse_awaitable(result, who)
+def refuse_lazy(result: Any) -> None:
+    """Refuse what looks like work but has not run."""
+    refuse_awaitable(result, "process_inp")
     if inspect.isgenerator(result):
         result.close()
         raise Answer(
-            f"{who} returned a generator, whose body never ran; it must do its work and save it"
-            " itself: call the function with the `yield` inside a loop, or use plain `return`"
+            "process_inp returned a generator, whose body never ran; it must do its work and save"
+            " it itself: call the function with the `yield` inside a loop, or use plain `return`"
         )
 
 
 def refuse_awaitable(result: Any, who: str) -> None:
+    if hasattr(type(result), "__dask_graph__"):  # some of them can be awaited too
+        raise Answer(
+            f"{who} returned a {type(result).__name__} of Dask, which nobody computes; call its"
+            ' compute(scheduler="sync") in there'
+        )
     if inspect.isawaitable(result):
         if inspect.iscoroutine(result):
             result.close()  # or Python warns later that it was never awaited

@@ -94,11 +94,15 @@ def log(msg: object) -> None:
     ['ready']
     """
     mine = lease.here()
-    if mine is None or mine.book is None:
-        append(log_path(), _record("INFO", _run, None, None, "driver", msg))
-    else:
+    others = lease.running()
+    if mine is not None and mine.book is not None:
         inp = safe_repr(mine.inp)
         mine.book.write(_record("INFO", mine.book.run, mine.index, inp, mine.worker, msg))
+    elif others and others[0].book is not None:  # a thread of one of several inputs
+        book, worker = others[0].book, others[0].worker
+        book.write(_record("INFO", book.run, None, None, worker, msg))
+    else:
+        append(log_path(), _record("INFO", _run, None, None, "driver", msg))
 
 
 def note_failure(failure: Failure, book: Book, inp: object, index: int | None) -> None:

@@ -117,11 +117,20 @@ def enter(lease: Lease | None) -> None:
 
 
 def here() -> Lease | None:
-    """The lease this thread works on, also from a thread that an input started by itself."""
+    """The lease this thread works on.
+
+    Also in a thread that an input started by itself, where only one input is running.
+    """
     lease: Lease | None = getattr(_here, "lease", None)
-    if lease is None and len(LEASES) == 1:
-        (lease,) = LEASES.values()
+    if lease is None:
+        begun = running()
+        return begun[0] if len(begun) == 1 else None
     return lease
+
+
+def running() -> list[Lease]:
+    """The leases that are being worked on in this process."""
+    return [lease for lease in list(LEASES.values()) if lease.marks]
 
 
 def reclaim_all(wanted: list[tuple[str, int]]) -> dict[str, int]:
@@ -148,12 +157,8 @@ def forget(run: str) -> None:
 def longest_running(run: str) -> tuple[float, str, str] | None:
     """Of the inputs of `run` in this process the one that runs longest: seconds, stage, input."""
     now = time.monotonic()
-    running = [
-        (now - lease.marks[-1], lease)
-        for lease in list(LEASES.values())
-        if lease.id.startswith(run) and lease.marks
-    ]
-    if not running:
+    begun = [(now - lease.marks[-1], lease) for lease in running() if lease.id.startswith(run)]
+    if not begun:
         return None
-    seconds, lease = max(running, key=lambda pair: pair[0])
+    seconds, lease = max(begun, key=lambda pair: pair[0])
     return seconds, lease.stage, safe_repr(lease.inp)

@@ -76,7 +76,6 @@ class Options:
     client: Client | None
     progress: bool
     random_state: Any
-    plans: bool = False  # only look what is to be done
 
     @property
     def reducing(self) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dask.delayed import delayed
 from distributed import Client
 from helpers import statuses
 
@@ -225,7 +226,7 @@ def test_map_only_drops_results_but_refuses_what_never_ran(cluster: Client) -> N
     def generator() -> Iterator[int]:
         yield 1
 
-    lazy: dict[int, Callable[[], Any]] = {2: nothing, BAD: generator}
+    lazy: dict[int, Callable[[], Any]] = {2: nothing, BAD: generator, 7: delayed(generator)}
     report = at_once_dask.run(
         range(10),
         None,
@@ -233,10 +234,11 @@ def test_map_only_drops_results_but_refuses_what_never_ran(cluster: Client) -> N
         on_error="return",
         progress=False,
     )
-    assert list(report.failures.index) == [2, BAD]
+    assert list(report.failures.index) == [2, BAD, 7]
     messages = list(report.failures["message"])
     assert "awaitable" in messages[0]
     assert "generator, whose body never ran" in messages[1]
+    assert "a Delayed of Dask, which nobody computes" in messages[2]
 
 
 def test_a_done_input_without_a_value(cluster: Client) -> None:

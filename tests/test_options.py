@@ -646,8 +646,9 @@ def test_texts_about_clients_show_the_call(untouched: None) -> None:
 
 
 UNPICKLABLE = (
-    "the functions cannot be sent to the workers: TypeError: cannot pickle '_thread.lock' object;"
-    " create files, locks and connections inside the function, not outside of it"
+    "{} cannot be sent to the workers: TypeError: cannot pickle '_thread.lock' object; create"
+    " files, locks and connections inside the function, not outside of it, and call"
+    " run(inp_list, check_inp, process_inp) again"
 )
 
 
@@ -669,13 +670,16 @@ def test_functions_that_cannot_be_pickled(
     def bad(*args: Any) -> None:
         lock.acquire()
 
-    call = {"check_inp": None} | arguments(bad)
-    assert refused(lambda: run([1], **call)) == UNPICKLABLE
+    given = arguments(bad)
+    name = next(name for name, function in given.items() if function is bad)
+    call = {"check_inp": None} | given
+    assert refused(lambda: run([1], **call)) == UNPICKLABLE.format(name)
 
 
 def test_a_plan_whose_check_inp_cannot_be_pickled(untouched: None) -> None:
     lock = threading.Lock()
-    assert refused(lambda: plan([1], lambda inp: [lock.locked(), None])) == UNPICKLABLE
+    text = refused(lambda: plan([1], lambda inp: [lock.locked(), None]))
+    assert text == UNPICKLABLE.format("check_inp")
 
 
 @pytest.mark.parametrize("given", [None, 3, "", b"log.jsonl", ["log.jsonl"]])
