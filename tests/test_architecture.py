@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -44,6 +45,11 @@ ORDER = (
 
 def test_every_module_has_its_place() -> None:
     assert modules() == set(ORDER), "a module was added or removed: say so in ORDER"
+
+
+def test_the_page_lists_them_in_this_order() -> None:
+    page = (PACKAGE.parent / "ARCHITECTURE.md").read_text("utf-8")
+    assert re.findall(r"^\| `(\w+)\.py` \|", page, re.MULTILINE) == list(ORDER)
 
 
 def test_imports_go_one_way() -> None:
