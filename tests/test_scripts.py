@@ -157,7 +157,7 @@ def test_from_a_notebook(folder: Path, script: Path) -> None:
     ]
     cells[1] = "kinds = " + cells[1]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
-    kernel = {"env": environment()}
+    kernel = {"env": environment() | {"PYTHONWARNINGS": ""}}  # what Jupyter warns of is not ours
     done: Any = NotebookClient(notebook, timeout=60).execute(cwd=str(folder), **kernel)
     printed = "".join(
         output["text"]
