@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -319,3 +320,19 @@ def test_items(cluster: Client) -> None:
     for _, mine in items.groupby("worker", observed=True):
         ends = (mine["start"].astype("int64") / 1e9 + mine["seconds"]).shift().dropna()
         assert (mine["start"].astype("int64")[1:] / 1e9 >= ends - 1e-3).all()
+
+
+@pytest.mark.parametrize("page", ["status", "tasks", "workers"])
+def test_the_dashboard_answers_while_a_run_goes_on(cluster: Client, page: str) -> None:
+    """Dask's own pages, from the address in the report; the list asks in the middle of the run."""
+    answers = []
+
+    def asking() -> Iterator[int]:
+        yield 1
+        with urllib.request.urlopen(cluster.dashboard_link.replace("status", page)) as answer:
+            answers.append((answer.status, b"bokeh" in answer.read().lower()))
+        yield 2
+
+    report = at_once_dask.run(asking(), None, lambda n: None, progress=False)
+    assert answers == [(200, True)]
+    assert report.dashboard_link == cluster.dashboard_link
