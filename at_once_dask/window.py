@@ -131,6 +131,7 @@ class Window:
 
     def stop(self, grace: float = GRACE_SECONDS) -> None:
         """Nothing new begins; what runs gets `grace` seconds, then its worker is ended."""
+        self._out = {id: out for id, out in self._out.items() if out.worker in self._threads}
         try:
             for worker in {out.worker for out in self._out.values()}:
                 self._ask_back(worker)
