@@ -73,7 +73,7 @@ class Crew(Protocol):
     def send(self, worker: str, partition: Partition) -> None:
         """Lease `partition` to `worker`, and to no other, whatever happens."""
 
-    def reclaim(self, worker: str, wanted: list[tuple[str, int]]) -> None:
+    def reclaim(self, worker: str, wanted: list[tuple[str, int]], stopping: bool) -> None:
         """Ask `worker` for what it has not begun of these (id, start); answered by Reclaimed."""
 
     def next(self, timeout: float) -> Event | None:
@@ -173,13 +173,13 @@ class ClusterCrew:
         self._futures.pop(id, None)
         self._events.put(event)
 
-    def reclaim(self, worker: str, wanted: list[tuple[str, int]]) -> None:
-        self._loop.add_callback(self._ask, worker, wanted)
+    def reclaim(self, worker: str, wanted: list[tuple[str, int]], stopping: bool) -> None:
+        self._loop.add_callback(self._ask, worker, wanted, stopping)
 
-    async def _ask(self, worker: str, wanted: list[tuple[str, int]]) -> None:
+    async def _ask(self, worker: str, wanted: list[tuple[str, int]], stopping: bool) -> None:
         try:
             answers: dict[str, Any] = await self._client.run(
-                reclaim_all, wanted, workers=[worker], on_error="ignore"
+                reclaim_all, wanted, stopping, workers=[worker], on_error="ignore"
             )
         except OSError:  # the worker or the scheduler is gone
             return
@@ -230,7 +230,7 @@ class InlineCrew:
     def send(self, worker: str, partition: Partition) -> None:
         self._waiting.append(partition)
 
-    def reclaim(self, worker: str, wanted: list[tuple[str, int]]) -> None:
+    def reclaim(self, worker: str, wanted: list[tuple[str, int]], stopping: bool) -> None:
         """Nothing runs between two calls of `next`, so nothing needs to come back."""
 
     def next(self, timeout: float) -> Event | None:

@@ -132,6 +132,7 @@ class Outcome:
 def work(job: Job, book: journal.Book, partition: Partition, worker: str) -> Outcome:
     """Handle the inputs of `partition` until they end, are taken back, or time is up."""
     mine = lease.take(partition.id, partition.start)
+    mine.enter()
     mine.deadline = time.monotonic() + SLICE_SECONDS
     mine.book, mine.worker = book, worker
     lease.enter(mine)

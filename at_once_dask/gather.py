@@ -46,7 +46,7 @@ class Lists:
         """The piece, and a failure for each input whose pairs cannot be pickled."""
         try:
             return _pack(self._grouped()), []
-        except Exception:
+        except BaseException:
             failures = self._drop_unpicklable()
             return _pack(self._grouped()), failures
 
@@ -86,14 +86,12 @@ class Folds:
 
         Tried before folding: afterwards nobody could tell whose value it was.
         """
-        for _, value in pairs:
-            if type(value) not in _PICKLABLE:
-                pickles.dumps(value)
-        for key, value in pairs:
+        pickled = [None if type(v) in _PICKLABLE else pickles.dumps(v) for _, v in pairs]
+        for (key, value), blob in zip(pairs, pickled, strict=True):
             if key in self._totals:
                 self._totals[key] = combine(self._combine_fn, self._totals[key], value)
-            else:
-                self._totals[key] = value
+            else:  # a copy: a combiner may add to its first argument, which may stand elsewhere too
+                self._totals[key] = value if blob is None else pickles.loads(blob)
 
     def close(self) -> tuple[Piece, list[Failure]]:
         return _pack(self._totals, _failing_alone), []

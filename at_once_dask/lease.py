@@ -36,6 +36,8 @@ class Lease:
         No further input is started past it (``time.monotonic``), except the first.
     marks : array of float
         When each input began (``time.monotonic``), and at last when the last one ended.
+    entered : bool
+        A thread has taken it up; its first input counts as begun, even while it is unpickled.
     stage : str
         What is being done with the current input.
     inp, index
@@ -47,8 +49,8 @@ class Lease:
     """
 
     __slots__ = (
-        "book", "current", "deadline", "id", "index", "inp", "limit", "marks", "stage", "start",
-        "worker",
+        "book", "current", "deadline", "entered", "id", "index", "inp", "limit", "marks", "stage",
+        "start", "worker",
     )  # fmt: skip
 
     def __init__(self, id: str, start: int) -> None:
@@ -57,12 +59,18 @@ class Lease:
         self.current = start - 1
         self.limit = NO_LIMIT
         self.deadline = float("inf")
+        self.entered = False
         self.marks = array("d")
         self.stage = ""
         self.inp: Any = None
         self.index: int | None = None
         self.book: Book | None = None
         self.worker = ""
+
+    def enter(self) -> None:
+        """Claim the first input before it is unpickled: that may take its time."""
+        self.current = self.start
+        self.entered = True
 
     def begin(self, position: int) -> bool:
         """Claim the input at `position`; False when it was taken back or time is up.
@@ -133,16 +141,19 @@ def running() -> list[Lease]:
     return [lease for lease in list(LEASES.values()) if lease.marks]
 
 
-def reclaim_all(wanted: list[tuple[str, int]]) -> dict[str, int]:
+def reclaim_all(wanted: list[tuple[str, int]], stopping: bool = False) -> dict[str, int]:
     """Take back what has not begun of these partitions (`id`, `start`); the new limits by id.
 
     A partition that has ended, though its outcome may still be on its way, gives nothing back.
+    Nor does one that nothing here keeps from beginning, unless the run is `stopping`: it is on its
+    way, and where it went next it would only be asked back again.
     """
     with _lock:
+        busy = any(lease.entered for lease in LEASES.values())
         return {
             id: LEASES.setdefault(id, Lease(id, start)).reclaim()
             for id, start in wanted
-            if id not in _ended
+            if id not in _ended and (busy or stopping)
         }
 
 

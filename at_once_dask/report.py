@@ -353,7 +353,7 @@ def _cause_line(example: Failed, count: int) -> str:
 
 def _portable(failed: Failed) -> Failed:
     try:
-        pickles.dumps(failed.inp)
+        pickles.loads(pickles.dumps(failed.inp))
     except Exception:
         return Failed(failed.failure, Unpicklable(safe_repr(failed.inp)), failed.index)
     return failed

@@ -176,7 +176,9 @@ class _ReduceSink(Sink):
             try:
                 self._run.reduced[position] = key, pickles.loads(pickled)
             except Exception as error:
-                self._run.ledger.fail_key(from_exception(position, "reduce", error), key)
+                failure = from_exception(position, "reduce", error)
+                self._run.ledger.fail_key(failure, key)
+                journal.note_failure(failure, self._run.book, key, None)
 
     def refuse(self, failure: Failure, inp: Group) -> None:
         failure.stage = "reduce"

@@ -39,6 +39,11 @@ class Chunk:
         """The inputs at positions `first` to `stop`, without `stop`."""
         return Chunk(first, self.inputs[first - self.start : stop - self.start], self.singly)
 
+    def split(self, n: int) -> list[Chunk]:
+        """Chunks of `n` inputs, the last one perhaps of fewer."""
+        starts = range(self.start, self.stop, n)
+        return [self.part(first, min(first + n, self.stop)) for first in starts]
+
     def pack(self) -> tuple[bytes, ...]:
         """Pickled for the way to a worker; raises when an input cannot be pickled."""
         if self.singly:

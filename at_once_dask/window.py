@@ -67,7 +67,7 @@ class Out:
     worker: str
     sent: float
     limit: int
-    asked: bool = False
+    asked: float = 0.0  # when it was asked back
 
 
 class Window:
@@ -134,7 +134,7 @@ class Window:
         self._out = {id: out for id, out in self._out.items() if out.worker in self._threads}
         try:
             for worker in {out.worker for out in self._out.values()}:
-                self._ask_back(worker)
+                self._ask_back(worker, stopping=True)
             end = time.monotonic() + grace
             while self._out and (left := end - time.monotonic()) > 0:
                 self._handle(self._crew.next(left), stopping=True)
@@ -168,10 +168,10 @@ class Window:
             return
         size = sum(map(len, packs))
         if size > PAYLOAD_BYTES and len(chunk) > 1:
-            middle = chunk.start + max(1, len(chunk) * PAYLOAD_BYTES // size)
-            self._source.give_back(chunk.part(middle, chunk.stop))
-            chunk = chunk.part(chunk.start, middle)
-            packs = chunk.pack()
+            first, *others = chunk.split(max(1, len(chunk) * PAYLOAD_BYTES // size))
+            for other in others:  # each small enough now: none is pickled whole again and again
+                self._source.give_back(other)
+            chunk, packs = first, first.pack()
         id = f"{self._run}-{'r' if self._reducing else 'm'}{next(self._ids)}"
         self._out[id] = Out(chunk, worker, time.monotonic(), chunk.stop)
         self._crew.send(
@@ -189,6 +189,9 @@ class Window:
 
     def _sift(self, chunk: Chunk) -> None:
         chunks, failures = chunk.sift()
+        if not failures:  # they pickle alone, and not together: too deep, or too large
+            self._source.give_back(Chunk(chunk.start, chunk.inputs, singly=True))
+            return
         for good in chunks:
             self._source.give_back(good)
         for failure in failures:
@@ -236,19 +239,19 @@ class Window:
         if len(busy) == len(self._threads) or not self._source.is_empty():
             return
         for worker in busy:
-            self._ask_back(worker, RECLAIM_SECONDS)
+            self._ask_back(worker)
 
-    def _ask_back(self, worker: str, seconds: float = 0.0) -> None:
-        """Ask `worker` for what it has not begun of partitions sent over `seconds` ago."""
+    def _ask_back(self, worker: str, stopping: bool = False) -> None:
+        """Ask `worker` for what it has not begun of partitions that are out for long, or of all."""
         now = time.monotonic()
         wanted = []
         for id, out in self._out.items():
-            old = now - out.sent >= seconds
-            if out.worker == worker and old and not out.asked:
-                out.asked = True
+            due = min(now - out.sent, now - out.asked) >= RECLAIM_SECONDS
+            if out.worker == worker and (due or stopping):
+                out.asked = now
                 wanted.append((id, out.chunk.start))
         if wanted:
-            self._crew.reclaim(worker, wanted)
+            self._crew.reclaim(worker, wanted, stopping)
 
     def _look_at_workers(self) -> str | None:
         """Every second, and at first: which workers there are; why that is too few, or None."""

@@ -81,4 +81,7 @@ class RunPlugin(WorkerPlugin):
 def run_partition(partition: Partition) -> Outcome:
     """The one task that Dask sees."""
     sealed = _JOBS[partition.run]
-    return work(sealed.open(), sealed.book, partition, get_worker().address)
+    try:
+        return work(sealed.open(), sealed.book, partition, get_worker().address)
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error  # or the worker would end

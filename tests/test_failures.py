@@ -494,3 +494,66 @@ def test_frames_have_the_same_types_when_empty(cluster: Client) -> None:
     assert str(good.items.index.dtype) == str(good.failures.index.dtype) == "Int64"
     assert str(good.items["start"].dtype) == "datetime64[ns, UTC]"
     assert good.items["seconds"].between(0, 1).all()
+
+
+class ExitsWhenPickled:
+    def __reduce__(self) -> Any:
+        raise SystemExit(3)
+
+
+@pytest.mark.parametrize("how", ["reduce_fn", "combine_fn"])
+def test_a_value_whose_pickling_exits(cluster: Client, how: str) -> None:
+    functions: dict[str, Any] = {"reduce_fn": list, "combine_fn": lambda a, b: a + b}
+    reduced: Any = at_once_dask.run(
+        range(10),
+        None,
+        lambda n: {"k": ExitsWhenPickled() if n == BAD else [n]},
+        on_error="return",
+        progress=False,
+        **{how: functions[how]},
+    )
+    check_the_others(reduced.report, expect_skipped=0)
+    failure = reduced.report.failures.iloc[0]
+    assert (failure["stage"], failure["error"]) == ("collect", "SystemExit")
+
+
+def test_a_reduced_value_that_cannot_be_unpickled_fails_its_key(cluster: Client) -> None:
+    reduced = at_once_dask.run(
+        range(10),
+        None,
+        lambda n: {n % 2: n},
+        reduce_fn=lambda values: TwoArgumentsError(1, 2) if 1 in values else sum(values),
+        on_error="return",
+        progress=False,
+    )
+    assert reduced == {0: 20}
+    assert list(reduced.report.failures["key"]) == [1]
+    assert list(at_once_dask.read_log(run=reduced.report.run)["input"]) == ["1"]
+
+
+def test_a_report_with_an_input_that_cannot_be_unpickled_pickles(cluster: Client) -> None:
+    report = at_once_dask.run(
+        [1, Unreadable(2)], None, lambda n: None, on_error="return", progress=False
+    )
+    copy = pickle.loads(pickle.dumps(report))
+    assert "Unreadable object" in repr(copy.failures["input"].iloc[0])
+
+
+def test_a_log_that_is_deleted_meanwhile(cluster: Client, folder: Path) -> None:
+    def inputs() -> Iterator[Any]:
+        yield 1
+        (folder / "log.jsonl").unlink(missing_ok=True)
+        yield Unpicklable(2)
+
+    report = at_once_dask.run(inputs(), None, lambda n: None, on_error="return", progress=False)
+    assert statuses(report) == ["processed", "failed"]
+
+
+def test_causes_come_with_the_most_frequent_first(cluster: Client) -> None:
+    def work(n: int) -> None:
+        raise (KeyError if n < 3 else ValueError)(n)
+
+    report = at_once_dask.run(range(10), None, work, on_error="return", progress=False)
+    assert list(report.causes["error"]) == ["ValueError", "KeyError"]
+    assert list(report.causes["count"]) == [7, 3]
+    assert list(report.causes["example"]) == [3, 0]

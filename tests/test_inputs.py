@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
+import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -336,3 +338,64 @@ def test_the_dashboard_answers_while_a_run_goes_on(cluster: Client, page: str) -
     report = at_once_dask.run(asking(), None, lambda n: None, progress=False)
     assert answers == [(200, True)]
     assert report.dashboard_link == cluster.dashboard_link
+
+
+class SlowToUnpickle:
+    def __reduce__(self) -> Any:
+        return _slowly, ()
+
+
+def _slowly() -> str:
+    time.sleep(0.8)  # the work of unpickling, longer than it takes to be asked back
+    return "unpickled"
+
+
+def test_an_input_that_is_slow_to_unpickle_is_not_sent_to_and_fro(cluster: Client) -> None:
+    """The other worker is idle meanwhile, and would be glad to have it."""
+    report = at_once_dask.run([SlowToUnpickle()], None, lambda inp: None, progress=False)
+    assert report.ok
+    assert report.seconds < 5
+
+
+class MemoryErrorTogether:
+    """Pickles alone, and not as one of several, as two halves of the memory would."""
+
+    def __reduce__(self) -> Any:
+        frame: Any = sys._getframe(1)
+        while frame is not None:
+            value = frame.f_locals.get("value")
+            if frame.f_code.co_name == "dumps" and isinstance(value, list) and len(value) > 1:
+                raise MemoryError
+            frame = frame.f_back
+        return int, (1,)
+
+
+def test_inputs_that_pickle_alone_and_not_together(cluster: Client) -> None:
+    inputs = [MemoryErrorTogether() for _ in range(20)]
+    report = at_once_dask.run(inputs, None, lambda inp: None, progress=False)
+    assert report.n_processed == 20
+
+
+def test_large_inputs_are_pickled_no_more_than_needed(
+    cluster: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small ones first, so that the first large partition is far too large."""
+    packed: list[int] = []
+    pack = source.Chunk.pack
+
+    def counted(chunk: source.Chunk) -> tuple[bytes, ...]:
+        packs = pack(chunk)
+        packed.append(sum(map(len, packs)))
+        return packs
+
+    monkeypatch.setattr(source.Chunk, "pack", counted)
+    inputs = [b""] * 20_000 + [bytes(2**20)] * 60
+    at_once_dask.run(inputs, None, lambda inp: None, progress=False)
+    assert sum(packed) < 4 * 60 * 2**20
+
+
+def test_items_tell_when_each_input_began(cluster: Client) -> None:
+    before = time.time()
+    report = at_once_dask.run(range(100), None, lambda n: None, progress=False)
+    starts = report.items["start"].astype("int64") / 1e9
+    assert before - 0.1 <= starts.min() <= starts.max() <= time.time() + 0.1

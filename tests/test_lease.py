@@ -22,7 +22,8 @@ def quick_switches() -> Iterator[None]:
     sys.setswitchinterval(interval)
 
 
-def test_a_partition_that_has_not_begun_comes_back_whole() -> None:
+def test_a_partition_that_waits_comes_back_whole() -> None:
+    lease.take("run-0", 0).enter()
     assert lease.reclaim_all([("run-1", 7)]) == {"run-1": 7}
     assert not lease.take("run-1", 7).begin(7)
     lease.end("run-1")
@@ -30,8 +31,25 @@ def test_a_partition_that_has_not_begun_comes_back_whole() -> None:
     assert lease.LEASES == {}
 
 
+def test_a_partition_on_its_way_to_an_idle_worker_is_let_come() -> None:
+    """Taken back, it would go to another idle worker and be asked back there, for ever."""
+    assert lease.reclaim_all([("run-1", 7)]) == {}
+    assert lease.reclaim_all([("run-1", 7)], stopping=True) == {"run-1": 7}
+    lease.forget("run")
+
+
+def test_the_first_input_counts_as_begun_while_it_is_unpickled() -> None:
+    mine = lease.take("run-1", 7)
+    mine.enter()
+    assert lease.reclaim_all([("run-1", 7)]) == {"run-1": 8}
+    assert mine.begin(7)
+    assert not mine.begin(8)
+    lease.forget("run")
+
+
 def test_a_running_partition_keeps_what_it_has_begun() -> None:
     mine = lease.take("run-1", 7)
+    mine.enter()
     assert mine.begin(7)
     assert mine.begin(8)
     assert lease.reclaim_all([("run-1", 7)]) == {"run-1": 9}
@@ -66,6 +84,7 @@ def test_begun_or_taken_back_but_never_both() -> None:
         def worker(id: str = id, handled: list[int] = handled, go: threading.Barrier = go) -> None:
             go.wait()
             mine = lease.take(id, 0)
+            mine.enter()
             for position in range(N):
                 if not mine.begin(position):
                     break

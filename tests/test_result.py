@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import operator
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -304,3 +305,18 @@ def test_positions_under_do_shuffle_are_those_of_the_list(cluster: Client) -> No
     said = log[log["level"] == "INFO"]
     assert all(said["msg"] == "at " + said["index"].astype(str))
     assert sorted(log[log["level"] == "ERROR"]["index"]) == list(range(3, 500, 50))
+
+
+def test_a_combiner_that_adds_to_its_first_argument(cluster: Client) -> None:
+    """The same object is the value of two keys: what is added to one must not count for both."""
+
+    def work(n: int) -> dict[str, Counter[str]]:
+        count = Counter(w=1)
+        return {"all": count, "odd" if n % 2 else "even": count}
+
+    def add(a: Counter[str], b: Counter[str]) -> Counter[str]:
+        a.update(b)
+        return a
+
+    result: Any = at_once_dask.run(range(1000), None, work, combine_fn=add, progress=False)
+    assert result == {"all": {"w": 1000}, "even": {"w": 500}, "odd": {"w": 500}}
