@@ -11,11 +11,12 @@ from distributed import Client
 from at_once_dask import cluster, journal
 from at_once_dask.crew import ClusterCrew, Crew
 from at_once_dask.errors import InputError, RunFailed, RunStopped
+from at_once_dask.interrupts import Interrupts
 from at_once_dask.lease import running
 from at_once_dask.options import Options, front_door, function_name
 from at_once_dask.report import Plan, Reduction, Report
 from at_once_dask.runner import PlanSink, Run
-from at_once_dask.ticker import show_link
+from at_once_dask.ticker import let_inspect, show_link
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -38,6 +39,11 @@ def run(
     *,
     combine_fn: None = None,
     on_error: OnError = "raise",
+    max_failures: float | None = None,
+    retries: int = 0,
+    timeout: float | None = None,
+    verify: bool = False,
+    inspect: bool = False,
     client: Client | None = None,
     progress: bool = True,
     random_state: float | str | bytes | bytearray | None = None,
@@ -51,6 +57,11 @@ def run(
     *,
     reduce_fn: Callable[[list[Any]], V],
     on_error: OnError = "raise",
+    max_failures: float | None = None,
+    retries: int = 0,
+    timeout: float | None = None,
+    verify: bool = False,
+    inspect: bool = False,
     client: Client | None = None,
     progress: bool = True,
     random_state: float | str | bytes | bytearray | None = None,
@@ -64,6 +75,11 @@ def run(
     reduce_fn: Callable[[list[Any]], V],
     *,
     on_error: OnError = "raise",
+    max_failures: float | None = None,
+    retries: int = 0,
+    timeout: float | None = None,
+    verify: bool = False,
+    inspect: bool = False,
     client: Client | None = None,
     progress: bool = True,
     random_state: float | str | bytes | bytearray | None = None,
@@ -78,6 +94,11 @@ def run(
     *,
     combine_fn: Callable[[V, V], V],
     on_error: OnError = "raise",
+    max_failures: float | None = None,
+    retries: int = 0,
+    timeout: float | None = None,
+    verify: bool = False,
+    inspect: bool = False,
     client: Client | None = None,
     progress: bool = True,
     random_state: float | str | bytes | bytearray | None = None,
@@ -92,6 +113,11 @@ def run(
     *,
     combine_fn: Callable[[Any, Any], Any] | None = None,
     on_error: OnError = "raise",
+    max_failures: float | None = None,
+    retries: int = 0,
+    timeout: float | None = None,
+    verify: bool = False,
+    inspect: bool = False,
     client: Client | None = None,
     progress: bool = True,
     random_state: float | str | bytes | bytearray | None = None,
@@ -122,6 +148,19 @@ def run(
         pairwise where they are made. A lone value is not passed to it.
     on_error : {"raise", "return", "stop"}
         Finish everything else, then raise; finish and return; or stop at the first failed input.
+    max_failures : int or float, optional
+        Stop when more inputs than this have failed for good, whatever `on_error` says; a float
+        between 0 and 1 is the share failed / (failed + processed), judged from 20 inputs on.
+    retries : int
+        Further attempts for an input or key that failed in any way: after half a second, then
+        twice as long each time up to a minute, give or take a half, while others go on.
+    timeout : float, optional
+        Seconds that one attempt at one input may take, check and process and verify together, or
+        one key in the reduction. Past it the worker is ended and replaced.
+    verify : bool
+        After `process_inp`, `check_inp` must say done; else the input has failed.
+    inspect : bool
+        When inputs failed, keep the dashboard up until Enter or Ctrl-C, where there is a terminal.
     client : distributed.Client, optional
         Of the cluster to use. By default the session's default one, if there is one, else a
         cluster of the library's own: one worker a core, started at the first need, kept.
@@ -166,6 +205,11 @@ def run(
         reduce_fn=reduce_fn,
         combine_fn=combine_fn,
         on_error=on_error,
+        max_failures=max_failures,
+        retries=retries,
+        timeout=timeout,
+        verify=verify,
+        inspect=inspect,
         client=client,
         progress=progress,
         random_state=random_state,
@@ -221,6 +265,11 @@ def plan(
         reduce_fn=None,
         combine_fn=None,
         on_error="return",
+        max_failures=None,
+        retries=0,
+        timeout=None,
+        verify=False,
+        inspect=False,
         client=client,
         progress=progress,
         random_state=None,
@@ -260,11 +309,12 @@ def _one(options: Options) -> Iterator[Run]:
             "run() was called inside one of its own functions; call it after the other run, or do"
             " the inner work with a plain loop: [process(part) for part in parts]"
         )
-    with cluster.one_at_a_time():
-        this = Run(options)
+    with cluster.one_at_a_time(), Interrupts() as interrupts:
+        this = Run(options, interrupts)
         journal.enter_run(this.id)
         try:
             yield this
+            interrupts.check()
             _last = this.report()
         except InputError:
             raise  # nothing has begun
@@ -279,11 +329,13 @@ def _one(options: Options) -> Iterator[Run]:
 @contextmanager
 def _crew(this: Run) -> Iterator[Crew]:
     """The workers for `this` run."""
+    options = this.options
+    this.interrupts.check()
     found = cluster.find(this.client)
     this.dashboard_link = found.dashboard_link
-    label = function_name(this.options.process_inp or this.options.check_inp)
-    with ClusterCrew(found, this.job, this.book, label) as crew:
-        if this.options.progress and found.dashboard_link is not None:
+    label = function_name(options.process_inp or options.check_inp)
+    with ClusterCrew(found, this.job, this.book, label, options.timeout) as crew:
+        if options.progress and found.dashboard_link is not None:
             show_link(found.dashboard_link)
         yield crew
 
@@ -292,6 +344,8 @@ def _verdict(this: Run, stopped: str | None) -> Report | Reduction[Any, Any]:
     """What ``run`` returns or raises, now that all is done that can be."""
     report = this.report()
     reduction = this.reduction(report) if this.options.reducing else None
+    if this.options.inspect and not report.ok:
+        let_inspect(report)
     if stopped is not None:
         raise RunStopped(report, reduction, stopped)
     if not report.ok and this.options.on_error != "return":

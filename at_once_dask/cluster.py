@@ -14,25 +14,26 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import dask
-import psutil
 from dask.system import CPU_COUNT
 from dask.utils import parse_bytes
 from distributed import Client, LocalCluster, Nanny, WorkerPlugin
 from distributed.security import Security
 
-from at_once_dask import surroundings
+from at_once_dask import processes, surroundings
 from at_once_dask.errors import InputError
 from at_once_dask.failure import safe_repr
 
 T = TypeVar("T", Client, LocalCluster)
 
 DASHBOARD = "127.0.0.1:8787"
+CONNECT_SECONDS = 0.3  # for a nanny that is not ours to be connected to its new worker
 
 # Dask's settings for the own cluster, for as long as it lives: nannies read them at each restart.
 _CONFIG = {
@@ -40,6 +41,12 @@ _CONFIG = {
     "distributed.worker.multiprocessing-method": "forkserver",
     # Inputs may start processes of their own; `_OwnWorker` sees to it that these end.
     "distributed.worker.daemon": False,
+    # An input may hold the GIL for minutes, and its worker is healthy.
+    "distributed.scheduler.worker-ttl": None,
+    # A paused worker may never wake; one that holds too much is ended, and its input is named.
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
 }
 _PRELOADED = ["distributed.nanny", "distributed.worker", "at_once_dask.worker"]
 
@@ -87,7 +94,7 @@ class _Own:
                 local_directory=scratch,
                 # Dask puts it on `sys.path`: it must not lie where others may write.
                 scheduler_kwargs={"local_directory": scratch},
-                silence_logs=logging.ERROR,  # what matters of it is told by the run itself
+                silence_logs=logging.CRITICAL,  # what matters of it is told by the run itself
             )
 
     def _to_close(self, opened: T) -> T:
@@ -103,9 +110,15 @@ class _Own:
         """SIGKILL, with the processes that their inputs started; the nannies replace them."""
         for nanny in self._cluster.workers.values():
             if nanny.worker_address in addresses and nanny.pid is not None:
-                descendants = _descendants(nanny.pid)  # some may have left its group
-                _end_group(nanny.pid)
-                _end(descendants)
+                processes.end_tree(nanny.pid)
+
+    def connected(self) -> set[str]:
+        """The workers that their nannies know: one that died before would not be replaced."""
+        return {
+            nanny.worker_address
+            for nanny in self._cluster.workers.values()
+            if nanny.pid is not None and nanny.worker_address is not None
+        }
 
     def close(self) -> None:
         self._undo.close()
@@ -128,7 +141,7 @@ class _OwnNanny(Nanny):
         # However the worker ended. At once: later its number may be another process's.
         group, self._group = self._group, None
         if group is not None:
-            _end_group(group)
+            processes.end_group(group)
         super()._on_worker_exit_sync(exitcode)  # type: ignore[no-untyped-call]
 
 
@@ -146,7 +159,7 @@ class _OwnWorker(WorkerPlugin):
             sys.modules["numpy"].random.seed()
 
     def teardown(self, worker: Any) -> None:
-        _end(_descendants(os.getpid()))
+        processes.end(processes.descendants(os.getpid()))
 
 
 _own: _Own | None = None
@@ -227,11 +240,45 @@ atexit.register(close)
 
 
 @dataclass(frozen=True)
+class Known:
+    """Of a worker: the folder on its host that its own directory lies in, and its nanny."""
+
+    scratch: str
+    nanny: str | None
+
+
+@dataclass(frozen=True)
 class Cluster:
     """The cluster of one run: a Client, and whether it is the library's own."""
 
     client: Client
     own: bool
+    _seen: dict[str, float] = field(default_factory=dict)  # when a worker was first seen
+
+    def threads(self) -> dict[str, int]:
+        """Threads by worker, of those that can be used.
+
+        A worker that dies before its nanny is connected to it is never replaced. What the own
+        nannies know can be asked; others get a little time.
+        """
+        threads: dict[str, int] = self.client.nthreads()
+        if self.own:
+            assert _own is not None
+            connected = _own.connected()
+            return {worker: n for worker, n in threads.items() if worker in connected}
+        now = time.monotonic()
+        at_first = now if self._seen else 0.0
+        for worker in threads:
+            self._seen.setdefault(worker, at_first)
+        return {w: n for w, n in threads.items() if now - self._seen[w] >= CONNECT_SECONDS}
+
+    def known(self) -> dict[str, Known]:
+        """What will be wanted of a worker when it is gone."""
+        workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        return {
+            worker: Known(os.path.dirname(told["local_directory"]), told.get("nanny"))
+            for worker, told in workers.items()
+        }
 
     @property
     def dashboard_link(self) -> str | None:
@@ -427,27 +474,10 @@ def _interrupts_wait() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _descendants(pid: int) -> list[psutil.Process]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).children(recursive=True)
-    return []
-
-
-def _end(processes: list[psutil.Process]) -> None:
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
-def _end_group(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
-
-
 def _end_my_worker(dask_worker: Any) -> None:
     """Runs in a nanny; the parameter's name is Dask's."""
     if dask_worker.pid is not None:
-        _end([psutil.Process(dask_worker.pid), *_descendants(dask_worker.pid)])
+        processes.end_tree(dask_worker.pid)
 
 
 @contextlib.contextmanager

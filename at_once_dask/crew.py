@@ -6,7 +6,9 @@ put an ``InlineCrew`` in its place.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
 import queue
 import time
 from collections import deque
@@ -18,13 +20,18 @@ from distributed import Future
 from tornado.ioloop import IOLoop
 
 from at_once_dask import journal, pickles
-from at_once_dask.cluster import Cluster
+from at_once_dask.blame import Death
+from at_once_dask.cluster import Cluster, Known
+from at_once_dask.crumb import Trace, Trail
 from at_once_dask.errors import AtOnceError, InputError
 from at_once_dask.flow import Job, Outcome, Partition, work
+from at_once_dask.guard import Guard
 from at_once_dask.journal import Book
 from at_once_dask.lease import forget, reclaim_all
 from at_once_dask.worker import RunPlugin, run_partition
 
+MEMORY_TOPIC = "worker-restart-memory"  # Dask's
+TIDY_SECONDS = 5.0  # for workers and nannies to forget a run
 GONE_SECONDS = 3.0  # for the scheduler to notice that a worker is gone
 
 
@@ -61,7 +68,14 @@ class Running:
     inp: str
 
 
-Event = Delivered | Broken | Reclaimed | Running
+@dataclass(frozen=True, slots=True)
+class Died:
+    """A worker died."""
+
+    death: Death
+
+
+Event = Delivered | Broken | Reclaimed | Running | Died
 
 
 class Crew(Protocol):
@@ -79,8 +93,14 @@ class Crew(Protocol):
     def next(self, timeout: float) -> Event | None:
         """The next event; None when there was none within `timeout` seconds."""
 
+    def drop(self, id: str) -> None:
+        """What became of this partition is known; should it come back, nobody wants it."""
+
     def end(self, workers: set[str]) -> None:
         """End these workers, whatever they do; their partitions never come back."""
+
+    def inquest(self, worker: str) -> Death:
+        """What is known of a worker that is gone and of which nobody has told."""
 
 
 class ClusterCrew:
@@ -90,12 +110,17 @@ class ClusterCrew:
     in the main thread never hangs on a worker that does not answer.
     """
 
-    def __init__(self, cluster: Cluster, job: bytes, book: Book, label: str) -> None:
+    def __init__(
+        self, cluster: Cluster, job: bytes, book: Book, label: str, timeout: float | None = None
+    ) -> None:
         self._cluster = cluster
         self._client = cluster.client
         self._job = job
         self._book = book
         self._label = f"{label}-{book.run}"
+        self._timeout = timeout
+        self._known: dict[str, Known] = {}  # by worker
+        self._memory: dict[str, int] = {}  # bytes held, by worker that was ended for them
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._futures: dict[str, Future[Outcome]] = {}
         self._sent = 0
@@ -114,17 +139,19 @@ class ClusterCrew:
         self._client.cancel(list(self._futures.values()), force=True)
         self._futures.clear()
         self._client.unsubscribe_topic(self._topic)
-        # A worker that dies now takes the plugin along; one that never got it, has none.
+        self._client.unsubscribe_topic(MEMORY_TOPIC)
+        nannies = sorted({known.nanny for known in self._known.values() if known.nanny})
         with contextlib.suppress(OSError, ValueError, KeyError):
-            self._client.unregister_worker_plugin(self._topic)
-            self._client.run_on_scheduler(_forget, self._topic)
+            self._client.run_on_scheduler(_forget, self._topic, nannies)
 
     def _introduce(self) -> None:
-        """Bring the run to the workers, and listen to what they tell."""
+        """Bring the run to the workers and their nannies, and listen to what they tell."""
         self._client.subscribe_topic(self._topic, self._told)
+        self._client.subscribe_topic(MEMORY_TOPIC, self._told_of_memory)
         surroundings = self._cluster.surroundings()
         plugin = RunPlugin(self._book.run, self._job, self._book, surroundings)
         try:
+            self._client.register_plugin(Guard(self._book.run, self._timeout), name=self._topic)
             self._client.register_plugin(plugin, name=self._topic)
         except ModuleNotFoundError as error:
             raise InputError(
@@ -144,9 +171,12 @@ class ClusterCrew:
 
     def threads(self) -> dict[str, int]:
         try:
-            return dict(self._client.nthreads())
+            threads = self._cluster.threads()
+            if not threads.keys() <= self._known.keys():
+                self._known |= self._cluster.known()
         except OSError as error:
             raise _lost() from error
+        return threads
 
     def send(self, worker: str, partition: Partition) -> None:
         self._sent += 1
@@ -190,8 +220,37 @@ class ClusterCrew:
         _, message = event
         if "log" in message:
             journal.append_line(self._book.path, message["log"])
+        elif "died" in message:
+            self._events.put(Died(self._death(**message["died"])))
         else:
             self._events.put(Running(message["worker"], *message["running"]))
+
+    def _death(self, worker: str, traces: dict[str, bytes], overdue: Any, **told: Any) -> Death:
+        return Death(
+            worker=worker,
+            traces={id: Trace.read(content) for id, content in traces.items()},
+            overdue=tuple(overdue) if overdue else None,
+            memory=self._memory.get(worker),
+            **told,
+        )
+
+    def _told_of_memory(self, event: tuple[float, dict[str, Any]]) -> None:
+        _, message = event
+        self._memory[message["worker"]] = message["rss"]
+
+    def inquest(self, worker: str) -> Death:
+        found = None
+        if worker in self._known:
+            trail = Trail(self._known[worker].scratch, self._book.run, worker)
+            if os.path.isdir(trail.folder):
+                found = {id: Trace.read(content) for id, content in trail.traces().items()}
+        now = time.monotonic()
+        return Death(worker, at=now, epoch=time.time() - now, traces=found)
+
+    def drop(self, id: str) -> None:
+        future = self._futures.pop(id, None)
+        if future is not None:
+            self._client.cancel([future], force=True)
 
     def next(self, timeout: float) -> Event | None:
         try:
@@ -204,7 +263,7 @@ class ClusterCrew:
             return
         ended = self._cluster.end_workers(workers)
         end = time.monotonic() + GONE_SECONDS
-        while ended & self.threads().keys() and time.monotonic() < end:
+        while ended & self._client.nthreads().keys() and time.monotonic() < end:
             time.sleep(0.02)  # until the scheduler knows: it would still speak to them
 
 
@@ -237,15 +296,30 @@ class InlineCrew:
         if not self._waiting:
             return None
         partition = self._waiting.popleft()
-        return Delivered(partition.id, work(self._job, self._book, partition, "inline"))
+        return Delivered(partition.id, work(lambda: self._job, self._book, partition, "inline"))
+
+    def drop(self, id: str) -> None:
+        """Nothing dies here."""
 
     def end(self, workers: set[str]) -> None:
         self._waiting.clear()
 
+    def inquest(self, worker: str) -> Death:
+        return Death(worker)
 
-def _forget(topic: str, dask_scheduler: Any) -> None:
-    """Runs in the scheduler, which keeps what was told; the last parameter's name is Dask's."""
+
+async def _forget(topic: str, nannies: list[str], dask_scheduler: Any) -> None:
+    """Runs in the scheduler, which keeps what was told; the last parameter's name is Dask's.
+
+    A worker that dies now takes its plugin along. A nanny that is just replacing its worker is not
+    reached by Dask's own way, which goes by the workers; so each is told by its address.
+    """
     dask_scheduler._broker._topics.pop(topic, None)
+    dask_scheduler.nanny_plugins.pop(topic, None)
+    told = [dask_scheduler.rpc(nanny).plugin_remove(name=topic) for nanny in nannies]
+    if topic in dask_scheduler.worker_plugins:
+        told.append(dask_scheduler.unregister_worker_plugin(None, topic))
+    await asyncio.wait_for(asyncio.gather(*told, return_exceptions=True), TIDY_SECONDS)
 
 
 def _lost() -> AtOnceError:

@@ -45,11 +45,12 @@ class Failure:
     position : int
         Of the input in the order of use (stage ``reduce``: of the key, by first appearance).
     stage : str
-        ``check``, ``process``, ``reduce``, ``send`` or ``collect``.
+        ``check``, ``process``, ``verify``, ``reduce``, ``send`` or ``collect``.
     kind : str
-        ``exception``.
+        ``exception``, ``crash``, ``memory`` or ``timeout``.
     error, message, traceback : str
-        The exception's type name, its text and its traceback.
+        The exception's type name, its text and its traceback; of a death its signal or exit code,
+        what is known of it, and the stack where one could be had.
     where : str
         The innermost place in the user's own code, ``file:line in function``.
     worker : str

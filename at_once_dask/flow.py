@@ -24,10 +24,12 @@ from dask.bag import Bag
 from dask.local import get_sync
 
 from at_once_dask import journal, lease, pickles
+from at_once_dask.crumb import CLOSING, FAILURE, STOP, VALUE, Crumb, Trail
 from at_once_dask.failure import Failure, from_exception
-from at_once_dask.gather import Folds, Lists, Piece
-from at_once_dask.item import FAILED, PROCESSED, Item, Steps
+from at_once_dask.gather import Folds, Lists, Pairs, Piece, alone
+from at_once_dask.item import Item, Steps
 from at_once_dask.reduction import Fold, Group, Part
+from at_once_dask.states import COLLECT, FAILED, PROCESSED, SEND
 
 SLICE_SECONDS = 0.5  # a partition returns what it has past this, so that none holds others back
 
@@ -44,12 +46,15 @@ class Job:
     ----------
     check_inp, process_inp, reduce_fn, combine_fn
         As given to ``run``; no `process_inp`: only check.
+    verify : bool
+        Whether `check_inp` must say done after `process_inp`.
     """
 
     check_inp: Callable[[Any], Any] | None
     process_inp: Callable[[Any], Any] | None
     reduce_fn: Callable[[list[Any]], Any] | None
     combine_fn: Callable[[Any, Any], Any] | None
+    verify: bool = False
 
     @property
     def reducing(self) -> bool:
@@ -58,7 +63,7 @@ class Job:
     @cached_property
     def mapping(self) -> Chain:
         """Inputs, as Items, to the Items that passed the filter."""
-        steps = Steps(self.check_inp, self.process_inp, self.reducing)
+        steps = Steps(self.check_inp, self.process_inp, self.reducing, self.verify)
         return compiled(_PARTITION.map(steps.check).filter(steps.matters).map(steps.process))
 
     @cached_property
@@ -79,21 +84,40 @@ class Partition:
         The run's id.
     start : int
         Position of the first input, in the order of use.
+    n : int
+        How many inputs.
     packs : tuple of bytes
         One pickled list of all inputs; or, `singly`, each input pickled alone.
     indices : array of int or None
         Positions in the list as given, when that is not the order of use.
+    singly : bool
     reducing : bool
         Whether the inputs are Groups of the reduction.
+    careful : bool
+        What an input gives is put where a death cannot take it, before the next one begins.
+    attempt, attempts : int
+        The how-manieth this is for each input, and how many it gets.
+    delivered : tuple of str
+        Partitions of this worker that have reached the driver: their crumbs may go.
     """
 
     id: str
     run: str
     start: int
+    n: int
     packs: tuple[bytes, ...]
     indices: array[int] | None = None
     singly: bool = False
     reducing: bool = False
+    careful: bool = False
+    attempt: int = 1
+    attempts: int = 1
+    delivered: tuple[str, ...] = ()
+
+    @property
+    def final(self) -> bool:
+        """Whether an input that fails has failed for good."""
+        return self.attempt >= self.attempts
 
 
 @dataclass(slots=True)
@@ -115,6 +139,9 @@ class Outcome:
     failures : list of Failure
     made : Piece or bytes or None
         Map-reduce: the Piece. Reduction: the pickled list of (position, value).
+    apart : list of (int, bytes)
+        What is not in `made`. Map-reduce: position and pickled Piece of one input. Reduction:
+        position and pickled value.
     unreadable : bool
         The pack could not be unpickled and nothing was done.
     """
@@ -126,25 +153,48 @@ class Outcome:
     epoch: float = 0.0
     failures: list[Failure] = field(default_factory=list)
     made: Piece | bytes | None = None
+    apart: list[tuple[int, bytes]] = field(default_factory=list)
     unreadable: bool = False
 
 
-def work(job: Job, book: journal.Book, partition: Partition, worker: str) -> Outcome:
-    """Handle the inputs of `partition` until they end, are taken back, or time is up."""
+def work(
+    job: Callable[[], Job],
+    book: journal.Book,
+    partition: Partition,
+    worker: str,
+    trail: Trail | None = None,
+) -> Outcome:
+    """Handle the inputs of `partition` until they end, are taken back, or time is up.
+
+    Parameters
+    ----------
+    job : callable
+        Gives the Job; what that ends is not blamed on any input.
+    book, partition, worker
+    trail : Trail or None
+        Where the crumb is left; None where nobody would look for it.
+    """
+    functions = job()
+    if trail is None:
+        crumb = Crumb(partition.start, partition.n)
+    else:
+        crumb = trail.create(partition.id, partition.start, partition.n)
+        trail.forget(partition.delivered)
     mine = lease.take(partition.id, partition.start)
-    mine.enter()
+    mine.enter(crumb)
     mine.deadline = time.monotonic() + SLICE_SECONDS
     mine.book, mine.worker = book, worker
     lease.enter(mine)
+    slice = _Slice(functions, partition, mine, crumb)
     try:
-        if partition.reducing:
-            return _reduce_partition(job, partition, mine)
-        return _map_partition(job, partition, mine)
+        return slice.reduce() if partition.reducing else slice.map()
     except UnreadableError:
         return Outcome(partition.start, worker, unreadable=True)
     finally:
+        crumb.head[STOP] = max(crumb.head[STOP], partition.start)
         lease.enter(None)
         lease.end(partition.id)
+        crumb.close()
 
 
 def compiled(bag: Bag) -> Chain:
@@ -181,70 +231,164 @@ class _Stream:
 _PARTITION = Bag({_SOURCE: _Stream(())}, _SOURCE[0], 1)  # the place of the partition in a chain
 
 
-def _map_partition(job: Job, partition: Partition, mine: lease.Lease) -> Outcome:
-    inputs = _inputs(partition)
-    states = bytearray(len(inputs))
-    failures: list[Failure] = []
-    gathered = Folds(job.combine_fn) if job.combine_fn else Lists() if job.reduce_fn else None
+class _Slice:
+    """The work on one partition, and what came of it so far."""
 
-    def fail(failure: Failure) -> None:
-        offset = failure.position - partition.start
-        states[offset] = FAILED
-        index = failure.position if partition.indices is None else partition.indices[offset]
-        failures.append(_noted(failure, mine, inputs[offset], index))
+    def __init__(self, job: Job, partition: Partition, mine: lease.Lease, crumb: Crumb) -> None:
+        self.job = job
+        self.partition = partition
+        self.mine = mine
+        self.crumb = crumb
+        self.inputs: list[Any] = []
+        self.failures: list[Failure] = []
+        self.apart: list[tuple[int, bytes]] = []
 
-    for item in job.mapping(_Stream(_claimed(inputs, partition, mine))):
-        if gathered is not None and item.state != FAILED:
+    def map(self) -> Outcome:
+        job, partition, states = self.job, self.partition, self.crumb.states
+        gathered = None
+        if job.reducing and not partition.careful:
+            gathered = Folds(job.combine_fn) if job.combine_fn else Lists()
+        for item in job.mapping(_Stream(self._claimed())):
+            if job.reducing and item.state != FAILED:
+                self._collect(item, gathered)
+            if item.state == FAILED:
+                self._fail(item.value, item.inp)
+                if job.reducing and not partition.final:  # what is tried again has its own place
+                    self.mine.end(item.position + 1)
+                    break
+            else:
+                states[item.offset] = item.state
+        made = None
+        if gathered is not None:
+            self.crumb.head[CLOSING] = 1
+            made = self._close(gathered)
+            self.crumb.head[CLOSING] = 0
+        return self._outcome(made)
+
+    def reduce(self) -> Outcome:
+        partition, mine = self.partition, self.mine
+        groups: list[Group] = list(self._drawn())
+        made: list[tuple[int, bytes]] = []
+        parts = [
+            Part(position, group.key, blob, mine)
+            for position, group in enumerate(groups, partition.start)
+            for blob in group.blobs
+        ]
+        for reduced in self.job.folding(_Stream(parts)):
+            if not reduced.begun:
+                break
+            offset = reduced.position - partition.start
+            pickled = reduced.pickled()
+            if isinstance(pickled, Failure):
+                self._fail(pickled, groups[offset].key)
+            else:
+                made.append((reduced.position, pickled))
+                if partition.careful:
+                    self.crumb.keep(reduced.position, VALUE, pickled)
+                self.crumb.states[offset] = PROCESSED
+        else:
+            mine.end(partition.start + partition.n)
+        return self._outcome(pickles.dumps(made))
+
+    def _drawn(self) -> Iterator[Any]:
+        """The inputs; those that come singly are unpickled one by one, when they are drawn."""
+        packs = self.partition.packs
+        if self.partition.singly:
+            for pack in packs:
+                self.inputs.append(self._read_alone(pack))
+                yield self.inputs[-1]
+            return
+        try:
+            self.inputs = pickles.loads(packs[0])
+        except Exception as error:
+            raise UnreadableError from error
+        yield from self.inputs
+
+    def _read_alone(self, pack: bytes) -> Any:
+        self.mine.stage_is(SEND)
+        try:
+            return pickles.loads(pack)
+        except BaseException as error:
+            return _Unread(error)
+
+    def _claimed(self) -> Iterator[Item]:
+        """The inputs as Items, each claimed before it is given out."""
+        partition, mine, indices = self.partition, self.mine, self.partition.indices
+        drawn = self._drawn() if partition.singly else iter(list(self._drawn()))
+        for position in range(partition.start, partition.start + partition.n):
+            if not mine.begin(position):
+                return
+            mine.index = position if indices is None else indices[position - partition.start]
+            mine.inp = inp = next(drawn)
+            item = Item(position, inp, mine)
+            if isinstance(inp, _Unread):
+                item.fail(inp.error)
+            yield item
+        mine.end(partition.start + partition.n)
+
+    def _collect(self, item: Item, gathered: Lists | Folds | None) -> None:
+        """Take the pairs of an input; one that cannot be pickled has failed."""
+        item.at(COLLECT)
+        try:
+            if gathered is not None:
+                gathered.add(self.mine, item.position, item.value)
+            else:
+                self._keep(item.position, item.value)
+        except BaseException as error:
+            item.at(COLLECT)
+            item.fail(error)
+
+    def _keep(self, position: int, pairs: Pairs) -> None:
+        piece = alone(pairs, combining=self.job.combine_fn is not None)
+        self.apart.append((position, piece))
+        if self.partition.careful:
+            self.crumb.keep(position, VALUE, piece)
+
+    def _close(self, gathered: Lists | Folds) -> Piece | None:
+        """All values in one piece; where one of them cannot be pickled, each input's alone."""
+        try:
+            return gathered.close()
+        except BaseException:
+            assert isinstance(gathered, Lists)  # the other tries each value as it comes
+        for position, pairs in gathered.made:
             try:
-                gathered.add(item.position, item.value)
+                self._keep(position, pairs)
             except BaseException as error:
-                item.fail(from_exception(item.position, "collect", error))
-        if item.state == FAILED:
-            fail(item.value)
-        else:
-            states[item.position - partition.start] = item.state
-    made = None
-    if gathered is not None:
-        made, unpicklable = gathered.close()
-        for failure in unpicklable:
-            fail(failure)
-    return _outcome(partition, mine, states, failures, made)
+                inp = self.inputs[position - self.partition.start]
+                self._fail(from_exception(position, "collect", error), inp)
+        return None
 
+    def _fail(self, failure: Failure, inp: object) -> None:
+        """Complete a failure and log it at once, however long its partition still goes on."""
+        mine, partition = self.mine, self.partition
+        offset = failure.position - partition.start
+        ended = self.crumb.marks[offset + 1] or time.monotonic()
+        failure.worker = mine.worker
+        failure.seconds = ended - self.crumb.marks[offset]
+        failure.attempts = partition.attempt
+        self.failures.append(failure)
+        self.crumb.keep(failure.position, FAILURE, pickles.dumps(failure))
+        self.crumb.states[offset] = FAILED
+        index: int | None = None
+        if not partition.reducing:
+            indices = partition.indices
+            index = failure.position if indices is None else indices[offset]
+        assert mine.book is not None
+        journal.note_failure(failure, mine.book, inp, index, partition.attempts)
 
-def _reduce_partition(job: Job, partition: Partition, mine: lease.Lease) -> Outcome:
-    groups: list[Group] = _inputs(partition)
-    states = bytearray(len(groups))
-    failures: list[Failure] = []
-    made: list[tuple[int, bytes]] = []
-    parts = [
-        Part(position, group.key, blob, mine)
-        for position, group in enumerate(groups, partition.start)
-        for blob in group.blobs
-    ]
-    for reduced in job.folding(_Stream(parts)):
-        if not reduced.begun:
-            break
-        offset = reduced.position - partition.start
-        pickled = reduced.pickled()
-        if isinstance(pickled, Failure):
-            states[offset] = FAILED
-            failures.append(_noted(pickled, mine, groups[offset].key, None))
-        else:
-            states[offset] = PROCESSED
-            made.append((reduced.position, pickled))
-    else:
-        mine.end()
-    return _outcome(partition, mine, states, failures, pickles.dumps(made))
-
-
-def _inputs(partition: Partition) -> list[Any]:
-    if partition.singly:
-        return [_read_alone(pack) for pack in partition.packs]
-    try:
-        inputs: list[Any] = pickles.loads(partition.packs[0])
-    except Exception as error:
-        raise UnreadableError from error
-    return inputs
+    def _outcome(self, made: Piece | bytes | None) -> Outcome:
+        crumb, stop = self.crumb, self.crumb.head[STOP]
+        handled = stop - self.partition.start
+        return Outcome(
+            stop=stop,
+            worker=self.mine.worker,
+            states=bytearray(crumb.states[:handled]),
+            marks=array("d", crumb.marks[: handled + 1]),
+            epoch=time.time() - time.monotonic(),
+            failures=self.failures,
+            made=made,
+            apart=self.apart,
+        )
 
 
 class _Unread:
@@ -255,56 +399,3 @@ class _Unread:
 
     def __repr__(self) -> str:
         return "<an input that could not be unpickled>"
-
-
-def _read_alone(pack: bytes) -> Any:
-    try:
-        return pickles.loads(pack)
-    except BaseException as error:
-        return _Unread(error)
-
-
-def _claimed(inputs: list[Any], partition: Partition, mine: lease.Lease) -> Iterator[Item]:
-    """The inputs as Items, each claimed before it is given out."""
-    indices = partition.indices
-    for position, inp in enumerate(inputs, partition.start):
-        mine.inp = inp
-        mine.index = position if indices is None else indices[position - partition.start]
-        if not mine.begin(position):
-            return
-        item = Item(position, inp, mine)
-        if isinstance(inp, _Unread):
-            item.fail(from_exception(position, "send", inp.error))
-        yield item
-    mine.end()
-
-
-def _noted(failure: Failure, mine: lease.Lease, inp: object, index: int | None) -> Failure:
-    """Complete a failure and log it at once, however long its partition still goes on."""
-    failure.worker = mine.worker
-    begun, ended = failure.position - mine.start, failure.position - mine.start + 1
-    end = mine.marks[ended] if ended < len(mine.marks) else time.monotonic()
-    failure.seconds = end - mine.marks[begun]
-    assert mine.book is not None
-    journal.note_failure(failure, mine.book, inp, index)
-    return failure
-
-
-def _outcome(
-    partition: Partition,
-    mine: lease.Lease,
-    states: bytearray,
-    failures: list[Failure],
-    made: Piece | bytes | None,
-) -> Outcome:
-    handled = len(mine.marks) - 1
-    del states[handled:]
-    return Outcome(
-        stop=partition.start + handled,
-        worker=mine.worker,
-        states=states,
-        marks=mine.marks,
-        epoch=time.time() - time.monotonic(),
-        failures=failures,
-        made=made,
-    )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from at_once_dask import pickles
 from at_once_dask.failure import Failure, from_exception
+from at_once_dask.lease import Lease
+from at_once_dask.states import COMBINE
 
 Pairs = list[tuple[Any, Any]]
 
@@ -20,7 +22,8 @@ class Piece:
     Attributes
     ----------
     keys : bytes
-        The keys in order of first appearance, a pickled list.
+        The keys in order of first appearance, a pickled list. A key may repeat, each time with a
+        value of its own.
     sizes : array of int
         How many bytes of `data` belong to each key.
     data : bytes
@@ -37,41 +40,22 @@ class Lists:
     """Gathers for `reduce_fn`: all values of a key, in input order."""
 
     def __init__(self) -> None:
-        self._made: list[tuple[int, Pairs]] = []
+        self.made: list[tuple[int, Pairs]] = []
 
-    def add(self, position: int, pairs: Pairs) -> None:
-        self._made.append((position, pairs))
+    def add(self, lease: Lease, position: int, pairs: Pairs) -> None:
+        self.made.append((position, pairs))
 
-    def close(self) -> tuple[Piece, list[Failure]]:
-        """The piece, and a failure for each input whose pairs cannot be pickled."""
-        try:
-            return _pack(self._grouped()), []
-        except BaseException:
-            failures = self._drop_unpicklable()
-            return _pack(self._grouped()), failures
-
-    def _grouped(self) -> dict[Any, Any]:
+    def close(self) -> Piece:
+        """The piece; raises when any of the values cannot be pickled."""
         groups: dict[Any, list[Any]] = {}
-        for _, pairs in self._made:
+        for _, pairs in self.made:
             for key, value in pairs:
                 values = groups.get(key)
                 if values is None:
                     groups[key] = [value]
                 else:
                     values.append(value)
-        return groups
-
-    def _drop_unpicklable(self) -> list[Failure]:
-        failures, kept = [], []
-        for position, pairs in self._made:
-            try:
-                pickles.dumps(pairs)
-            except BaseException as error:
-                failures.append(from_exception(position, "collect", error))
-            else:
-                kept.append((position, pairs))
-        self._made = kept
-        return failures
+        return _pack(groups.keys(), map(pickles.dumps, groups.values()))
 
 
 class Folds:
@@ -81,20 +65,35 @@ class Folds:
         self._combine_fn = combine_fn
         self._totals: dict[Any, Any] = {}
 
-    def add(self, position: int, pairs: Pairs) -> None:
+    def add(self, lease: Lease, position: int, pairs: Pairs) -> None:
         """Fold the pairs of one input; raises when one of its values cannot be pickled.
 
         Tried before folding: afterwards nobody could tell whose value it was.
         """
         pickled = [None if type(v) in _PICKLABLE else pickles.dumps(v) for _, v in pairs]
+        lease.stage_is(COMBINE)
         for (key, value), blob in zip(pairs, pickled, strict=True):
             if key in self._totals:
                 self._totals[key] = combine(self._combine_fn, self._totals[key], value)
             else:  # a copy: a combiner may add to its first argument, which may stand elsewhere too
                 self._totals[key] = value if blob is None else pickles.loads(blob)
 
-    def close(self) -> tuple[Piece, list[Failure]]:
-        return _pack(self._totals, _failing_alone), []
+    def close(self) -> Piece:
+        return _pack(self._totals, map(_failing_alone, self._totals.values()))
+
+
+def alone(pairs: Pairs, combining: bool) -> bytes:
+    """The Piece of one input, pickled; `combine_fn` is left to the reduction.
+
+    For what must not be made a second time, and where it is not known whose value it is that
+    cannot be pickled.
+    """
+    if not combining:
+        gathered = Lists()
+        gathered.made.append((0, pairs))
+        return pickles.dumps(gathered.close())
+    keys = [key for key, _ in pairs]
+    return pickles.dumps(_pack(keys, [pickles.dumps(value) for _, value in pairs]))
 
 
 _PICKLABLE = frozenset({str, bytes, int, float, bool, complex, type(None)})
@@ -118,6 +117,6 @@ def _failing_alone(total: Any) -> bytes:
         return pickles.dumps(from_exception(-1, "reduce", error))
 
 
-def _pack(groups: dict[Any, Any], dumps: Callable[[Any], bytes] = pickles.dumps) -> Piece:
-    blobs = [dumps(group) for group in groups.values()]
-    return Piece(pickles.dumps(list(groups)), array("q", map(len, blobs)), b"".join(blobs))
+def _pack(keys: Iterable[Any], values: Iterable[bytes]) -> Piece:
+    blobs = list(values)
+    return Piece(pickles.dumps(list(keys)), array("q", map(len, blobs)), b"".join(blobs))

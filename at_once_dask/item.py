@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from at_once_dask import pickles
-from at_once_dask.failure import Failure, from_answer, from_exception, safe_repr
+from at_once_dask.failure import from_answer, from_exception, safe_repr
 from at_once_dask.gather import Pairs
 from at_once_dask.lease import Lease
-
-SKIPPED, PROCESSED, FAILED, PENDING = range(4)  # skipped is 0: what the filter drops needs no word
+from at_once_dask.states import CHECK, FAILED, PENDING, PROCESS, PROCESSED, SKIPPED, VERIFY, stage
 
 PAIR_HINT = "return [is_done, value], for example `return [path.exists(), None]`"
 PAIRS_HINT = (
@@ -23,21 +22,31 @@ PAIRS_HINT = (
 class Item:
     """An input on its way through the chain: check, filter, process.
 
-    `state` tells how far it came; `value` is the input's pairs, or its Failure.
+    `state` tells what became of it; `value` is the input's pairs, or its Failure.
     """
 
-    __slots__ = ("inp", "lease", "position", "state", "value")
+    __slots__ = ("inp", "offset", "position", "state", "states", "value")
 
     def __init__(self, position: int, inp: Any, lease: Lease) -> None:
         self.position = position
         self.inp = inp
-        self.lease = lease
+        self.offset = position - lease.start
+        self.states = lease.states
         self.state = PENDING
         self.value: Any = None
 
-    def fail(self, failure: Failure) -> None:
+    def at(self, state: int) -> None:
+        """Leave a crumb: this is what is being done with it."""
+        self.states[self.offset] = state
+
+    def fail(self, error: BaseException) -> None:
+        """It has failed, at the stage it is in."""
+        name = stage(self.states[self.offset])
         self.state = FAILED
-        self.value = failure
+        if isinstance(error, Answer):
+            self.value = from_answer(self.position, name, str(error))
+        else:
+            self.value = from_exception(self.position, name, error)
 
 
 class Answer(Exception):
@@ -54,6 +63,8 @@ class Steps:
         ``None`` as `process_inp`: only check (``plan``).
     reducing : bool
         Whether the values are wanted.
+    verify : bool
+        Whether `check_inp` must say done afterwards.
     """
 
     def __init__(
@@ -61,24 +72,27 @@ class Steps:
         check_inp: Callable[[Any], Any] | None,
         process_inp: Callable[[Any], Any] | None,
         reducing: bool,
+        verify: bool = False,
     ) -> None:
         self.check_inp = check_inp
         self.process_inp = process_inp
         self.reducing = reducing
+        self.verify = verify
 
     def check(self, item: Item) -> Item:
         """Mapped: is this input done, and with which value?"""
         if self.check_inp is None or item.state != PENDING:
             return item
-        item.lease.stage = "check"
+        item.at(CHECK)
         try:
             is_done, value = read_answer(self.check_inp(item.inp))
             if is_done:
-                item.state = SKIPPED
                 if self.reducing:
                     item.value = self._done_value(value)
+                item.state = SKIPPED
+                item.at(SKIPPED)
         except BaseException as error:
-            item.fail(_failure(item, "check", error))
+            item.fail(error)
         return item
 
     def matters(self, item: Item) -> bool:
@@ -89,16 +103,19 @@ class Steps:
         """Mapped: process what is pending; everything else passes through."""
         if item.state != PENDING or self.process_inp is None:
             return item
-        item.lease.stage = "process"
+        item.at(PROCESS)
         try:
             result = self.process_inp(item.inp)
-            if self.reducing:
-                item.value = self._fresh_value(item, result)
-            elif result is not None:
-                refuse_lazy(result)
+            if result is not None:
+                if self.reducing:
+                    item.value = read_pairs(result, "process_inp")
+                else:
+                    refuse_lazy(result)
+            if self.verify or (self.reducing and result is None):
+                self._ask_again(item, result)
             item.state = PROCESSED
         except BaseException as error:
-            item.fail(_failure(item, item.lease.stage, error))
+            item.fail(error)
         return item
 
     def _done_value(self, value: Any) -> Pairs:
@@ -109,23 +126,26 @@ class Steps:
             )
         return read_pairs(value, "check_inp")
 
-    def _fresh_value(self, item: Item, result: Any) -> Pairs:
-        if result is not None:
-            return read_pairs(result, "process_inp")
+    def _ask_again(self, item: Item, result: Any) -> None:
+        """After `process_inp`: done now? And, where that gave nothing, with which value?"""
+        wanted = self.reducing and result is None
         if self.check_inp is None:
             raise Answer(
                 f"process_inp returned None and there is no check_inp to ask; {PAIRS_HINT}"
             )
-        item.lease.stage = "check"
+        item.at(VERIFY if self.verify else CHECK)
         is_done, value = read_answer(self.check_inp(item.inp))
-        item.lease.stage = "process"
         if not is_done:
+            if not self.verify:
+                item.at(PROCESS)  # that is where the value is missing
+            what = "process_inp returned None, and" if wanted else "process_inp returned, but"
+            hint = f", or {PAIRS_HINT}" if wanted else ""
             raise Answer(
-                "process_inp returned None, and check_inp still says that the input is not done;"
-                f" save the result where check_inp finds it, or {PAIRS_HINT}"
+                f"{what} check_inp still says that the input is not done; save the result where"
+                f" check_inp finds it{hint}"
             )
-        item.lease.stage = "check"
-        return self._done_value(value)
+        if wanted:
+            item.value = self._done_value(value)
 
 
 def read_answer(answer: Any) -> tuple[bool, Any]:
@@ -204,9 +224,3 @@ def _check_key(key: Any, who: str) -> None:
             " copy in another process), so its values could not be brought together; use a number,"
             " str, tuple, enum or frozen dataclass"
         )
-
-
-def _failure(item: Item, stage: str, error: BaseException) -> Failure:
-    if isinstance(error, Answer):
-        return from_answer(item.position, stage, str(error))
-    return from_exception(item.position, stage, error)

@@ -104,12 +104,23 @@ def log(msg: object) -> None:
         append(log_path(), _record("INFO", _run, None, None, "driver", msg))
 
 
-def note_failure(failure: Failure, book: Book, inp: object, index: int | None) -> None:
-    """Log a failure as it happens; what hinders that (a full disk) must not fail anything else."""
-    text = failure.line() + (f"\n{failure.traceback}" if failure.traceback else "")
+def note_failure(
+    failure: Failure, book: Book, inp: object, index: int | None, attempts: int = 1
+) -> None:
+    """Log a failure as it happens, as a warning when it was not the last of its `attempts`.
+
+    What hinders that (a full disk) must not fail anything else.
+    """
+    level, text = "ERROR", failure.line()
+    if attempts > 1:
+        text += f" (attempt {failure.attempts} of {attempts})"
+    if failure.attempts < attempts:
+        level = "WARNING"
+    if failure.traceback:
+        text += f"\n{failure.traceback}"
     worker = failure.worker or "driver"
     try:
-        book.write(_record("ERROR", book.run, index, safe_repr(inp), worker, text))
+        book.write(_record(level, book.run, index, safe_repr(inp), worker, text))
     except OSError as error:
         print(f"at_once_dask: cannot write the log: {error}", file=sys.stderr)
 

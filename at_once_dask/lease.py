@@ -9,10 +9,11 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from array import array
 from typing import TYPE_CHECKING, Any
 
+from at_once_dask.crumb import CURRENT, STOP, Crumb
 from at_once_dask.failure import safe_repr
+from at_once_dask.states import BEGUN, OPEN, stage
 
 if TYPE_CHECKING:
     from at_once_dask.journal import Book
@@ -27,19 +28,16 @@ class Lease:
     ----------
     id : str
         The partition's; it starts with the run's.
-    start, current : int
-        Positions, in the order of use, of the first input and of the one being worked on;
-        `current` is ``start - 1`` before the first.
+    start : int
+        Position, in the order of use, of the first input.
+    head, marks, states
+        Of the partition's Crumb, from `enter` on.
     limit : int
         No input at or behind this position may be started.
     deadline : float
         No further input is started past it (``time.monotonic``), except the first.
-    marks : array of float
-        When each input began (``time.monotonic``), and at last when the last one ended.
     entered : bool
         A thread has taken it up; its first input counts as begun, even while it is unpickled.
-    stage : str
-        What is being done with the current input.
     inp, index
         The current input (or key) and its position in the list as given.
     book : journal.Book or None
@@ -49,42 +47,72 @@ class Lease:
     """
 
     __slots__ = (
-        "book", "current", "deadline", "entered", "id", "index", "inp", "limit", "marks", "stage",
-        "start", "worker",
+        "book", "deadline", "entered", "head", "id", "index", "inp", "limit", "marks", "start",
+        "states", "worker",
     )  # fmt: skip
 
     def __init__(self, id: str, start: int) -> None:
         self.id = id
         self.start = start
-        self.current = start - 1
         self.limit = NO_LIMIT
         self.deadline = float("inf")
         self.entered = False
-        self.marks = array("d")
-        self.stage = ""
         self.inp: Any = None
         self.index: int | None = None
         self.book: Book | None = None
         self.worker = ""
 
-    def enter(self) -> None:
+    def enter(self, crumb: Crumb) -> None:
         """Claim the first input before it is unpickled: that may take its time."""
-        self.current = self.start
+        self.head, self.marks, self.states = crumb.head, crumb.marks, crumb.states
+        self.states[0] = OPEN
+        self.marks[0] = time.monotonic()
         self.entered = True
+
+    @property
+    def current(self) -> int:
+        """The position being worked on; ``start - 1`` before the first."""
+        return self.head[CURRENT] if self.entered else self.start - 1
+
+    @property
+    def stage(self) -> str:
+        """What is being done with the current input."""
+        return stage(self.states[self.head[CURRENT] - self.start])
+
+    @property
+    def seconds(self) -> float:
+        """For how long the current input has been worked on."""
+        return time.monotonic() - self.marks[self.head[CURRENT] - self.start]
 
     def begin(self, position: int) -> bool:
         """Claim the input at `position`; False when it was taken back or time is up.
 
         The order matters: claim first, look at the limit second. `reclaim` does the opposite.
         """
-        self.current = position
+        self.head[CURRENT] = position
         now = time.monotonic()
-        self.marks.append(now)
-        return position < self.limit and (now < self.deadline or position == self.start)
+        self.marks[position - self.start] = now
+        if position < self.limit and (now < self.deadline or position == self.start):
+            self.states[position - self.start] = BEGUN
+            return True
+        self.head[STOP] = position
+        return False
 
-    def end(self) -> None:
-        """Mark the end of the last input; `begin` has marked it when it said no."""
-        self.marks.append(time.monotonic())
+    def turn_to(self, position: int, state: int) -> None:
+        """Begin what is not asked for: the parts of a key are folded before it is begun."""
+        if self.head[CURRENT] != position:
+            self.head[CURRENT] = position
+            self.marks[position - self.start] = time.monotonic()
+        self.states[position - self.start] = state
+
+    def stage_is(self, state: int) -> None:
+        """Note what is being done with the current input."""
+        self.states[self.head[CURRENT] - self.start] = state
+
+    def end(self, stop: int) -> None:
+        """The input before position `stop` was the last; `begin` has said so when it said no."""
+        self.marks[stop - self.start] = time.monotonic()
+        self.head[STOP] = stop
 
     def reclaim(self) -> int:
         """Take back all that has not begun; returns the first position taken back.
@@ -138,7 +166,7 @@ def here() -> Lease | None:
 
 def running() -> list[Lease]:
     """The leases that are being worked on in this process."""
-    return [lease for lease in list(LEASES.values()) if lease.marks]
+    return [lease for lease in list(LEASES.values()) if lease.entered]
 
 
 def reclaim_all(wanted: list[tuple[str, int]], stopping: bool = False) -> dict[str, int]:
@@ -167,8 +195,7 @@ def forget(run: str) -> None:
 
 def longest_running(run: str) -> tuple[float, str, str] | None:
     """Of the inputs of `run` in this process the one that runs longest: seconds, stage, input."""
-    now = time.monotonic()
-    begun = [(now - lease.marks[-1], lease) for lease in running() if lease.id.startswith(run)]
+    begun = [(lease.seconds, lease) for lease in running() if lease.id.startswith(run)]
     if not begun:
         return None
     seconds, lease = max(begun, key=lambda pair: pair[0])

@@ -9,10 +9,8 @@ from typing import Any
 
 from at_once_dask.failure import Failure
 from at_once_dask.flow import Outcome
-from at_once_dask.item import FAILED, PENDING, PROCESSED, SKIPPED
+from at_once_dask.states import FAILED, LEFT, NAMES
 
-LEFT = 4  # not handled in this run
-STATES = ("skipped", "processed", "failed", "pending", "left")
 _NAN = float("nan")
 
 
@@ -31,7 +29,7 @@ class Ledger:
     Attributes
     ----------
     states : bytearray
-        Codes into STATES.
+        Codes into ``states.NAMES``.
     starts, seconds : array of float
         Since the epoch, and how long; NaN for what was not handled.
     workers : array of int
@@ -50,7 +48,7 @@ class Ledger:
         self.workers = array("i")
         self.names: list[str] = []
         self.failed: list[Failed] = []
-        self.counts = [0] * len(STATES)
+        self.counts = [0] * len(NAMES)
 
     def draw(self, n: int) -> None:
         """Make room: `n` inputs are known by now; those not handled yet are left."""
@@ -69,8 +67,17 @@ class Ledger:
         self.starts[start:stop] = array("d", [mark + outcome.epoch for mark in marks[:-1]])
         self.seconds[start:stop] = array("d", [end - begin for begin, end in pairwise(marks)])
         self.workers[start:stop] = array("i", [self._number(outcome.worker)]) * (stop - start)
+        if LEFT in outcome.states:
+            self._forget_the_left(start, outcome.states)
         for failure in outcome.failures:
             self._add(failure, inputs[failure.position - start])
+
+    def _forget_the_left(self, start: int, states: bytearray) -> None:
+        """What has failed, and is to be tried again, has not been handled."""
+        for position, state in enumerate(states, start):
+            if state == LEFT:
+                self.starts[position] = self.seconds[position] = _NAN
+                self.workers[position] = -1
 
     def refuse(self, failure: Failure, inp: Any) -> None:
         """Enter an input that failed before it got anywhere."""
@@ -89,7 +96,7 @@ class Ledger:
 
     def _set_states(self, start: int, states: bytes | bytearray) -> None:
         stop = start + len(states)
-        for code in range(len(STATES)):
+        for code in range(len(NAMES)):
             self.counts[code] += states.count(code) - self.states.count(code, start, stop)
         self.states[start:stop] = states
 
@@ -97,6 +104,3 @@ class Ledger:
         if name not in self.names:
             self.names.append(name)
         return self.names.index(name)
-
-
-__all__ = ["FAILED", "LEFT", "PENDING", "PROCESSED", "SKIPPED", "STATES", "Failed", "Ledger"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import numbers
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -42,16 +43,15 @@ _ELSEWHERE = {
         "write run(inp_list, check_inp, process_inp, do_shuffle=True, random_state=1)",
     ),
     **dict.fromkeys(
-        (
-            "capture_output",
-            "inspect",
-            "max_failures",
-            "report_path",
-            "retries",
-            "timeout",
-            "verify",
-        ),
+        ("capture_output", "report_path"),
         "leave it out, it is planned and not in this version: {call}",
+    ),
+    **dict.fromkeys(
+        ("time_limit", "timeout_seconds", "max_seconds"),
+        "write run(inp_list, check_inp, process_inp, timeout=60)",
+    ),
+    **dict.fromkeys(
+        ("n_retries", "max_retries"), "write run(inp_list, check_inp, process_inp, retries=2)"
     ),
 }
 
@@ -73,6 +73,11 @@ class Options:
     reduce_fn: Callable[[list[Any]], Any] | None
     combine_fn: Callable[[Any, Any], Any] | None
     on_error: str
+    max_failures: int | float | None
+    retries: int
+    timeout: float | None
+    verify: bool
+    inspect: bool
     client: Client | None
     progress: bool
     random_state: Any
@@ -100,6 +105,18 @@ class Options:
             raise InputError(
                 f"{given} does nothing without do_shuffle; write"
                 f" run(inp_list, check_inp, process_inp, do_shuffle=True, {given})"
+            )
+        if self.verify and self.check_inp is None:
+            raise InputError(
+                "verify=True asks check_inp whether an input is done after process_inp, and"
+                " check_inp is None; write run(inp_list, check_inp, process_inp, verify=True) with"
+                " `def check_inp(inp): return [is_done, value]`, or leave verify out"
+            )
+        if self.on_error == "stop" and self.max_failures is not None:
+            raise InputError(
+                "on_error='stop' stops at the first failed input, so max_failures does nothing;"
+                " leave one of them out:"
+                f" run(inp_list, check_inp, process_inp, max_failures={self.max_failures})"
             )
         return self
 
@@ -244,6 +261,38 @@ def _check_on_error(call: _Call, name: str, given: Any) -> None:
         )
 
 
+def _is_number(given: Any, kind: type = numbers.Real) -> bool:
+    return isinstance(given, kind) and not isinstance(given, bool)
+
+
+def _check_max_failures(call: _Call, name: str, given: Any) -> None:
+    whole = _is_number(given, numbers.Integral) and given >= 0
+    share = _is_number(given) and not _is_number(given, numbers.Integral) and 0 < given < 1
+    if given is not None and not whole and not share:
+        raise InputError(
+            f"{name} is {safe_repr(given)}; it takes how many inputs may fail, or the share of them"
+            f" that may as a float between 0 and 1: {call.written(max_failures='100')} or"
+            f" {call.written(max_failures='0.05')}"
+        )
+
+
+def _check_retries(call: _Call, name: str, given: Any) -> None:
+    if not _is_number(given, numbers.Integral) or given < 0:
+        raise InputError(
+            f"{name} is {safe_repr(given)}; it takes how many further attempts an input gets, a"
+            f" whole number from 0: {call.written(retries='2')}"
+        )
+
+
+def _check_timeout(call: _Call, name: str, given: Any) -> None:
+    fine = _is_number(given) and 0 < given < float("inf")
+    if given is not None and not fine:
+        raise InputError(
+            f"{name} is {safe_repr(given)}; it takes the seconds that one input may take, more than"
+            f" 0, or None for no limit: {call.written(timeout='60')}"
+        )
+
+
 def _check_client(call: _Call, name: str, given: Any) -> None:
     if given is not None:
         checked_client(given)
@@ -265,6 +314,11 @@ _CHECKS: dict[str, Callable[[_Call, str, Any], None]] = {
     "reduce_fn": _check_function_or_none,
     "combine_fn": _check_function_or_none,
     "on_error": _check_on_error,
+    "max_failures": _check_max_failures,
+    "retries": _check_retries,
+    "timeout": _check_timeout,
+    "verify": _check_flag,
+    "inspect": _check_flag,
     "client": _check_client,
     "progress": _check_flag,
     "random_state": _check_random_state,

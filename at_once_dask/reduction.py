@@ -20,6 +20,7 @@ from at_once_dask.failure import Failure, from_exception
 from at_once_dask.gather import Piece, combine
 from at_once_dask.item import refuse_awaitable
 from at_once_dask.lease import Lease
+from at_once_dask.states import REDUCE
 
 SPILL_BYTES = 256 * 2**20
 
@@ -94,9 +95,8 @@ class Part:
 
     def begin(self) -> None:
         """This key is being worked on: the one to blame from here on."""
-        self.lease.current = self.position
+        self.lease.turn_to(self.position, REDUCE)
         self.lease.inp = self.key
-        self.lease.stage = "reduce"
 
 
 @dataclass(slots=True)
@@ -181,9 +181,9 @@ class Fold:
     def finish(self, folded: tuple[int, Total]) -> Reduced:
         position, total = folded
         assert total.part is not None
-        total.part.begin()
         if not total.part.lease.begin(position):
             return Reduced(position, None, begun=False)
+        total.part.begin()
         value = total.value
         if self.reduce_fn is not None and not isinstance(value, Failure):
             try:

@@ -10,8 +10,8 @@ import toolz
 
 from at_once_dask import pickles
 from at_once_dask.failure import Failure, cut, first_line, safe_repr
-from at_once_dask.item import FAILED, PROCESSED, SKIPPED
-from at_once_dask.ledger import LEFT, STATES, Failed, Ledger
+from at_once_dask.ledger import Failed, Ledger
+from at_once_dask.states import FAILED, LEFT, NAMES, PROCESSED, SKIPPED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -133,7 +133,7 @@ class Report:
         frame = pd.DataFrame(
             {
                 "status": pd.Categorical.from_codes(
-                    np.array(ledger.states, dtype=np.int8), pd.Index(STATES)
+                    np.array(ledger.states, dtype=np.int8), pd.Index(NAMES)
                 ),
                 "start": pd.to_datetime(np.array(ledger.starts), unit="s", utc=True).astype(
                     "datetime64[ns, UTC]"

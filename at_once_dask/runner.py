@@ -16,14 +16,17 @@ from at_once_dask.crew import Crew, pickled_job
 from at_once_dask.failure import Failure, from_exception
 from at_once_dask.flow import Job, Outcome
 from at_once_dask.gather import Piece
-from at_once_dask.item import PENDING, SKIPPED
+from at_once_dask.interrupts import Interrupts
 from at_once_dask.ledger import Ledger
 from at_once_dask.options import Options
 from at_once_dask.reduction import Group, Groups
 from at_once_dask.report import Facts, Plan, Reduction, Report
 from at_once_dask.source import Source
+from at_once_dask.states import FAILED, PENDING, PROCESSED, SKIPPED
 from at_once_dask.ticker import Silent, Ticker
 from at_once_dask.window import Sink, Window
+
+JUDGED_FROM = 20  # inputs, before a share of failures tells anything
 
 
 class Run:
@@ -32,16 +35,25 @@ class Run:
     Parameters
     ----------
     options : Options
+    interrupts : Interrupts
+        Whether somebody wants it to end.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, interrupts: Interrupts) -> None:
         self.options = options
+        self.interrupts = interrupts
         self.id = uuid.uuid4().hex[:12]
         # What may yet be wrong with the call, before anything is drawn from the list.
         self.logfile = journal.writable_path()
         self.client = cluster.lent(options.client)
         self.job = pickled_job(
-            Job(options.check_inp, options.process_inp, options.reduce_fn, options.combine_fn)
+            Job(
+                options.check_inp,
+                options.process_inp,
+                options.reduce_fn,
+                options.combine_fn,
+                options.verify,
+            )
         )
         self.source = _source(options)
         self.ledger = Ledger(self.source.order)
@@ -53,7 +65,7 @@ class Run:
     def map(self, crew: Crew, sink: Sink | None = None, what: str = "map") -> str | None:
         """Every input through check and process; why it stopped early, or None."""
         sink = MapSink(self) if sink is None else sink
-        stop = self.options.on_error == "stop"
+        options = self.options
         with self._ticker(self.ledger, self.source.total, what) as ticker:
             return Window(
                 self.id,
@@ -61,8 +73,11 @@ class Run:
                 crew,
                 sink,
                 ticker,
-                cautious=stop,
-                enough=self._failed if stop else lambda: None,
+                valued=options.reducing,
+                retries=options.retries,
+                cautious=options.on_error == "stop" or options.max_failures is not None,
+                enough=self._too_many,
+                interrupted=self.interrupts.check,
             ).run()
 
     def reduce(self, crew: Crew) -> str | None:
@@ -71,7 +86,17 @@ class Run:
         ledger = Ledger()
         with self._ticker(ledger, groups.total, "reduce") as ticker:
             sink = _ReduceSink(self, ledger)
-            return Window(self.id, groups, crew, sink, ticker, reducing=True).run()
+            return Window(
+                self.id,
+                groups,
+                crew,
+                sink,
+                ticker,
+                reducing=True,
+                valued=True,
+                retries=self.options.retries,
+                interrupted=self.interrupts.check,
+            ).run()
 
     def report(self) -> Report:
         """What became of the inputs; however far the run came."""
@@ -96,11 +121,28 @@ class Run:
         """The log of this run; the first look at it creates the file."""
         return journal.open_book(self.id)
 
+    def log_failure(self, failure: Failure, what: Any, index: int | None) -> None:
+        """What failed where nobody was left to log it."""
+        journal.note_failure(failure, self.book, what, index, 1 + self.options.retries)
+
     def close(self) -> None:
         self.groups.close()
 
-    def _failed(self) -> str | None:
-        return "an input failed, and on_error is 'stop'" if self.ledger.failed else None
+    def _too_many(self) -> str | None:
+        """Why the run must stop for its failures, or None."""
+        counts, most = self.ledger.counts, self.options.max_failures
+        failed = counts[FAILED]
+        if failed and self.options.on_error == "stop":
+            return "an input failed, and on_error is 'stop'"
+        if most is None:
+            return None
+        judged = failed + counts[PROCESSED]
+        if isinstance(most, float):
+            over = judged >= JUDGED_FROM and failed > most * judged
+            of = f" of {judged:,} inputs"
+        else:
+            over, of = failed > most, " inputs"
+        return f"{failed:,}{of} failed, more than max_failures={most} allows" if over else None
 
     def _n_inputs(self) -> int:
         """The length of the list; what was drawn, where that is not known or was not true."""
@@ -124,11 +166,16 @@ class MapSink(Sink):
         self._run.ledger.record(start, outcome, inputs)
         if isinstance(outcome.made, Piece):
             self._run.groups.add(start, outcome.made)
+        for position, piece in outcome.apart:
+            self._run.groups.add(position, pickles.loads(piece))
 
     def refuse(self, failure: Failure, inp: Any) -> None:
         self._run.ledger.refuse(failure, inp)
+        self.log(failure, inp)
+
+    def log(self, failure: Failure, inp: Any) -> None:
         index = self._run.ledger.index(failure.position)
-        journal.note_failure(failure, self._run.book, inp, index)
+        self._run.log_failure(failure, inp, index)
 
 
 class PlanSink(MapSink):
@@ -167,23 +214,28 @@ class _ReduceSink(Sink):
         self._ledger.draw(n)
 
     def record(self, start: int, outcome: Outcome, inputs: list[Group]) -> None:
-        assert isinstance(outcome.made, bytes)
+        assert not isinstance(outcome.made, Piece)
         self._ledger.record(start, outcome, inputs)
         for failure in outcome.failures:
             self._run.ledger.fail_key(failure, inputs[failure.position - start].key)
-        for position, pickled in pickles.loads(outcome.made):
+        made = [] if outcome.made is None else pickles.loads(outcome.made)
+        for position, pickled in [*made, *outcome.apart]:
             key = inputs[position - start].key
             try:
                 self._run.reduced[position] = key, pickles.loads(pickled)
             except Exception as error:
                 failure = from_exception(position, "reduce", error)
                 self._run.ledger.fail_key(failure, key)
-                journal.note_failure(failure, self._run.book, key, None)
+                self.log(failure, inputs[position - start])
 
     def refuse(self, failure: Failure, inp: Group) -> None:
         failure.stage = "reduce"
         self._ledger.refuse(failure, inp)
         self._run.ledger.fail_key(failure, inp.key)
+        self.log(failure, inp)
+
+    def log(self, failure: Failure, inp: Group) -> None:
+        self._run.log_failure(failure, inp.key, None)
 
 
 def _source(options: Options) -> Source:

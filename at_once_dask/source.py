@@ -6,7 +6,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from at_once_dask import pickles
@@ -22,11 +22,14 @@ class Chunk:
     """Neighbouring inputs in the driver: those of a partition, or what came back of one.
 
     `singly`: to be pickled each alone, after unpickling them together failed on a worker.
+    `again`: these ran before, in a process that died; what they give now must not get lost, and
+    nobody else may take them along.
     """
 
     start: int
     inputs: list[Any]
     singly: bool = False
+    again: bool = False
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -37,7 +40,9 @@ class Chunk:
 
     def part(self, first: int, stop: int) -> Chunk:
         """The inputs at positions `first` to `stop`, without `stop`."""
-        return Chunk(first, self.inputs[first - self.start : stop - self.start], self.singly)
+        return replace(
+            self, start=first, inputs=self.inputs[first - self.start : stop - self.start]
+        )
 
     def split(self, n: int) -> list[Chunk]:
         """Chunks of `n` inputs, the last one perhaps of fewer."""
@@ -97,34 +102,38 @@ class Source:
         self._inputs = inputs
         self._iterator: Iterator[Any] | None = None
         self._back: deque[Chunk] = deque()
+        self._again: deque[Chunk] = deque()
 
     @property
     def left(self) -> int | None:
         """How many inputs are still to be given out, where that is known."""
         if self.total is None:
             return None
-        return max(0, self.total - self.drawn) + sum(map(len, self._back))
+        back = sum(map(len, self._back)) + sum(map(len, self._again))
+        return max(0, self.total - self.drawn) + back
 
     def is_empty(self) -> bool:
         """Whether nothing is left to give out; draws a few inputs to find out."""
-        if not self._back:
+        if not self._back and not self._again:
             self.give_back(self._draw(FIRST))
-        return not self._back
+        return not self._back and not self._again
+
+    def has_again(self) -> bool:
+        """Whether some are to run a second time."""
+        return bool(self._again)
 
     def take(self, n: int) -> Chunk | None:
         """The next inputs, `n` at most; None at the end."""
-        if not self._back:
-            return self._draw(n) or None
-        chunk = self._back.popleft()
-        if len(chunk) > n:
-            self._back.appendleft(chunk.part(chunk.start + n, chunk.stop))
-            chunk = chunk.part(chunk.start, chunk.start + n)
-        return chunk
+        return _cut(self._back, n) if self._back else self._draw(n) or None
+
+    def take_again(self, n: int) -> Chunk:
+        """The next of those that run a second time, `n` at most."""
+        return _cut(self._again, n)
 
     def give_back(self, chunk: Chunk) -> None:
         """Take `chunk` back, to be given out again before anything new."""
         if chunk:
-            self._back.append(chunk)
+            (self._again if chunk.again else self._back).append(chunk)
 
     def indices(self, chunk: Chunk) -> array[int] | None:
         """The positions of `chunk` in the list as given, where they differ."""
@@ -149,3 +158,12 @@ class Source:
             self._iterator = iter(())
         self.drawn += len(inputs)
         return Chunk(self.drawn - len(inputs), inputs)
+
+
+def _cut(chunks: deque[Chunk], n: int) -> Chunk:
+    """The first `n` inputs of the first chunk; the rest of it stays."""
+    chunk = chunks.popleft()
+    if len(chunk) > n:
+        chunks.appendleft(chunk.part(chunk.start + n, chunk.stop))
+        chunk = chunk.part(chunk.start, chunk.start + n)
+    return chunk

@@ -15,8 +15,9 @@ from statistics import fmean
 from typing import Any, TextIO
 
 from at_once_dask.crew import Running
-from at_once_dask.item import FAILED, PENDING, PROCESSED, SKIPPED
 from at_once_dask.ledger import Ledger
+from at_once_dask.report import Report
+from at_once_dask.states import FAILED, PENDING, PROCESSED, SKIPPED
 
 LINE_SECONDS = 10.0  # between two lines where there is no terminal
 REDRAW_SECONDS = 0.2
@@ -256,6 +257,17 @@ def show_link(link: str, stream: TextIO | None = None) -> None:
         display({"text/plain": text, "text/html": html}, raw=True)
     else:
         print(text, file=_Stream(stream), flush=True)
+
+
+def let_inspect(report: Report) -> None:
+    """Wait for Enter or Ctrl-C, so that somebody can look at the dashboard; needs a terminal."""
+    stdin, stderr = sys.stdin, _Stream(None)
+    if stdin is None or not stdin.isatty() or not stderr.isatty():
+        return
+    print(report.summary(), file=stderr)
+    print(f"Inspect: {report.dashboard_link}\nEnter or Ctrl-C goes on.", file=stderr, flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        stdin.readline()
 
 
 def in_notebook() -> bool:

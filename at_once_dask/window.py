@@ -1,4 +1,4 @@
-"""The driver's loop: a window of partitions in flight. Cut, lease, collect, give back, stop.
+"""The driver's loop: a window of partitions in flight. Cut, lease, collect, settle, stop.
 
 ::
 
@@ -8,32 +8,57 @@
 
 Two partitions a worker thread are in flight, so that no worker waits for the driver. A partition
 that takes longer than a slice comes back half done, and the rest is cut anew. When workers have
-nothing to do while others sit on what they have not begun, it is asked back.
+nothing to do while others sit on what they have not begun, it is asked back. What a dead worker
+held is settled (see ``blame``); what failed and has attempts left comes back after a while.
 """
 
 from __future__ import annotations
 
+import heapq
 import itertools
+import random
 import time
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from at_once_dask.crew import Broken, Crew, Delivered, Event, Reclaimed, Running
+from distributed import CancelledError
+from distributed.comm.core import CommClosedError
+from distributed.scheduler import KilledWorker
+
+from at_once_dask.blame import Death, Settled, exit_name, settle
+from at_once_dask.crew import Broken, Crew, Delivered, Died, Event, Reclaimed, Running
 from at_once_dask.errors import AtOnceError
-from at_once_dask.failure import Failure, safe_repr
+from at_once_dask.failure import Failure
 from at_once_dask.flow import Outcome, Partition
 from at_once_dask.pace import Pace
 from at_once_dask.source import PAYLOAD_BYTES, Chunk, Source
+from at_once_dask.states import LEFT
 
 DEPTH = 2  # partitions in flight for each worker thread
 TICK_SECONDS = 0.25
 RECLAIM_SECONDS = 0.2  # a partition out for longer may be asked back
+GRACE_SECONDS = 1.0  # what running inputs get to finish when a run stops early
+LOOK_SECONDS = 1.0  # between two looks at which workers there are
+LOOK_SOON_SECONDS = 0.05  # the same while one is being replaced
+NEWS_SECONDS = 5.0  # for news of a worker that is gone; then it counts as lost without any
+PATIENCE_SECONDS = 60.0  # for a new worker when there is none left
+BARREN_DEATHS = 10  # in a row, none of them inside an input: then no worker will ever begin one
+BACKOFF_SECONDS = 0.5  # before the second attempt; doubled for each further one
+BACKOFF_LIMIT = 60.0
 NO_WORKERS = (
     "the cluster has no workers; start some, as with `dask worker ADDRESS`, and wait for them with"
     " client.wait_for_workers(1)"
 )
-GRACE_SECONDS = 1.0  # what running inputs get to finish when a run stops early
+
+NONE_LEFT = (
+    "no worker is left, and none could be started for a minute; see that the machine has memory,"
+    " disk space and processes to spare, or start workers of the cluster anew"
+)
+
+# How Dask tells of a partition whose worker is gone.
+_OF_DEATH = (KilledWorker, CancelledError, CommClosedError, FileExistsError)
 
 
 class Sink(Protocol):
@@ -47,6 +72,9 @@ class Sink(Protocol):
 
     def refuse(self, failure: Failure, inp: Any) -> None:
         """An input could not be sent."""
+
+    def log(self, failure: Failure, inp: Any) -> None:
+        """An input failed where nobody was left to log it."""
 
 
 class Watcher(Protocol):
@@ -68,6 +96,7 @@ class Out:
     sent: float
     limit: int
     asked: float = 0.0  # when it was asked back
+    lost: float | None = None  # when Dask told that it will not come back
 
 
 class Window:
@@ -81,10 +110,16 @@ class Window:
         What it runs, where, and who is told.
     reducing : bool
         Whether the inputs are Groups of the reduction.
+    valued : bool
+        Whether inputs give values, which are lost when a worker dies before it delivers them.
+    retries : int
+        Further attempts for an input that failed.
     cautious : bool
         Small partitions, because the run may stop at any failure.
     enough : callable
         Asked after each event; a reason to stop early, or None.
+    interrupted : callable
+        Asked as often; raises what ends the run at once.
     """
 
     def __init__(
@@ -96,32 +131,51 @@ class Window:
         watcher: Watcher,
         *,
         reducing: bool = False,
+        valued: bool = False,
+        retries: int = 0,
         cautious: bool = False,
         enough: Callable[[], str | None] = lambda: None,
+        interrupted: Callable[[], None] = lambda: None,
     ) -> None:
         self._source = source
         self._crew = crew
         self._sink = sink
         self._watcher = watcher
         self._reducing = reducing
+        self._valued = valued
+        self._retries = retries
         self._enough = enough
+        self._interrupted = interrupted
         self._run = run
         self._ids = map(str, itertools.count())
         self._pace = Pace(cautious)
         self._out: dict[str, Out] = {}
+        self._delivered: defaultdict[str, list[str]] = defaultdict(list)  # by worker, not yet told
+        self._attempts: dict[int, int] = {}  # failed so far, by position
+        self._waiting: list[tuple[float, int, Chunk]] = []  # a heap: due, position, to try again
+        self._careful = False  # values are delivered one by one: the combiner ends workers
         self._threads: dict[str, int] = {}
-        self._looked = 0.0
+        self._most_threads = 0
+        self._looked = float("-inf")
+        self._gone: dict[str, float] = {}  # since when, by worker that holds partitions
+        self._buried: dict[str, float] = {}  # when it was told that a worker died
+        self._last_death = float("-inf")
+        self._deserted = 0.0  # since when there is no worker at all
+        self._barren = 0
+        self._hopeless: str | None = None
 
     def run(self) -> str | None:
         """Until the source is empty and all is back; or why it stopped early."""
         try:
             while True:
-                reason = self._look_at_workers() or self._enough()
+                self._interrupted()
+                reason = self._look_at_workers() or self._hopeless or self._enough()
                 if reason is not None:
                     self.stop()
                     return reason
+                self._try_again()
                 self._fill()
-                if not self._out:
+                if not self._out and not self._waiting and self._source.is_empty():
                     return self._enough()
                 self._wait()
                 self._reclaim_when_idle()
@@ -142,21 +196,52 @@ class Window:
             self._crew.end({out.worker for out in self._out.values()})
             self._out.clear()
 
+    def _try_again(self) -> None:
+        """What has waited long enough after a failure goes back to the others."""
+        while self._waiting and self._waiting[0][0] <= time.monotonic():
+            self._source.give_back(heapq.heappop(self._waiting)[2])
+
     def _fill(self) -> None:
+        reserved = self._fill_again()
         total = sum(self._threads.values())
-        while (worker := self._least_busy()) is not None:
+        while (worker := self._least_busy(reserved)) is not None:
             chunk = self._source.take(self._pace.size(self._source.left, total))
             self._sink.draw(self._source.drawn)
             if chunk is None:
                 return
             self._send(chunk, worker)
 
-    def _least_busy(self) -> str | None:
+    def _fill_again(self) -> str | None:
+        """Send what runs a second time; the worker that is to be kept free for it, if any.
+
+        Such a partition shares its process with no other thread's.
+        """
+        while self._source.has_again():
+            held = self._held()
+            free = [w for w, n in self._threads.items() if held[w] < (DEPTH if n == 1 else 1)]
+            if not free:
+                shared = [w for w, n in self._threads.items() if n > 1]
+                return min(shared, key=lambda worker: held[worker], default=None)
+            total = sum(self._threads.values())
+            chunk = self._source.take_again(self._pace.size(self._source.left, total))
+            self._send(chunk, min(free, key=lambda worker: held[worker]))
+        return None
+
+    def _held(self) -> dict[str, int]:
+        """How many partitions each worker holds."""
+        held = dict.fromkeys(self._threads, 0)
+        for out in self._out.values():
+            if out.worker in held:
+                held[out.worker] += 1
+        return held
+
+    def _least_busy(self, reserved: str | None) -> str | None:
         """The worker with the most room, if any has room."""
-        room = {worker: DEPTH * threads for worker, threads in self._threads.items()}
+        room = {worker: DEPTH * n for worker, n in self._threads.items() if worker != reserved}
         for out in self._out.values():
             if out.worker in room:
-                room[out.worker] -= 1
+                alone = out.chunk.again and self._threads[out.worker] > 1
+                room[out.worker] -= DEPTH * self._threads[out.worker] if alone else 1
         worker = max(room, key=lambda worker: room[worker], default=None)
         return worker if worker is not None and room[worker] > 0 else None
 
@@ -180,17 +265,22 @@ class Window:
                 id=id,
                 run=self._run,
                 start=chunk.start,
+                n=len(chunk),
                 packs=packs,
                 indices=self._source.indices(chunk),
                 singly=chunk.singly,
                 reducing=self._reducing,
+                careful=chunk.again or self._careful,
+                attempt=1 + self._attempts.get(chunk.start, 0),
+                attempts=1 + self._retries,
+                delivered=tuple(self._delivered.pop(worker, ())),
             ),
         )
 
     def _sift(self, chunk: Chunk) -> None:
         chunks, failures = chunk.sift()
         if not failures:  # they pickle alone, and not together: too deep, or too large
-            self._source.give_back(Chunk(chunk.start, chunk.inputs, singly=True))
+            self._source.give_back(replace(chunk, singly=True))
             return
         for good in chunks:
             self._source.give_back(good)
@@ -198,33 +288,94 @@ class Window:
             self._sink.refuse(failure, chunk.inputs[failure.position - chunk.start])
 
     def _wait(self) -> None:
-        self._handle(self._crew.next(TICK_SECONDS))
+        due = self._waiting[0][0] - time.monotonic() if self._waiting else TICK_SECONDS
+        soon = LOOK_SOON_SECONDS if self._is_short_of_workers() else TICK_SECONDS
+        self._handle(self._crew.next(max(0.0, min(due, soon))))
         self._watcher.tick()
 
     def _handle(self, event: Event | None, stopping: bool = False) -> None:
         match event:
             case Delivered(id, outcome) if id in self._out:
-                self._deliver(self._out.pop(id), outcome)
+                self._deliver(id, self._out.pop(id), outcome)
             case Broken(id, error) if id in self._out:
-                del self._out[id]
-                if not stopping:
+                if stopping:
+                    del self._out[id]
+                elif isinstance(error, _OF_DEATH):
+                    self._out[id].lost = time.monotonic()
+                else:
+                    del self._out[id]
                     raise _broken(error)
             case Reclaimed(limits):
                 self._take_back(limits)
             case Running():
                 self._watcher.running(event)
+            case Died(death):
+                if stopping:
+                    gone = [id for id, out in self._out.items() if out.worker == death.worker]
+                    for id in gone:
+                        del self._out[id]
+                else:
+                    self._bury(death)
 
-    def _deliver(self, out: Out, outcome: Outcome) -> None:
+    def _deliver(self, id: str, out: Out, outcome: Outcome) -> None:
         chunk = out.chunk
+        self._delivered[out.worker].append(id)
         if outcome.unreadable:
-            self._source.give_back(
-                Chunk(chunk.start, chunk.inputs[: out.limit - chunk.start], True)
-            )
+            self._source.give_back(replace(chunk.part(chunk.start, out.limit), singly=True))
             return
-        self._sink.record(chunk.start, outcome, chunk.inputs)
+        self._record(chunk.start, outcome, chunk.inputs)
         self._source.give_back(chunk.part(outcome.stop, out.limit))
+        if outcome.stop > chunk.start:
+            self._barren = 0
         if outcome.marks:
             self._pace.learn(outcome.stop - chunk.start, outcome.marks[-1] - outcome.marks[0])
+
+    def _record(self, start: int, outcome: Outcome, inputs: list[Any]) -> None:
+        """Into the sink, but what has attempts left: that waits."""
+        final = []
+        for failure in outcome.failures:
+            position = failure.position
+            failure.attempts = self._attempts[position] = self._attempts.get(position, 0) + 1
+            if failure.attempts > self._retries:
+                final.append(failure)
+                continue
+            outcome.states[position - start] = LEFT
+            chunk = Chunk(position, [inputs[position - start]], singly=True)
+            heapq.heappush(self._waiting, (_due(failure.attempts), position, chunk))
+        outcome.failures = final
+        self._sink.record(start, outcome, inputs)
+
+    def _bury(self, death: Death) -> None:
+        """A worker died: settle what it held."""
+        self._buried[death.worker] = self._last_death = time.monotonic()
+        self._gone.pop(death.worker, None)
+        self._threads.pop(death.worker, None)
+        self._delivered.pop(death.worker, None)
+        self._looked = float("-inf")
+        if death.combining():
+            self._careful = True
+        held = {id: out for id, out in self._out.items() if out.worker == death.worker}
+        if held and death.traces is not None and not death.running():
+            self._barren += 1
+            self._hopeless = _hopeless(death) if self._barren >= BARREN_DEATHS else None
+        for id, out in held.items():
+            if death.traces is None or id in death.traces:
+                self._settle(id, out, death)
+
+    def _settle(self, id: str, out: Out, death: Death) -> None:
+        del self._out[id]
+        self._crew.drop(id)
+        chunk = out.chunk.part(out.chunk.start, out.limit)
+        settled: Settled = settle(id, chunk, death, self._reducing, self._valued)
+        for start, outcome in settled.outcomes:
+            inputs = chunk.part(start, outcome.stop).inputs
+            failures = outcome.failures
+            self._record(start, outcome, inputs)
+            for failure in failures:
+                if failure.kind != "exception":  # those were logged where they happened
+                    self._sink.log(failure, inputs[failure.position - start])
+        for part in settled.chunks:
+            self._source.give_back(part)
 
     def _take_back(self, limits: dict[str, int]) -> None:
         for id, limit in limits.items():
@@ -254,23 +405,56 @@ class Window:
             self._crew.reclaim(worker, wanted, stopping)
 
     def _look_at_workers(self) -> str | None:
-        """Every second, and at first: which workers there are; why that is too few, or None."""
+        """Now and then: which workers there are; why that is too few, or None."""
         now = time.monotonic()
-        if self._threads and now - self._looked < 1:
+        pause = LOOK_SOON_SECONDS if self._is_short_of_workers() else LOOK_SECONDS
+        if now - self._looked < pause:
             return None
         self._looked = now
         self._threads = self._crew.threads()
-        for out in self._out.values():
-            if out.worker not in self._threads:
-                return _lost(out)
-        return None if self._threads else NO_WORKERS
+        self._most_threads = max(self._most_threads, sum(self._threads.values()))
+        for worker in self._threads:
+            self._gone.pop(worker, None)
+            if now - self._buried.get(worker, now) > LOOK_SECONDS:  # one at the same address
+                del self._buried[worker]
+        for id, out in list(self._out.items()):
+            self._look_for(id, out, now)
+        if self._threads:
+            self._deserted = now
+            return None
+        if not self._most_threads:
+            return NO_WORKERS
+        return NONE_LEFT if now - self._deserted > PATIENCE_SECONDS else None
+
+    def _look_for(self, id: str, out: Out, now: float) -> None:
+        """See whether this partition may still come."""
+        worker = out.worker
+        if worker in self._threads:
+            if out.lost is not None and now - out.lost > NEWS_SECONDS:
+                self._settle(id, out, self._crew.inquest(worker))
+        elif worker in self._buried:  # it left no trace of this one: that was never begun
+            self._settle(id, out, Death(worker, traces={}))
+        elif now - self._gone.setdefault(worker, now) > NEWS_SECONDS:
+            self._bury(self._crew.inquest(worker))
+
+    def _is_short_of_workers(self) -> bool:
+        """Whether one died a short time ago, and is being replaced."""
+        if sum(self._threads.values()) >= self._most_threads:
+            return False
+        return self._last_death > time.monotonic() - PATIENCE_SECONDS
 
 
-def _lost(out: Out) -> str:
-    first, last = safe_repr(out.chunk.inputs[0]), safe_repr(out.chunk.inputs[-1])
+def _due(failed: int) -> float:
+    """When an input that has failed so many times is tried again: exponential, with jitter."""
+    backoff = min(BACKOFF_LIMIT, BACKOFF_SECONDS * 2 ** (failed - 1))
+    return float(time.monotonic() + backoff * random.uniform(0.5, 1.5))
+
+
+def _hopeless(death: Death) -> str:
     return (
-        f"the worker {out.worker} died while it held the inputs {first} to {last};"
-        " which of them ended it is not known"
+        f"{BARREN_DEATHS} workers in a row died before they had begun any input, the last one of"
+        f" {exit_name(death.exit)}: what ends them is in the functions themselves, or on the"
+        " machine; try process_inp(inp_list[0]) in this process"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
@@ -9,6 +10,7 @@ from distributed import WorkerPlugin, get_worker
 from tornado.ioloop import PeriodicCallback
 
 from at_once_dask import journal, lease, pickles
+from at_once_dask.crumb import Trail
 from at_once_dask.flow import Job, Outcome, Partition, work
 from at_once_dask.journal import Book
 from at_once_dask.surroundings import Surroundings
@@ -20,8 +22,9 @@ LONG_SECONDS = 2.0  # when an input counts as one that runs long
 class _Sealed:
     """A job as it came: opened by the first partition, by one thread, once a process."""
 
-    def __init__(self, pickled: bytes, book: Book) -> None:
+    def __init__(self, pickled: bytes, book: Book, trail: Trail) -> None:
         self.book = book
+        self.trail = trail
         self._pickled = pickled
         self._job: Job | None = None
         self._lock = threading.Lock()
@@ -62,7 +65,8 @@ class RunPlugin(WorkerPlugin):
         if self.surroundings is not None:
             self.surroundings.adopt()
         journal.tell_by(worker.log_event)
-        _JOBS[self.run] = _Sealed(self.job, self.book)
+        self._trail = Trail(os.path.dirname(worker.local_directory), self.run, worker.address)
+        _JOBS[self.run] = _Sealed(self.job, self.book, self._trail)
         self.job = b""
         self._teller = PeriodicCallback(lambda: self._tell(worker), TELL_SECONDS * 1000)
         self._teller.start()
@@ -76,12 +80,13 @@ class RunPlugin(WorkerPlugin):
         self._teller.stop()
         _JOBS.pop(self.run, None)
         lease.forget(self.run)
+        self._trail.clear()
 
 
 def run_partition(partition: Partition) -> Outcome:
     """The one task that Dask sees."""
     sealed = _JOBS[partition.run]
     try:
-        return work(sealed.open(), sealed.book, partition, get_worker().address)
+        return work(sealed.open, sealed.book, partition, get_worker().address, sealed.trail)
     except (SystemExit, KeyboardInterrupt) as error:
         raise RuntimeError(f"{type(error).__name__}: {error}") from error  # or the worker would end

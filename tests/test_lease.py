@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from at_once_dask import lease
+from at_once_dask.crumb import Crumb
 
 N = 300
 
@@ -22,10 +23,17 @@ def quick_switches() -> Iterator[None]:
     sys.setswitchinterval(interval)
 
 
+def entered(id: str, start: int) -> lease.Lease:
+    """A partition of `N` inputs that a thread has taken up."""
+    mine = lease.take(id, start)
+    mine.enter(Crumb(start, N))
+    return mine
+
+
 def test_a_partition_that_waits_comes_back_whole() -> None:
-    lease.take("run-0", 0).enter()
+    entered("run-0", 0)
     assert lease.reclaim_all([("run-1", 7)]) == {"run-1": 7}
-    assert not lease.take("run-1", 7).begin(7)
+    assert not entered("run-1", 7).begin(7)
     lease.end("run-1")
     lease.forget("run")
     assert lease.LEASES == {}
@@ -39,8 +47,7 @@ def test_a_partition_on_its_way_to_an_idle_worker_is_let_come() -> None:
 
 
 def test_the_first_input_counts_as_begun_while_it_is_unpickled() -> None:
-    mine = lease.take("run-1", 7)
-    mine.enter()
+    mine = entered("run-1", 7)
     assert lease.reclaim_all([("run-1", 7)]) == {"run-1": 8}
     assert mine.begin(7)
     assert not mine.begin(8)
@@ -48,8 +55,7 @@ def test_the_first_input_counts_as_begun_while_it_is_unpickled() -> None:
 
 
 def test_a_running_partition_keeps_what_it_has_begun() -> None:
-    mine = lease.take("run-1", 7)
-    mine.enter()
+    mine = entered("run-1", 7)
     assert mine.begin(7)
     assert mine.begin(8)
     assert lease.reclaim_all([("run-1", 7)]) == {"run-1": 9}
@@ -60,17 +66,18 @@ def test_a_running_partition_keeps_what_it_has_begun() -> None:
 
 def test_a_partition_that_has_ended_gives_nothing_back() -> None:
     """Its outcome is on its way: what it has done must not be done again."""
-    assert lease.take("run-1", 0).begin(0)
+    assert entered("run-1", 0).begin(0)
     lease.end("run-1")
     assert lease.reclaim_all([("run-1", 0)]) == {}
     lease.forget("run")
 
 
 def test_time_is_up_only_behind_the_first_input() -> None:
-    mine = lease.Lease("run-1", 0)
+    mine = entered("run-1", 0)
     mine.deadline = 0.0
     assert mine.begin(0)
     assert not mine.begin(1)
+    lease.forget("run")
 
 
 @pytest.mark.usefixtures("quick_switches")
@@ -83,8 +90,7 @@ def test_begun_or_taken_back_but_never_both() -> None:
 
         def worker(id: str = id, handled: list[int] = handled, go: threading.Barrier = go) -> None:
             go.wait()
-            mine = lease.take(id, 0)
-            mine.enter()
+            mine = entered(id, 0)
             for position in range(N):
                 if not mine.begin(position):
                     break

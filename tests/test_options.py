@@ -400,15 +400,7 @@ SIGNATURES: dict[str, Wrong] = {
             functools.partial(run, [1], check, process, **{name: None}),
             f"run() has no argument {name!r}; {PLANNED}",
         )
-        for name in (
-            "capture_output",
-            "inspect",
-            "max_failures",
-            "report_path",
-            "retries",
-            "timeout",
-            "verify",
-        )
+        for name in ("capture_output", "report_path")
     },
     "misspelt": (
         lambda: run([1], check, process, on_errors="return"),
@@ -726,7 +718,7 @@ def check_logfile_text(text: str, given: str) -> None:
 
 LATE: dict[str, Callable[[Iterable[int]], object]] = {
     "do_shuffle": lambda inputs: run(inputs, check, process, sum),
-    "keyword": lambda inputs: run(inputs, check, process, retries=1),
+    "keyword": lambda inputs: run(inputs, check, process, report_path="x"),
     "both": lambda inputs: run(inputs, check, process, True, sum, combine_fn=max),
     "client": lambda inputs: run(inputs, check, process, do_shuffle=True, client=3),
 }

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 import at_once_dask
 from at_once_dask.crew import Running
-from at_once_dask.item import FAILED, PENDING, PROCESSED, SKIPPED
+from at_once_dask.states import FAILED, PENDING, PROCESSED, SKIPPED
 from at_once_dask.ledger import Ledger
 from at_once_dask.ticker import Ticker, duration, show_link, speed
 

@@ -1,0 +1,240 @@
+"""A breadcrumb for each partition: how far it came, in a file that survives its process.
+
+The file is mapped into memory: a note costs a store and no system call, and the kernel keeps what
+was stored when the process dies, however it dies. What has no fixed size (failures, values that
+must not be made again) is appended behind.
+
+::
+
+    head: 8 int64 | marks: n + 1 float64 | states: n bytes | records: position, kind, size, data
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import pickle
+import struct
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from at_once_dask.failure import Failure
+from at_once_dask.states import is_final
+
+# Places in the head.
+START, SIZE, CURRENT, STOP, CLOSING = range(5)
+UNKNOWN = -1  # as STOP
+_HEAD = 8 * 8  # bytes
+_RECORD = struct.Struct("=qBq")
+FAILURE, VALUE = range(2)  # kinds of records
+
+
+class Crumb:
+    """How far a partition came, for whoever finds it.
+
+    Parameters
+    ----------
+    start, n : int
+        Position of the first input, and how many there are.
+    path : str or None
+        A file to be created; None keeps it in memory.
+
+    Attributes
+    ----------
+    head : memoryview of int64
+        START and SIZE as given; CURRENT, the position that is being worked on; STOP, the position
+        behind the last one that was handled, UNKNOWN while inputs are begun; CLOSING, 1 while the
+        values of all of them are pickled together.
+    marks : memoryview of float64
+        When each input began (``time.monotonic``); behind the last one, when that ended.
+    states : memoryview of uint8
+        See ``states``.
+
+    Raises
+    ------
+    FileExistsError
+        When this partition was begun before, by a process that is gone.
+    OSError
+        When the file cannot be made: the disk is full.
+    """
+
+    __slots__ = ("_file", "head", "marks", "states")
+
+    def __init__(self, start: int, n: int, path: str | None = None) -> None:
+        marks, states = _HEAD, _HEAD + 8 * (n + 1)
+        size = states + n
+        self._file = -1
+        buffer: Any = bytearray(size)
+        if path is not None:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+            try:
+                os.posix_fallocate(self._file, 0, size)  # or a full disk would end the process
+                buffer = mmap.mmap(self._file, size)
+            except BaseException:
+                self.close()
+                os.unlink(path)
+                raise
+        view = memoryview(buffer)
+        self.head = view[:marks].cast("q")
+        self.marks = view[marks:states].cast("d")
+        self.states = view[states:]
+        self.head[START], self.head[SIZE] = start, n
+        self.head[CURRENT], self.head[STOP] = start, UNKNOWN
+
+    def keep(self, position: int, kind: int, data: bytes) -> None:
+        """Append a record; in memory there is nothing to keep it for."""
+        if self._file >= 0:
+            os.write(self._file, _RECORD.pack(position, kind, len(data)) + data)
+
+    def close(self) -> None:
+        """Give the descriptor back. The file stays, and the memory until nobody looks at it."""
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a Crumb tells after its process has gone; crosses to the driver as plain data.
+
+    Attributes
+    ----------
+    start, n, current, stop, closing
+        As in the head of the Crumb.
+    marks : array of float
+    states : bytes
+    failures : dict of int to Failure
+        By position.
+    values : dict of int to bytes
+        By position: what need not be made again.
+    """
+
+    start: int
+    n: int
+    current: int
+    stop: int
+    closing: bool
+    marks: array[float]
+    states: bytes
+    failures: dict[int, Failure]
+    values: dict[int, bytes]
+
+    @property
+    def running(self) -> bool:
+        """Whether the process died inside an input, or with the values of all, and not between."""
+        if self.closing or self.stop != UNKNOWN:
+            return self.closing
+        return not is_final(self.state)
+
+    @property
+    def state(self) -> int:
+        """What was being done with the current input."""
+        return self.states[self.current - self.start]
+
+    @classmethod
+    def read(cls, content: bytes) -> Trace:
+        """From the bytes of the file; a record that is torn is not there."""
+        head = struct.unpack_from("=8q", content)
+        start, n, current, stop, closing = head[:5]
+        states = _HEAD + 8 * (n + 1)
+        marks = array("d", content[_HEAD:states])
+        failures: dict[int, Failure] = {}
+        values: dict[int, bytes] = {}
+        for position, kind, data in _records(content[states + n :]):
+            if kind == FAILURE:
+                failures[position] = pickle.loads(data)
+            else:
+                values[position] = data
+        return cls(
+            start=start,
+            n=n,
+            current=current,
+            stop=stop,
+            closing=bool(closing),
+            marks=marks,
+            states=content[states : states + n],
+            failures=failures,
+            values=values,
+        )
+
+
+def _records(content: bytes) -> Iterator[tuple[int, int, bytes]]:
+    offset = 0
+    while offset + _RECORD.size <= len(content):
+        position, kind, size = _RECORD.unpack_from(content, offset)
+        data = content[offset + _RECORD.size : offset + _RECORD.size + size]
+        if len(data) < size:
+            return
+        yield position, kind, data
+        offset += _RECORD.size + size
+
+
+class Trail:
+    """The folder of the crumbs of one run on one host, those of one worker among them.
+
+    Worker, nanny and driver find it by what Dask tells them: it lies beside the worker's own
+    directory.
+
+    Parameters
+    ----------
+    base : str
+        Dask's scratch space on this host.
+    run, worker : str
+        The run's id, the worker's address.
+    """
+
+    def __init__(self, base: str, run: str, worker: str) -> None:
+        self.folder = os.path.join(base, f"at_once_dask-{run}")
+        self._prefix = "".join(c if c.isalnum() else "_" for c in worker) + "."
+
+    def create(self, id: str, start: int, n: int) -> Crumb:
+        """A crumb for partition `id`."""
+        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        return Crumb(start, n, os.path.join(self.folder, self._prefix + id))
+
+    def traces(self) -> dict[str, bytes]:
+        """What the crumbs hold, by partition id."""
+        found = {}
+        for id, path in self._paths():
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                found[id] = file.read()
+        return found
+
+    def current(self) -> Iterator[tuple[str, int, float]]:
+        """Of each partition that goes on: its id, the current position, and since when."""
+        for id, path in self._paths():
+            with contextlib.suppress(OSError, struct.error), open(path, "rb") as file:
+                head = struct.unpack("=8q", file.read(_HEAD))
+                position = head[CURRENT] if head[STOP] == UNKNOWN else head[STOP]
+                if head[SIZE] and (head[STOP] == UNKNOWN or head[CLOSING]):
+                    file.seek(_HEAD + 8 * (position - head[START]))
+                    yield id, position, struct.unpack("=d", file.read(8))[0]
+
+    def forget(self, ids: tuple[str, ...]) -> None:
+        """These were delivered."""
+        for id in ids:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self.folder, self._prefix + id))
+
+    def clear(self) -> None:
+        """Remove the crumbs of this worker, and the folder when it was the last."""
+        for _, path in self._paths():
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        with contextlib.suppress(OSError):
+            os.rmdir(self.folder)
+
+    def _paths(self) -> list[tuple[str, str]]:
+        try:
+            names = os.listdir(self.folder)
+        except OSError:
+            return []
+        start = len(self._prefix)
+        return [
+            (name[start:], os.path.join(self.folder, name))
+            for name in names
+            if name.startswith(self._prefix)
+        ]

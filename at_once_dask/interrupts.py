@@ -1,0 +1,59 @@
+"""Ctrl-C and SIGTERM during a run: noticed at once, acted upon where nothing is left half done."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+
+class Interrupts:
+    """What came during a run; a context manager, for the main thread, where signals arrive.
+
+    The first one ends the run: with KeyboardInterrupt, or for SIGTERM with ``SystemExit(143)``, as
+    shells count it. Further ones change nothing, so a second Ctrl-C cannot break the tidying up.
+    A signal that somebody else handles, or ignores, is left alone.
+    """
+
+    def __init__(self) -> None:
+        self._came: int | None = None
+        self._told = False
+        self._at_once = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            ours = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+            for number, usual in ours.items():
+                if signal.getsignal(number) is usual:
+                    self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise when a signal came that nobody was told of."""
+        if self._came is not None and not self._told:
+            self._told = True
+            raise KeyboardInterrupt if self._came == signal.SIGINT else SystemExit(143)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """While something runs that may take its time and may be broken off anywhere."""
+        self._at_once = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._at_once = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._came is None:
+            self._came = number
+        if self._at_once:
+            self.check()
