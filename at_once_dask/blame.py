@@ -28,6 +28,7 @@ from at_once_dask.crumb import Trace
 from at_once_dask.failure import Failure
 from at_once_dask.flow import Outcome
 from at_once_dask.source import Chunk
+from at_once_dask.stack import NOWHERE, Stack
 from at_once_dask.states import COMBINE, FAILED, OPEN, is_final, stage
 
 
@@ -52,10 +53,8 @@ class Death:
         That limit, in seconds.
     memory : int or None
         What it held, in bytes, when it was ended for that.
-    stack : str
+    stack : Stack
         Where it was when it died.
-    where : str
-        The innermost place there in the user's own code.
     """
 
     worker: str
@@ -66,8 +65,7 @@ class Death:
     overdue: tuple[str, int] | None = None
     timeout: float | None = None
     memory: int | None = None
-    stack: str = ""
-    where: str = ""
+    stack: Stack = NOWHERE
 
     def running(self) -> list[str]:
         """The partitions that were being worked on."""
@@ -239,8 +237,8 @@ def describe(death: Death, position: int, stage: str, seconds: float) -> Failure
         kind=kind,
         error=error,
         message=message,
-        traceback=death.stack,
-        where=death.where,
+        traceback=death.stack.text,
+        where=death.stack.where,
         worker=death.worker,
         seconds=seconds,
         exit=exit,

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import tempfile
 import threading
 import time
@@ -26,7 +27,7 @@ from dask.utils import parse_bytes
 from distributed import Client, LocalCluster, Nanny, WorkerPlugin
 from distributed.security import Security
 
-from at_once_dask import processes, surroundings
+from at_once_dask import processes, surroundings, watchdog
 from at_once_dask.errors import InputError
 from at_once_dask.failure import safe_repr
 
@@ -76,6 +77,8 @@ class _Own:
     def _start(self) -> LocalCluster:
         dashboard_address = _free_address(self.settings.dashboard_address)
         scratch = self._undo.enter_context(tempfile.TemporaryDirectory(prefix="at_once_dask-"))
+        dog = watchdog.watch("=".join(processes.mark()), scratch)
+        self._undo.callback(_dismiss, dog)
         surroundings.keep_main_out_of_workers()
         self._undo.callback(surroundings.let_main_into_processes)
         self._undo.enter_context(dask.config.set(_CONFIG))
@@ -142,6 +145,7 @@ class _OwnNanny(Nanny):
         group, self._group = self._group, None
         if group is not None:
             processes.end_group(group)
+            processes.end_what_worker_started(group)
         super()._on_worker_exit_sync(exitcode)  # type: ignore[no-untyped-call]
 
 
@@ -151,6 +155,9 @@ class _OwnWorker(WorkerPlugin):
     def setup(self, worker: Any) -> None:
         # A group of its own: it ends as one, and the terminal's Ctrl-C reaches the driver only.
         os.setpgid(0, 0)
+        # For the watchdog, where somebody else had started the fork server: it has no mark then.
+        held = os.path.join(os.path.dirname(worker.local_directory), "held")
+        os.open(held, os.O_WRONLY | os.O_CREAT, 0o600)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see _start_fork_server
         # Forked from a process in which NumPy is imported, all would draw the same numbers.
         import sys
@@ -441,11 +448,13 @@ def _start_fork_server() -> None:
     wanted = {name: str(value) for name, value in configured if value is not None}
     wanted.setdefault("PYTHONHASHSEED", "6640")
     missing = {name: value for name, value in wanted.items() if name not in os.environ}
-    os.environ.update(missing)
     # A Ctrl-C is for the driver. The fork server, and workers until they have a group of their
     # own, would get it too, and die of it in the middle of an import. (The resource tracker comes
-    # first: to start it takes the block away.)
+    # first: to start it takes the block away. And it must not have the mark: it tidies up behind
+    # a driver that was killed.)
     multiprocessing.resource_tracker.ensure_running()
+    missing |= dict([processes.mark()])
+    os.environ.update(missing)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         multiprocessing.forkserver.ensure_running()
@@ -472,6 +481,11 @@ def _interrupts_wait() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if came:
         raise KeyboardInterrupt
+
+
+def _dismiss(dog: subprocess.Popen[bytes]) -> None:
+    dog.kill()
+    dog.wait()
 
 
 def _end_my_worker(dask_worker: Any) -> None:

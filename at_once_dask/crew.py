@@ -28,6 +28,7 @@ from at_once_dask.flow import Job, Outcome, Partition, work
 from at_once_dask.guard import Guard
 from at_once_dask.journal import Book
 from at_once_dask.lease import forget, reclaim_all
+from at_once_dask.stack import read as read_stack
 from at_once_dask.worker import RunPlugin, run_partition
 
 MEMORY_TOPIC = "worker-restart-memory"  # Dask's
@@ -225,9 +226,12 @@ class ClusterCrew:
         else:
             self._events.put(Running(message["worker"], *message["running"]))
 
-    def _death(self, worker: str, traces: dict[str, bytes], overdue: Any, **told: Any) -> Death:
+    def _death(
+        self, worker: str, traces: dict[str, bytes], overdue: Any, stack: str, **told: Any
+    ) -> Death:
         return Death(
             worker=worker,
+            stack=read_stack(stack),
             traces={id: Trace.read(content) for id, content in traces.items()},
             overdue=tuple(overdue) if overdue else None,
             memory=self._memory.get(worker),

@@ -19,7 +19,7 @@ import struct
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 from at_once_dask.failure import Failure
 from at_once_dask.states import is_final
@@ -30,6 +30,7 @@ UNKNOWN = -1  # as STOP
 _HEAD = 8 * 8  # bytes
 _RECORD = struct.Struct("=qBq")
 FAILURE, VALUE = range(2)  # kinds of records
+_STACK = "stack"  # no partition's id
 
 
 class Crumb:
@@ -195,6 +196,21 @@ class Trail:
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
         return Crumb(start, n, os.path.join(self.folder, self._prefix + id))
 
+    @property
+    def stack(self) -> str:
+        """Path of the file for the worker's last stack."""
+        return os.path.join(self.folder, self._prefix + _STACK)
+
+    def open_stack(self) -> TextIO:
+        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        return open(self.stack, "w", encoding="utf-8", errors="replace")
+
+    def read_stack(self) -> str:
+        with contextlib.suppress(OSError):
+            with open(self.stack, encoding="utf-8", errors="replace") as file:
+                return file.read()
+        return ""
+
     def traces(self) -> dict[str, bytes]:
         """What the crumbs hold, by partition id."""
         found = {}
@@ -221,7 +237,7 @@ class Trail:
 
     def clear(self) -> None:
         """Remove the crumbs of this worker, and the folder when it was the last."""
-        for _, path in self._paths():
+        for path in [*(path for _, path in self._paths()), self.stack]:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
         with contextlib.suppress(OSError):
@@ -236,5 +252,5 @@ class Trail:
         return [
             (name[start:], os.path.join(self.folder, name))
             for name in names
-            if name.startswith(self._prefix)
+            if name.startswith(self._prefix) and not name.endswith(_STACK)
         ]

@@ -5,6 +5,8 @@ A nanny outlives its worker, and is on the same host. Those of the own cluster a
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from typing import Any
 
@@ -14,8 +16,10 @@ from tornado.ioloop import PeriodicCallback
 from at_once_dask import journal
 from at_once_dask.crumb import Trail
 from at_once_dask.processes import end_tree
+from at_once_dask.stack import ASK
 
 LOOK_SECONDS = 0.1  # how often the time of the running inputs is looked at
+STACK_SECONDS = 0.05  # for a worker to write down where it is
 
 
 class Guard(NannyPlugin):
@@ -32,6 +36,8 @@ class Guard(NannyPlugin):
         self.run = run
         self.timeout = timeout
         self._overdue: tuple[str, int] | None = None
+        self._told: set[str] = set()  # partitions: of those that had the same address before, too
+        self._trails: dict[str, Trail] = {}  # of workers that died
 
     def setup(self, nanny: Any) -> None:
         self._nanny = nanny
@@ -50,6 +56,8 @@ class Guard(NannyPlugin):
         nanny._on_worker_exit_sync = self._tell_exit
         if nanny.process is not None:
             nanny.process.on_exit = self._tell_exit
+        for trail in self._trails.values():
+            trail.clear()
 
     def _look(self) -> None:
         """End the worker when an input of it has run for longer than it may."""
@@ -60,8 +68,21 @@ class Guard(NannyPlugin):
         for id, position, since in Trail(self._base, self.run, worker).current():
             if self.timeout is not None and now - since > self.timeout:
                 self._overdue = id, position
-                end_tree(pid)
+                self._end(pid, worker)
                 return
+
+    def _end(self, pid: int, worker: str) -> None:
+        """SIGKILL, after a moment in which it writes down where it is, if it can."""
+        if os.path.exists(Trail(self._base, self.run, worker).stack):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, ASK)
+            self._nanny.loop.call_later(STACK_SECONDS, self._end_really, pid)
+        else:
+            end_tree(pid)
+
+    def _end_really(self, pid: int) -> None:
+        if self._nanny.pid == pid:
+            end_tree(pid)
 
     def _ended(self, exit: int) -> None:
         """The process has gone: tell what is known before the next one starts."""
@@ -69,15 +90,18 @@ class Guard(NannyPlugin):
         worker = self._nanny.worker_address
         if worker is not None:
             trail = Trail(self._base, self.run, worker)
+            traces = {id: left for id, left in trail.traces().items() if id not in self._told}
+            self._told.update(traces)
+            self._trails[worker] = trail
             news = {
                 "worker": worker,
                 "at": time.monotonic(),
                 "epoch": time.time() - time.monotonic(),
                 "exit": exit,
-                "traces": trail.traces(),
+                "traces": traces,
                 "overdue": overdue,
                 "timeout": self.timeout,
+                "stack": trail.read_stack(),
             }
-            trail.clear()
             self._nanny.log_event(journal.topic(self.run), {"died": news})
         self._tell_exit(exit)

@@ -4,9 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 
 import psutil
+
+from at_once_dask import watchdog
+
+_MARK = "AT_ONCE_DASK_DRIVER"  # in the environment of all that the own cluster starts
+_WORKER_MARK = "AT_ONCE_DASK_WORKER"  # in that of what the inputs of one worker start
+
+_secret = secrets.token_hex(8)
+
+
+def mark() -> tuple[str, str]:
+    """Name and value of the environment variable that tells this driver's processes."""
+    return _MARK, f"{os.getpid()}-{_secret}"
+
+
+def mark_as_worker() -> None:
+    """What this process starts from now on can be told from what other workers start."""
+    os.environ[_WORKER_MARK] = _workers_value(os.environ[_MARK], os.getpid())
+
+
+def end_what_worker_started(pid: int) -> None:
+    """What worker `pid` of this driver's has left in groups and sessions of their own.
+
+    A process that was forked, made a session of its own and did not call ``exec`` is not found.
+    """
+    watchdog.end_marked(f"{_WORKER_MARK}={_workers_value(mark()[1], pid)}")
+
+
+def _workers_value(driver: str, pid: int) -> str:
+    return f"{driver}-{pid}"
 
 
 def descendants(pid: int) -> list[psutil.Process]:

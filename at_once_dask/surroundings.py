@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from at_once_dask import processes
 from at_once_dask.failure import is_users_file
 
 # Set by Dask for workers with one thread each, so that libraries do not start a thread a core
@@ -44,7 +45,8 @@ class Surroundings:
         directory = None
         with contextlib.suppress(FileNotFoundError):
             directory = os.getcwd()
-        return cls(directory, THREAD_LIMITS | dict(os.environ), list(sys.path))
+        environment = THREAD_LIMITS | dict(os.environ) | dict([processes.mark()])
+        return cls(directory, environment, list(sys.path))
 
     def adopt(self) -> None:
         """Make them this process's; modules edited since they were imported are forgotten."""
@@ -53,6 +55,7 @@ class Surroundings:
         for name in os.environ.keys() - self.environment.keys():
             del os.environ[name]
         os.environ.update(self.environment)
+        processes.mark_as_worker()
         sys.path[:] = self.path
         forget_edited_modules()
 

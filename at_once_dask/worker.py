@@ -9,7 +9,7 @@ from typing import Any
 from distributed import WorkerPlugin, get_worker
 from tornado.ioloop import PeriodicCallback
 
-from at_once_dask import journal, lease, pickles
+from at_once_dask import journal, lease, pickles, stack
 from at_once_dask.crumb import Trail
 from at_once_dask.flow import Job, Outcome, Partition, work
 from at_once_dask.journal import Book
@@ -68,6 +68,10 @@ class RunPlugin(WorkerPlugin):
         self._trail = Trail(os.path.dirname(worker.local_directory), self.run, worker.address)
         _JOBS[self.run] = _Sealed(self.job, self.book, self._trail)
         self.job = b""
+        self._stack = self._trail.open_stack()
+        self._writes_stack = stack.begin(self._stack)
+        if not self._writes_stack:
+            os.unlink(self._trail.stack)  # so nobody asks for it
         self._teller = PeriodicCallback(lambda: self._tell(worker), TELL_SECONDS * 1000)
         self._teller.start()
 
@@ -78,6 +82,9 @@ class RunPlugin(WorkerPlugin):
 
     def teardown(self, worker: Any) -> None:
         self._teller.stop()
+        if self._writes_stack:
+            stack.end()
+        self._stack.close()
         _JOBS.pop(self.run, None)
         lease.forget(self.run)
         self._trail.clear()

@@ -1,0 +1,95 @@
+"""Where a process was when it died: what ``faulthandler`` wrote, read back.
+
+On the worker it writes into a file, from inside the signal, without the GIL: for the signals that
+end a process, and when the nanny asks before it ends one.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import re
+import signal
+import traceback
+from dataclasses import dataclass
+from typing import TextIO
+
+from at_once_dask.failure import is_ours, is_users_file
+
+ASK = signal.SIGUSR2  # what the nanny sends
+
+_THREAD = re.compile(r"^(Current thread|Thread) 0x.*\(most recent call first\):$", re.MULTILINE)
+_FRAME = re.compile(r'^  File "(.*)", line (\d+) in (.*)$', re.MULTILINE)
+_FATAL = re.compile(r"^Fatal Python error: .*$", re.MULTILINE)
+
+
+def begin(file: TextIO) -> bool:
+    """Let this process write its last stack into `file`; False where somebody else does so."""
+    if faulthandler.is_enabled() or signal.getsignal(ASK) is not signal.SIG_DFL:
+        return False
+    faulthandler.enable(file)
+    faulthandler.register(ASK, file, all_threads=True)
+    return True
+
+
+def end() -> None:
+    """Undo `begin`."""
+    faulthandler.disable()
+    faulthandler.unregister(ASK)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What is known of a process's last moment.
+
+    Attributes
+    ----------
+    text : str
+        The user's frames, as a traceback; empty when there are none.
+    where : str
+        The innermost place in the user's own code, ``file:line in function``.
+    """
+
+    text: str = ""
+    where: str = ""
+
+
+NOWHERE = Stack()
+
+
+def read(written: str) -> Stack:
+    """The stack of the thread that worked on an input."""
+    found = _FATAL.search(written)
+    threads = [
+        (header[1], _FRAME.findall(written[header.end() : following]))
+        for header, following in _with_next(list(_THREAD.finditer(written)), len(written))
+    ]
+    if found:
+        frames = next((frames for name, frames in threads if name == "Current thread"), [])
+    else:
+        frames = next((frames for _, frames in threads if _is_worker(frames)), [])
+    users = []
+    for file, line, name in frames:  # the innermost first
+        if is_ours(file):
+            break
+        users.append((file, int(line), name))
+    if not users:
+        return NOWHERE
+    lines = ["Traceback of the worker's end (most recent call last):\n"]
+    lines += traceback.format_list(
+        traceback.StackSummary.from_list(
+            [(file, line, name, None) for file, line, name in reversed(users)]
+        )
+    )
+    own = next((frame for frame in users if is_users_file(frame[0])), users[0])
+    where = f"{own[0]}:{own[1]} in {own[2]}"
+    return Stack("".join(lines) + (found[0] if found else ""), where)
+
+
+def _with_next(headers: list[re.Match[str]], end: int) -> list[tuple[re.Match[str], int]]:
+    starts = [header.start() for header in headers] + [end]
+    return list(zip(headers, starts[1:], strict=True))
+
+
+def _is_worker(frames: list[tuple[str, str, str]]) -> bool:
+    """Whether this thread was working on a partition."""
+    return any(is_ours(file) and name == "work" for file, _, name in frames)

@@ -1,0 +1,97 @@
+"""When the driver is gone, ends what it has left: workers, fork server, and what inputs started.
+
+A worker notices by itself that its driver is gone, but not while an input holds the GIL in C. So a
+process of its own waits for the driver's end, however that comes. It is run as a script and imports
+nothing but the standard library: it must start in no time, and does nothing nearly always.
+
+Processes are known by a mark in the environment that they were started with, which the kernel shows
+and which children inherit; those that have none, by a file they hold open in the cluster's folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+ROUNDS = 100  # of looking for what is left; something may be starting just now
+PAUSE_SECONDS = 0.02
+
+
+def watch(mark: str, folder: str) -> subprocess.Popen[bytes]:
+    """Start a watchdog for this process; to be killed when there is nothing left to watch.
+
+    Parameters
+    ----------
+    mark : str
+        ``NAME=value``, in the environment of the processes to end.
+    folder : str
+        Those that hold a file in it open are ended too; removed at the end.
+    """
+    arguments = [sys.executable, "-I", "-S", __file__, str(os.getpid()), mark, folder]
+    return subprocess.Popen(
+        arguments, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+
+
+def end_marked(mark: str, folder: str | None = None) -> bool:
+    """SIGKILL for every process with `mark`, or with a file in `folder` open; were there any?"""
+    found = False
+    for pid in _pids():
+        if _has_mark(pid, mark) or (folder is not None and _holds(pid, folder)):
+            found = True
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+    return found
+
+
+def _pids() -> Iterator[int]:
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            yield int(name)
+
+
+def _has_mark(pid: int, mark: str) -> bool:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as environ:
+        return os.fsencode(mark) in environ.read().split(b"\0")
+    return False
+
+
+def _holds(pid: int, folder: str) -> bool:
+    with contextlib.suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{pid}/fd/{name}").startswith(folder + os.sep):
+                    return True
+    return False
+
+
+def _wait_for_the_end_of(driver: int) -> None:
+    try:
+        descriptor = os.pidfd_open(driver)
+        if os.getppid() == driver:  # else its number may already be another process's
+            select.select([descriptor], [], [])
+    except ProcessLookupError:
+        return
+    except OSError:  # a kernel that cannot
+        while os.getppid() == driver:
+            time.sleep(0.2)
+
+
+def main(driver: int, mark: str, folder: str) -> None:
+    _wait_for_the_end_of(driver)
+    for _ in range(ROUNDS):
+        if not end_marked(mark, folder):
+            break
+        time.sleep(PAUSE_SECONDS)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
