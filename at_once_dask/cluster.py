@@ -25,15 +25,18 @@ import dask
 from dask.system import CPU_COUNT
 from dask.utils import parse_bytes
 from distributed import Client, LocalCluster, Nanny, WorkerPlugin
+from distributed.core import Status
 from distributed.security import Security
 
 from at_once_dask import processes, surroundings, watchdog
-from at_once_dask.errors import InputError
+from at_once_dask.errors import AtOnceError, InputError
 from at_once_dask.failure import safe_repr
 
 T = TypeVar("T", Client, LocalCluster)
 
 DASHBOARD = "127.0.0.1:8787"
+START_SECONDS = 30  # for the workers to come
+_GIVEN_UP = (Status.failed, Status.closed)
 CONNECT_SECONDS = 0.3  # for a nanny that is not ours to be connected to its new worker
 
 # Dask's settings for the own cluster, for as long as it lives: nannies read them at each restart.
@@ -107,7 +110,24 @@ class _Own:
 
     def wait_for_workers(self) -> None:
         """Workers that were ended are being replaced: the next run has all of them again."""
-        self.client.wait_for_workers(self.settings.n_workers, timeout=30)
+        self.revive()
+        with contextlib.suppress(TimeoutError):
+            self.client.wait_for_workers(self.settings.n_workers, timeout=START_SECONDS)
+        if not self.client.nthreads():
+            raise AtOnceError(
+                f"no worker could be started within {START_SECONDS} s; see that the machine has"
+                " memory, disk space and processes to spare, call at_once_dask.close(), and run the"
+                " same again"
+            )
+
+    def revive(self) -> None:
+        """A nanny that could not replace its worker has given up: another one takes its place."""
+        workers = self._cluster.workers
+        given_up = [n for n, nanny in list(workers.items()) if nanny.status in _GIVEN_UP]
+        for name in given_up:
+            del workers[name]
+        if given_up:
+            self._cluster.scale(self.settings.n_workers)
 
     def end_workers(self, addresses: set[str]) -> None:
         """SIGKILL, with the processes that their inputs started; the nannies replace them."""
@@ -272,6 +292,8 @@ class Cluster:
         if self.own:
             assert _own is not None
             connected = _own.connected()
+            if len(connected) < _own.settings.n_workers:
+                _own.revive()
             return {worker: n for worker, n in threads.items() if worker in connected}
         now = time.monotonic()
         at_first = now if self._seen else 0.0

@@ -103,6 +103,9 @@ class Crew(Protocol):
     def inquest(self, worker: str) -> Death:
         """What is known of a worker that is gone and of which nobody has told."""
 
+    def has_nanny(self, worker: str) -> bool:
+        """Whether somebody will tell when it dies, and replace it."""
+
 
 class ClusterCrew:
     """The workers of a Dask cluster, for one run; a context manager.
@@ -251,6 +254,9 @@ class ClusterCrew:
         now = time.monotonic()
         return Death(worker, at=now, epoch=time.time() - now, traces=found)
 
+    def has_nanny(self, worker: str) -> bool:
+        return worker in self._known and self._known[worker].nanny is not None
+
     def drop(self, id: str) -> None:
         future = self._futures.pop(id, None)
         if future is not None:
@@ -310,6 +316,9 @@ class InlineCrew:
 
     def inquest(self, worker: str) -> Death:
         return Death(worker)
+
+    def has_nanny(self, worker: str) -> bool:
+        return False
 
 
 async def _forget(topic: str, nannies: list[str], dask_scheduler: Any) -> None:

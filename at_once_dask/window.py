@@ -43,7 +43,7 @@ GRACE_SECONDS = 1.0  # what running inputs get to finish when a run stops early
 LOOK_SECONDS = 1.0  # between two looks at which workers there are
 LOOK_SOON_SECONDS = 0.05  # the same while one is being replaced
 NEWS_SECONDS = 5.0  # for news of a worker that is gone; then it counts as lost without any
-PATIENCE_SECONDS = 60.0  # for a new worker when there is none left
+PATIENCE_SECONDS = 30.0  # for nannies to start a worker when there is none left
 BARREN_DEATHS = 10  # in a row, none of them inside an input: then no worker will ever begin one
 BACKOFF_SECONDS = 0.5  # before the second attempt; doubled for each further one
 BACKOFF_LIMIT = 60.0
@@ -53,8 +53,8 @@ NO_WORKERS = (
 )
 
 NONE_LEFT = (
-    "no worker is left, and none could be started for a minute; see that the machine has memory,"
-    " disk space and processes to spare, or start workers of the cluster anew"
+    "no worker is left and none could be started; see that the machine has memory, disk space and"
+    " processes to spare, or start the workers of the cluster anew"
 )
 
 # How Dask tells of a partition whose worker is gone.
@@ -161,6 +161,7 @@ class Window:
         self._buried: dict[str, float] = {}  # when it was told that a worker died
         self._last_death = float("-inf")
         self._deserted = 0.0  # since when there is no worker at all
+        self._patience = 0.0  # how long to wait for one
         self._barren = 0
         self._hopeless: str | None = None
 
@@ -421,10 +422,11 @@ class Window:
             self._look_for(id, out, now)
         if self._threads:
             self._deserted = now
+            self._patience = PATIENCE_SECONDS * any(map(self._crew.has_nanny, self._threads))
             return None
         if not self._most_threads:
             return NO_WORKERS
-        return NONE_LEFT if now - self._deserted > PATIENCE_SECONDS else None
+        return NONE_LEFT if now - self._deserted > self._patience else None
 
     def _look_for(self, id: str, out: Out, now: float) -> None:
         """See whether this partition may still come."""
@@ -434,7 +436,9 @@ class Window:
                 self._settle(id, out, self._crew.inquest(worker))
         elif worker in self._buried:  # it left no trace of this one: that was never begun
             self._settle(id, out, Death(worker, traces={}))
-        elif now - self._gone.setdefault(worker, now) > NEWS_SECONDS:
+        elif now - self._gone.setdefault(worker, now) > (
+            NEWS_SECONDS if self._crew.has_nanny(worker) else 0.0
+        ):
             self._bury(self._crew.inquest(worker))
 
     def _is_short_of_workers(self) -> bool:

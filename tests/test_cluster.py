@@ -470,7 +470,7 @@ def test_processes_of_inputs_end_when_the_worker_dies(folder: Path) -> None:
     at_once_dask.close()
     try:
         at_once_dask.start(1, dashboard_address=ANY_PORT)
-        with pytest.raises(at_once_dask.RunStopped):
+        with pytest.raises(at_once_dask.RunFailed, match="SIGKILL"):
             at_once_dask.run([1], None, work, progress=False)
         poll_until_gone(started(folder / "pids"))
         assert run_a_few().ok
