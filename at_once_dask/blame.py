@@ -77,16 +77,18 @@ class Death:
         if self.traces is None or not running:
             return None
         if self.overdue is not None:
-            # It may have gone on to the next input before the end reached it: that one is innocent.
+            # It may have gone on to the next input before the end reached it: that is innocent.
             id, position = self.overdue
-            trace = self.traces.get(id)
-            return self.overdue if trace and trace.running and trace.current == position else None
-        if len(running) > 1 or self.traces[running[0]].closing:
+            if id not in running or self.traces[id].current != position:
+                return None
+        elif len(running) > 1:
             return None
-        trace = self.traces[running[0]]
-        if trace.state == COMBINE or (trace.state == OPEN and trace.n > 1):
+        else:
+            id = running[0]
+        trace = self.traces[id]
+        if trace.closing or trace.state == COMBINE or (trace.state == OPEN and trace.n > 1):
             return None  # a key's fault, not the input's; or any input's of the partition
-        return running[0], trace.current
+        return id, trace.current
 
     def combining(self) -> bool:
         """Whether it may have died in `combine_fn`."""

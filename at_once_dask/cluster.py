@@ -47,6 +47,9 @@ _CONFIG = {
     "distributed.worker.daemon": False,
     # An input may hold the GIL for minutes, and its worker is healthy.
     "distributed.scheduler.worker-ttl": None,
+    # Some seconds after a worker has died Dask looks whether it is back, and else lets go of its
+    # nanny: also when it is back, and has died again at that very moment.
+    "distributed.deploy.lost-worker-timeout": "365 days",
     # A paused worker may never wake; one that holds too much is ended, and its input is named.
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
@@ -126,7 +129,7 @@ class _Own:
         given_up = [n for n, nanny in list(workers.items()) if nanny.status in _GIVEN_UP]
         for name in given_up:
             del workers[name]
-        if given_up:
+        if len(workers) < self.settings.n_workers:
             self._cluster.scale(self.settings.n_workers)
 
     def end_workers(self, addresses: set[str]) -> None:

@@ -300,7 +300,7 @@ class _Slice:
             return
         try:
             self.inputs = pickles.loads(packs[0])
-        except Exception as error:
+        except BaseException as error:
             raise UnreadableError from error
         yield from self.inputs
 

@@ -55,7 +55,7 @@ class Lists:
                     groups[key] = [value]
                 else:
                     values.append(value)
-        return _pack(groups.keys(), map(pickles.dumps, groups.values()))
+        return _pack(groups, [pickles.dumps(values) for values in groups.values()])
 
 
 class Folds:
@@ -79,7 +79,7 @@ class Folds:
                 self._totals[key] = value if blob is None else pickles.loads(blob)
 
     def close(self) -> Piece:
-        return _pack(self._totals, map(_failing_alone, self._totals.values()))
+        return _pack(self._totals, [_failing_alone(total) for total in self._totals.values()])
 
 
 def alone(pairs: Pairs, combining: bool) -> bytes:
@@ -117,6 +117,6 @@ def _failing_alone(total: Any) -> bytes:
         return pickles.dumps(from_exception(-1, "reduce", error))
 
 
-def _pack(keys: Iterable[Any], values: Iterable[bytes]) -> Piece:
-    blobs = list(values)
+def _pack(keys: Iterable[Any], blobs: list[bytes]) -> Piece:
+    # A list: in a ``map`` a value that raises StopIteration would end the values in silence.
     return Piece(pickles.dumps(list(keys)), array("q", map(len, blobs)), b"".join(blobs))

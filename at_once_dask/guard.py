@@ -66,6 +66,8 @@ class Guard(NannyPlugin):
             return
         now = time.monotonic()
         for id, position, since in Trail(self._base, self.run, worker).current():
+            if id in self._told:  # of the process before; until it is replaced, the address stays
+                continue
             if self.timeout is not None and now - since > self.timeout:
                 self._overdue = id, position
                 self._end(pid, worker)
