@@ -285,24 +285,28 @@ class Cluster:
     own: bool
     _seen: dict[str, float] = field(default_factory=dict)  # when a worker was first seen
 
-    def threads(self) -> dict[str, int]:
-        """Threads by worker, of those that can be used.
+    def crew(self) -> tuple[dict[str, int], set[str]]:
+        """Threads by worker, of those that can be used; and those that are alive, but paused.
 
         A worker that dies before its nanny is connected to it is never replaced. What the own
-        nannies know can be asked; others get a little time.
+        nannies know can be asked; others get a little time. A worker that Dask has paused for its
+        memory begins nothing; own ones are never paused.
         """
-        threads: dict[str, int] = self.client.nthreads()
         if self.own:
             assert _own is not None
             connected = _own.connected()
             if len(connected) < _own.settings.n_workers:
                 _own.revive()
-            return {worker: n for worker, n in threads.items() if worker in connected}
+            threads: dict[str, int] = self.client.nthreads()
+            return {worker: n for worker, n in threads.items() if worker in connected}, set()
+        workers = self.client.scheduler_info(n_workers=-1)["workers"]
         now = time.monotonic()
         at_first = now if self._seen else 0.0
-        for worker in threads:
+        for worker in workers:
             self._seen.setdefault(worker, at_first)
-        return {w: n for w, n in threads.items() if now - self._seen[w] >= CONNECT_SECONDS}
+        ready = {w: told for w, told in workers.items() if now - self._seen[w] >= CONNECT_SECONDS}
+        paused = {worker for worker, told in ready.items() if told["status"] != "running"}
+        return {w: told["nthreads"] for w, told in ready.items() if w not in paused}, paused
 
     def known(self) -> dict[str, Known]:
         """What will be wanted of a worker when it is gone."""

@@ -82,8 +82,8 @@ Event = Delivered | Broken | Reclaimed | Running | Died
 class Crew(Protocol):
     """Workers, as the window sees them."""
 
-    def threads(self) -> dict[str, int]:
-        """How many partitions each worker, by address, works on at a time."""
+    def workers(self) -> tuple[dict[str, int], set[str]]:
+        """How many partitions each worker works on at a time; and who is alive but begins none."""
 
     def send(self, worker: str, partition: Partition) -> None:
         """Lease `partition` to `worker`, and to no other, whatever happens."""
@@ -153,7 +153,7 @@ class ClusterCrew:
         self._client.subscribe_topic(self._topic, self._told)
         self._client.subscribe_topic(MEMORY_TOPIC, self._told_of_memory)
         surroundings = self._cluster.surroundings()
-        plugin = RunPlugin(self._book.run, self._job, self._book, surroundings)
+        plugin = RunPlugin(self._book.run, self._job, self._book, surroundings, self._timeout)
         try:
             self._client.register_plugin(Guard(self._book.run, self._timeout), name=self._topic)
             self._client.register_plugin(plugin, name=self._topic)
@@ -173,14 +173,14 @@ class ClusterCrew:
     def _topic(self) -> str:
         return journal.topic(self._book.run)
 
-    def threads(self) -> dict[str, int]:
+    def workers(self) -> tuple[dict[str, int], set[str]]:
         try:
-            threads = self._cluster.threads()
+            threads, paused = self._cluster.crew()
             if not threads.keys() <= self._known.keys():
                 self._known |= self._cluster.known()
         except OSError as error:
             raise _lost() from error
-        return threads
+        return threads, paused
 
     def send(self, worker: str, partition: Partition) -> None:
         self._sent += 1
@@ -251,8 +251,16 @@ class ClusterCrew:
             trail = Trail(self._known[worker].scratch, self._book.run, worker)
             if os.path.isdir(trail.folder):
                 found = {id: Trace.read(content) for id, content in trail.traces().items()}
+        overdue = [(id, trace.current) for id, trace in (found or {}).items() if trace.overdue]
         now = time.monotonic()
-        return Death(worker, at=now, epoch=time.time() - now, traces=found)
+        return Death(
+            worker,
+            at=now,
+            epoch=time.time() - now,
+            traces=found,
+            overdue=overdue[0] if overdue else None,
+            timeout=self._timeout,
+        )
 
     def has_nanny(self, worker: str) -> bool:
         return worker in self._known and self._known[worker].nanny is not None
@@ -293,8 +301,8 @@ class InlineCrew:
         self._waiting.clear()
         forget(self._book.run)
 
-    def threads(self) -> dict[str, int]:
-        return {"inline": self._threads}
+    def workers(self) -> tuple[dict[str, int], set[str]]:
+        return {"inline": self._threads}, set()
 
     def send(self, worker: str, partition: Partition) -> None:
         self._waiting.append(partition)

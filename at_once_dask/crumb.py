@@ -25,7 +25,7 @@ from at_once_dask.failure import Failure
 from at_once_dask.states import is_final
 
 # Places in the head.
-START, SIZE, CURRENT, STOP, CLOSING = range(5)
+START, SIZE, CURRENT, STOP, CLOSING, OVERDUE = range(6)
 UNKNOWN = -1  # as STOP
 _HEAD = 8 * 8  # bytes
 _RECORD = struct.Struct("=qBq")
@@ -48,7 +48,8 @@ class Crumb:
     head : memoryview of int64
         START and SIZE as given; CURRENT, the position that is being worked on; STOP, the position
         behind the last one that was handled, UNKNOWN while inputs are begun; CLOSING, 1 while the
-        values of all of them are pickled together.
+        values of all of them are pickled together; OVERDUE, 1 when the worker ended itself because
+        the current input took too long.
     marks : memoryview of float64
         When each input began (``time.monotonic``); behind the last one, when that ended.
     states : memoryview of uint8
@@ -103,7 +104,7 @@ class Trace:
 
     Attributes
     ----------
-    start, n, current, stop, closing
+    start, n, current, stop, closing, overdue
         As in the head of the Crumb.
     marks : array of float
     states : bytes
@@ -118,6 +119,7 @@ class Trace:
     current: int
     stop: int
     closing: bool
+    overdue: bool
     marks: array[float]
     states: bytes
     failures: dict[int, Failure]
@@ -139,7 +141,7 @@ class Trace:
     def read(cls, content: bytes) -> Trace:
         """From the bytes of the file; a record that is torn is not there."""
         head = struct.unpack_from("=8q", content)
-        start, n, current, stop, closing = head[:5]
+        start, n, current, stop, closing, overdue = head[:6]
         states = _HEAD + 8 * (n + 1)
         marks = array("d", content[_HEAD:states])
         failures: dict[int, Failure] = {}
@@ -155,6 +157,7 @@ class Trace:
             current=current,
             stop=stop,
             closing=bool(closing),
+            overdue=bool(overdue),
             marks=marks,
             states=content[states : states + n],
             failures=failures,

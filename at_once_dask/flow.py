@@ -60,10 +60,15 @@ class Job:
     def reducing(self) -> bool:
         return self.reduce_fn is not None or self.combine_fn is not None
 
+    @property
+    def steps(self) -> Steps:
+        """The functions of the map pass, guarded."""
+        return Steps(self.check_inp, self.process_inp, self.reducing, self.verify)
+
     @cached_property
     def mapping(self) -> Chain:
         """Inputs, as Items, to the Items that passed the filter."""
-        steps = Steps(self.check_inp, self.process_inp, self.reducing, self.verify)
+        steps = self.steps
         return compiled(_PARTITION.map(steps.check).filter(steps.matters).map(steps.process))
 
     @cached_property

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from at_once_dask import pickles
+from at_once_dask.crumb import Crumb
 from at_once_dask.failure import from_answer, from_exception, safe_repr
 from at_once_dask.gather import Pairs
 from at_once_dask.lease import Lease
@@ -83,14 +84,8 @@ class Steps:
         """Mapped: is this input done, and with which value?"""
         if self.check_inp is None or item.state != PENDING:
             return item
-        item.at(CHECK)
         try:
-            is_done, value = read_answer(self.check_inp(item.inp))
-            if is_done:
-                if self.reducing:
-                    item.value = self._done_value(value)
-                item.state = SKIPPED
-                item.at(SKIPPED)
+            self._check(item)
         except BaseException as error:
             item.fail(error)
         return item
@@ -103,20 +98,45 @@ class Steps:
         """Mapped: process what is pending; everything else passes through."""
         if item.state != PENDING or self.process_inp is None:
             return item
-        item.at(PROCESS)
         try:
-            result = self.process_inp(item.inp)
-            if result is not None:
-                if self.reducing:
-                    item.value = read_pairs(result, "process_inp")
-                else:
-                    refuse_lazy(result)
-            if self.verify or (self.reducing and result is None):
-                self._ask_again(item, result)
-            item.state = PROCESSED
+            self._process(item)
         except BaseException as error:
             item.fail(error)
         return item
+
+    def replay(self, inp: Any) -> Any:
+        """Both for one input, in the open: what goes wrong is raised, for a debugger to land in."""
+        lease = Lease("replay", 0)
+        lease.enter(Crumb(0, 1))
+        item = Item(0, inp, lease)
+        if self.check_inp is not None:
+            self._check(item)
+        if item.state == PENDING and self.process_inp is not None:
+            self._process(item)
+        return item.value
+
+    def _check(self, item: Item) -> None:
+        assert self.check_inp is not None
+        item.at(CHECK)
+        is_done, value = read_answer(self.check_inp(item.inp))
+        if is_done:
+            if self.reducing:
+                item.value = self._done_value(value)
+            item.state = SKIPPED
+            item.at(SKIPPED)
+
+    def _process(self, item: Item) -> None:
+        assert self.process_inp is not None
+        item.at(PROCESS)
+        result = self.process_inp(item.inp)
+        if result is not None:
+            if self.reducing:
+                item.value = read_pairs(result, "process_inp")
+            else:
+                refuse_lazy(result)
+        if self.verify or (self.reducing and result is None):
+            self._ask_again(item, result)
+        item.state = PROCESSED
 
     def _done_value(self, value: Any) -> Pairs:
         if value is None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import toolz
 
 from at_once_dask import pickles
+from at_once_dask.errors import InputError
 from at_once_dask.failure import Failure, cut, first_line, safe_repr
 from at_once_dask.ledger import Failed, Ledger
 from at_once_dask.states import FAILED, LEFT, NAMES, PROCESSED, SKIPPED
@@ -42,6 +43,7 @@ class Facts:
     dashboard_link: str | None
     logfile: str
     checked: bool
+    replay: Callable[[Any], Any]
 
 
 class Report:
@@ -82,6 +84,7 @@ class Report:
         self.dashboard_link = facts.dashboard_link
         self.logfile = facts.logfile
         self._checked = facts.checked
+        self._replay: Callable[[Any], Any] | None = facts.replay
         self._ledger = ledger
         counts = ledger.counts
         self.n_inputs = sum(counts)
@@ -147,6 +150,50 @@ class Report:
         )
         return frame if ledger.order is None else frame.sort_index()
 
+    def replay(self, position: int) -> Any:
+        """Run a failed input again here, in this process, with the functions of the run.
+
+        What goes wrong is raised as it is, so that ``%debug`` and ``pdb`` land in your code. No
+        cluster is needed. What ended a worker ends this process too: replay that in one that may
+        die, or under a debugger for C.
+
+        Parameters
+        ----------
+        position : int
+            In the list as given: the index of `failures`.
+
+        Returns
+        -------
+        object
+            In a map-reduce run the input's pairs, when nothing goes wrong any more; else None.
+
+        Raises
+        ------
+        InputError
+            When no input at this position has failed, or the report comes from another process.
+
+        Examples
+        --------
+        >>> import at_once_dask
+        >>> report = at_once_dask.run([1, 0], None, lambda n: 1 // n, on_error="return")
+        >>> report.replay(1)
+        Traceback (most recent call last):
+        ZeroDivisionError: integer division or modulo by zero
+        """
+        failed = {found.index: found for found in self._ledger.failed if found.index is not None}
+        if self._replay is None:
+            raise InputError(
+                "replay() needs the functions of the run, which a report does not take along to"
+                f" another process; call process_inp(report.failures.loc[{position!r}, 'input'])"
+            )
+        if position not in failed:
+            example = f"one that has is {min(failed)}" if failed else "none has"
+            raise InputError(
+                f"no input at position {safe_repr(position)} has failed; {example}, see"
+                " report.failures.index; write report.replay(report.failures.index[0])"
+            )
+        return self._replay(failed[position].inp)
+
     def summary(self) -> str:
         """The run in a few lines: counts, largest causes with an example, log and next step."""
         lines = [self._counts()]
@@ -168,7 +215,7 @@ class Report:
         ledger = self.__dict__["_ledger"]
         portable = object.__new__(Ledger)
         portable.__dict__.update(ledger.__dict__, failed=[_portable(f) for f in ledger.failed])
-        return self.__dict__ | {"_ledger": portable}
+        return self.__dict__ | {"_ledger": portable, "_replay": None}
 
     def _counts(self) -> str:
         text = (

@@ -46,15 +46,15 @@ class Run:
         # What may yet be wrong with the call, before anything is drawn from the list.
         self.logfile = journal.writable_path()
         self.client = cluster.lent(options.client)
-        self.job = pickled_job(
-            Job(
-                options.check_inp,
-                options.process_inp,
-                options.reduce_fn,
-                options.combine_fn,
-                options.verify,
-            )
+        job = Job(
+            options.check_inp,
+            options.process_inp,
+            options.reduce_fn,
+            options.combine_fn,
+            options.verify,
         )
+        self.job = pickled_job(job)
+        self.replay = job.steps.replay
         self.source = _source(options)
         self.ledger = Ledger(self.source.order)
         self.groups = Groups()
@@ -107,6 +107,7 @@ class Run:
             dashboard_link=self.dashboard_link,
             logfile=self.logfile,
             checked=self.options.check_inp is not None,
+            replay=self.replay,
         )
         return Report(facts, self.ledger)
 

@@ -53,8 +53,8 @@ NO_WORKERS = (
 )
 
 NONE_LEFT = (
-    "no worker is left and none could be started; see that the machine has memory, disk space and"
-    " processes to spare, or start the workers of the cluster anew"
+    "no worker is left that begins anything, and none could be started; see that the machine has"
+    " memory, disk space and processes to spare, or start the workers of the cluster anew"
 )
 
 # How Dask tells of a partition whose worker is gone.
@@ -155,6 +155,7 @@ class Window:
         self._waiting: list[tuple[float, int, Chunk]] = []  # a heap: due, position, to try again
         self._careful = False  # values are delivered one by one: the combiner ends workers
         self._threads: dict[str, int] = {}
+        self._paused: set[str] = set()
         self._most_threads = 0
         self._looked = float("-inf")
         self._gone: dict[str, float] = {}  # since when, by worker that holds partitions
@@ -186,7 +187,8 @@ class Window:
 
     def stop(self, grace: float = GRACE_SECONDS) -> None:
         """Nothing new begins; what runs gets `grace` seconds, then its worker is ended."""
-        self._out = {id: out for id, out in self._out.items() if out.worker in self._threads}
+        alive = self._threads.keys() | self._paused
+        self._out = {id: out for id, out in self._out.items() if out.worker in alive}
         try:
             for worker in {out.worker for out in self._out.values()}:
                 self._ask_back(worker, stopping=True)
@@ -412,26 +414,33 @@ class Window:
         if now - self._looked < pause:
             return None
         self._looked = now
-        self._threads = self._crew.threads()
+        self._threads, self._paused = self._crew.workers()
         self._most_threads = max(self._most_threads, sum(self._threads.values()))
-        for worker in self._threads:
+        for worker in self._paused:  # what it has not begun it may never begin
+            self._ask_back(worker, stopping=True)
+        for worker in [*self._threads, *self._paused]:
             self._gone.pop(worker, None)
             if now - self._buried.get(worker, now) > LOOK_SECONDS:  # one at the same address
                 del self._buried[worker]
         for id, out in list(self._out.items()):
             self._look_for(id, out, now)
-        if self._threads:
+        if self._threads or (self._paused and self._out):
             self._deserted = now
-            self._patience = PATIENCE_SECONDS * any(map(self._crew.has_nanny, self._threads))
+            self._patience = PATIENCE_SECONDS * any(
+                map(self._crew.has_nanny, [*self._threads, *self._paused])
+            )
             return None
-        if not self._most_threads:
+        if not self._most_threads and not self._paused:
             return NO_WORKERS
         return NONE_LEFT if now - self._deserted > self._patience else None
 
     def _look_for(self, id: str, out: Out, now: float) -> None:
         """See whether this partition may still come."""
         worker = out.worker
-        if worker in self._threads:
+        if worker in self._paused and out.limit == out.chunk.start:
+            del self._out[id]
+            self._crew.drop(id)
+        elif worker in self._threads or worker in self._paused:
             if out.lost is not None and now - out.lost > NEWS_SECONDS:
                 self._settle(id, out, self._crew.inquest(worker))
         elif worker in self._buried:  # it left no trace of this one: that was never begun

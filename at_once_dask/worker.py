@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from typing import Any
 
@@ -10,12 +11,13 @@ from distributed import WorkerPlugin, get_worker
 from tornado.ioloop import PeriodicCallback
 
 from at_once_dask import journal, lease, pickles, stack
-from at_once_dask.crumb import Trail
+from at_once_dask.crumb import OVERDUE, Trail
 from at_once_dask.flow import Job, Outcome, Partition, work
 from at_once_dask.journal import Book
 from at_once_dask.surroundings import Surroundings
 
 TELL_SECONDS = 1.0  # how often a worker tells what it is working on
+LOOK_SECONDS = 0.1  # how often the time of the running inputs is looked at, without a nanny
 LONG_SECONDS = 2.0  # when an input counts as one that runs long
 
 
@@ -53,13 +55,24 @@ class RunPlugin(WorkerPlugin):
         Where the log goes.
     surroundings : Surroundings or None
         What to adopt first; nothing on a borrowed cluster.
+    timeout : float or None
+        Seconds an input may take. A nanny sees to it; where there is none, the worker ends itself,
+        if it can: not while C code holds the GIL.
     """
 
-    def __init__(self, run: str, job: bytes, book: Book, surroundings: Surroundings | None) -> None:
+    def __init__(
+        self,
+        run: str,
+        job: bytes,
+        book: Book,
+        surroundings: Surroundings | None,
+        timeout: float | None = None,
+    ) -> None:
         self.run = run
         self.job = job
         self.book = book
         self.surroundings = surroundings
+        self.timeout = timeout
 
     def setup(self, worker: Any) -> None:
         if self.surroundings is not None:
@@ -74,6 +87,16 @@ class RunPlugin(WorkerPlugin):
             os.unlink(self._trail.stack)  # so nobody asks for it
         self._teller = PeriodicCallback(lambda: self._tell(worker), TELL_SECONDS * 1000)
         self._teller.start()
+        self._looker = PeriodicCallback(self._end_when_overdue, LOOK_SECONDS * 1000)
+        if worker.nanny is None and self.timeout is not None:
+            self._looker.start()
+
+    def _end_when_overdue(self) -> None:
+        assert self.timeout is not None
+        for mine in lease.running():
+            if mine.id.startswith(self.run) and mine.seconds > self.timeout:
+                mine.head[OVERDUE] = 1
+                os.kill(os.getpid(), signal.SIGKILL)
 
     def _tell(self, worker: Any) -> None:
         found = lease.longest_running(self.run)
@@ -82,6 +105,7 @@ class RunPlugin(WorkerPlugin):
 
     def teardown(self, worker: Any) -> None:
         self._teller.stop()
+        self._looker.stop()
         if self._writes_stack:
             stack.end()
         self._stack.close()

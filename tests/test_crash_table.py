@@ -38,7 +38,7 @@ def print_nothing(inp: object) -> None:
 
 @dataclass(frozen=True)
 class Mine:
-    """What the functions of one cell use; `death` ends the process until there is a file `fixed`."""
+    """What the functions of one cell use; `death` is for real until there is a file `fixed`."""
 
     folder: Path
     die: Callable[[], Any]
@@ -179,7 +179,7 @@ def expected(failed: set[int], failed_keys: set[int]) -> dict[int, int]:
 def test_a_death(limited: None, folder: Path, place: str, way: str) -> None:
     mine, death = Mine(folder, WAYS[way].die), WAYS[way]
     deadly, stage = PLACES[place]
-    call = {
+    call: dict[str, Any] = {
         "inp_list": range(N),
         "check_inp": mine.check,
         "process_inp": mine.process,

@@ -1,0 +1,279 @@
+"""What becomes of a dead worker's partitions: the rules, without any cluster or death."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+import pytest
+
+from at_once_dask import pickles
+from at_once_dask.blame import Death, exit_name, settle
+from at_once_dask.crumb import (
+    CLOSING,
+    CURRENT,
+    FAILURE,
+    STOP,
+    VALUE,
+    Crumb,
+    Trace,
+    Trail,
+)
+from at_once_dask.failure import Failure
+from at_once_dask.source import Chunk
+from at_once_dask.states import (
+    CHECK,
+    COLLECT,
+    COMBINE,
+    FAILED,
+    OPEN,
+    PROCESS,
+    PROCESSED,
+    REDUCE,
+    SKIPPED,
+)
+
+START = 100
+CHUNK = Chunk(START, list("abcde"))
+
+
+def trace(states: list[int], *, stop: int = -1, closing: bool = False, **more: Any) -> Trace:
+    """A partition at 100 to 104 of which the last one in `states` was the last to begin."""
+    n = len(CHUNK)
+    marks = array("d", [10.0 + offset for offset in range(len(states))])
+    given: dict[str, Any] = {
+        "start": START,
+        "n": n,
+        "current": START + len(states) - 1,
+        "stop": stop,
+        "closing": closing,
+        "overdue": False,
+        "marks": marks + array("d", [0.0] * (n + 1 - len(states))),
+        "states": bytes(states) + bytes(n - len(states)),
+        "failures": {},
+        "values": {},
+    }
+    return Trace(**given | more)
+
+
+def death(exit: int | None = -11, **more: Any) -> Death:
+    return Death("tcp://w", at=20.0, epoch=1000.0, exit=exit, **more)
+
+
+def chunks(settled: Any) -> list[tuple[int, int, bool]]:
+    """What is still to be done: from, to, and whether it ran before."""
+    return [(chunk.start, chunk.stop, chunk.again) for chunk in settled.chunks]
+
+
+def outcomes(settled: Any) -> list[tuple[int, list[int]]]:
+    return [(start, list(outcome.states)) for start, outcome in settled.outcomes]
+
+
+def test_the_one_that_ran_is_guilty_and_what_was_passed_is_done() -> None:
+    died = death(traces={"p": trace([SKIPPED, PROCESSED, PROCESS])})
+    settled = settle("p", CHUNK, died, reducing=False, valued=False)
+
+    assert outcomes(settled) == [(100, [SKIPPED, PROCESSED]), (102, [FAILED])]
+    assert chunks(settled) == [(103, 105, False)]
+    (failure,) = settled.outcomes[1][1].failures
+    told = (failure.position, failure.stage, failure.kind, failure.exit, failure.seconds)
+    assert told == (102, "process", "crash", "SIGSEGV", 8.0)
+    assert failure.worker == "tcp://w"
+
+
+def test_values_are_lost_unless_they_were_kept() -> None:
+    left = trace([PROCESSED, PROCESSED, CHECK], values={100: b"kept"})
+    settled = settle("p", CHUNK, death(traces={"p": left}), reducing=False, valued=True)
+
+    assert outcomes(settled) == [(100, [PROCESSED]), (102, [FAILED])]
+    assert settled.outcomes[0][1].apart == [(100, b"kept")]
+    assert chunks(settled) == [(101, 102, True), (103, 105, False)]
+
+
+def test_failures_that_were_noted_stay() -> None:
+    failure = Failure(101, "process", "exception", "ValueError", "no")
+    left = trace([PROCESSED, FAILED, PROCESS], failures={101: failure})
+    settled = settle("p", CHUNK, death(traces={"p": left}), reducing=False, valued=False)
+
+    assert outcomes(settled) == [(100, [PROCESSED, FAILED]), (102, [FAILED])]
+    assert settled.outcomes[0][1].failures == [failure]
+
+
+def test_between_two_inputs_nobody_is_guilty() -> None:
+    died = death(traces={"p": trace([PROCESSED, PROCESSED])})
+    settled = settle("p", CHUNK, died, reducing=False, valued=False)
+    assert outcomes(settled) == [(100, [PROCESSED, PROCESSED])]
+    assert chunks(settled) == [(102, 105, False)]
+
+
+def test_what_was_finished_and_not_delivered() -> None:
+    left = trace([PROCESSED] * 5, stop=105)
+    died = death(traces={"p": left, "q": trace([PROCESS])})
+    assert died.guilty() == ("q", 100)
+    settled = settle("p", CHUNK, died, reducing=False, valued=False)
+    assert outcomes(settled) == [(100, [PROCESSED] * 5)]
+    settled = settle("p", CHUNK, died, reducing=False, valued=True)
+    assert (outcomes(settled), chunks(settled)) == ([], [(100, 105, True)])
+
+
+def test_of_two_that_ran_each_runs_alone() -> None:
+    died = death(traces={"p": trace([PROCESSED, PROCESS]), "q": trace([CHECK])})
+    assert died.guilty() is None
+    settled = settle("p", CHUNK, died, reducing=False, valued=False)
+    assert outcomes(settled) == [(100, [PROCESSED])]
+    assert chunks(settled) == [(101, 102, True), (102, 105, False)]
+
+
+def test_the_overdue_one_is_guilty_though_another_ran() -> None:
+    traces = {"p": trace([PROCESSED, PROCESS]), "q": trace([CHECK])}
+    died = death(traces=traces, overdue=("p", 101), timeout=5.0)
+    (_, blamed) = settle("p", CHUNK, died, reducing=False, valued=False).outcomes
+    assert blamed[1].failures[0].kind == "timeout"
+    assert blamed[1].failures[0].message == "longer than timeout=5 s; its worker was ended"
+    assert chunks(settle("q", CHUNK, died, reducing=False, valued=False)) == [
+        (100, 101, True),
+        (101, 105, False),
+    ]
+
+
+def test_what_came_after_the_overdue_one_is_innocent() -> None:
+    """It ended by itself just before its worker was ended."""
+    died = death(traces={"p": trace([PROCESSED, PROCESS])}, overdue=("p", 100), timeout=5.0)
+    settled = settle("p", CHUNK, died, reducing=False, valued=False)
+    assert outcomes(settled) == [(100, [PROCESSED])]
+    assert chunks(settled) == [(101, 102, True), (102, 105, False)]
+
+
+def test_memory() -> None:
+    died = death(-15, traces={"p": trace([PROCESS])}, memory=2**30)
+    (_, outcome) = settle("p", CHUNK, died, reducing=False, valued=False).outcomes[0]
+    failure = outcome.failures[0]
+    assert (failure.kind, failure.exit) == ("memory", "SIGTERM")
+    assert "1.00 GiB" in failure.message
+
+
+@pytest.mark.parametrize("state", [COMBINE, OPEN])
+def test_not_every_death_is_an_inputs(state: int) -> None:
+    """It may be a key's, or that of any input that was unpickled together with this one."""
+    died = death(traces={"p": trace([state])})
+    assert died.guilty() is None
+    settled = settle("p", CHUNK, died, reducing=False, valued=True)
+    assert outcomes(settled) == []
+    assert all(chunk.singly for chunk in settled.chunks[:1])
+    assert died.combining() == (state == COMBINE)
+
+
+def test_while_all_values_are_pickled_together() -> None:
+    left = trace([PROCESSED, PROCESSED], stop=102, closing=True)
+    died = death(traces={"p": left})
+    assert died.guilty() is None
+    settled = settle("p", CHUNK, died, reducing=False, valued=True)
+    assert chunks(settled) == [(100, 102, True), (102, 105, False)]
+
+
+def test_a_key_is_guilty_and_those_of_which_only_parts_were_folded_are_not() -> None:
+    died = death(traces={"p": trace([PROCESSED, REDUCE, REDUCE])})
+    settled = settle("p", CHUNK, died, reducing=True, valued=True)
+    assert [(start, o.failures[0].stage) for start, o in settled.outcomes] == [(102, "reduce")]
+    assert chunks(settled) == [(100, 101, True), (101, 102, False), (103, 105, False)]
+
+
+def test_what_was_not_begun_goes_back_as_it_was() -> None:
+    settled = settle("p", CHUNK, death(traces={}), reducing=False, valued=True)
+    assert (settled.outcomes, settled.chunks) == ([], [CHUNK])
+
+
+def test_without_a_trace_all_run_alone_and_who_dies_alone_is_guilty() -> None:
+    settled = settle("p", CHUNK, death(None, traces=None), reducing=False, valued=False)
+    assert chunks(settled) == [(100 + n, 101 + n, True) for n in range(5)]
+    alone = settled.chunks[2]
+    settled = settle("q", alone, death(None, traces=None), reducing=False, valued=False)
+    assert settled.chunks == []
+    failure = settled.outcomes[0][1].failures[0]
+    assert (failure.position, failure.kind, failure.exit) == (102, "crash", None)
+
+
+def test_what_was_taken_back_is_not_settled_here() -> None:
+    died = death(traces={"p": trace([PROCESSED, PROCESS])})
+    settled = settle("p", CHUNK.part(100, 102), died, reducing=False, valued=False)
+    assert outcomes(settled) == [(100, [PROCESSED]), (101, [FAILED])]
+    assert chunks(settled) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [(-11, "SIGSEGV"), (3, "exit 3"), (0, "exit 0"), (-200, "signal 200"), (None, None)],
+)
+def test_names_of_exits(code: int | None, name: str | None) -> None:
+    assert exit_name(code) == name
+
+
+# ----- the crumb itself
+
+
+def test_a_crumb_outlives_whoever_left_it(folder: Any) -> None:
+    trail = Trail(str(folder), "run", "tls://127.0.0.1:1")
+    crumb = trail.create("run-m1", START, 5)
+    failure = Failure(100, "process", "exception", "ValueError", "no")
+    crumb.states[0], crumb.states[1] = FAILED, COLLECT
+    crumb.marks[0], crumb.marks[1] = 1.0, 2.0
+    crumb.head[CURRENT] = START + 1
+    crumb.keep(100, FAILURE, pickles.dumps(failure))
+    crumb.keep(101, VALUE, b"value")
+    crumb.close()
+
+    found = Trace.read(trail.traces()["run-m1"])
+    assert (found.start, found.n, found.current, found.stop) == (100, 5, 101, -1)
+    assert found.running
+    assert found.state == COLLECT
+    assert found.failures == {100: failure}
+    assert found.values == {101: b"value"}
+    assert list(trail.current()) == [("run-m1", 101, 2.0)]
+
+
+def test_a_torn_record_is_not_there(folder: Any) -> None:
+    trail = Trail(str(folder), "run", "w")
+    crumb = trail.create("p", 0, 1)
+    crumb.keep(0, VALUE, b"whole")
+    crumb.keep(0, VALUE, b"torn")
+    crumb.close()
+    content = trail.traces()["p"]
+    assert Trace.read(content[:-1]).values == {0: b"whole"}
+
+
+def test_the_same_partition_is_not_begun_twice(folder: Any) -> None:
+    """By a worker that came back at the same address, say."""
+    trail = Trail(str(folder), "run", "w")
+    trail.create("p", 0, 1).close()
+    with pytest.raises(FileExistsError):
+        trail.create("p", 0, 1)
+
+
+def test_what_ended_is_not_looked_at_and_what_is_closing_is(folder: Any) -> None:
+    trail = Trail(str(folder), "run", "w")
+    crumb = trail.create("p", 0, 2)
+    crumb.head[STOP] = 2
+    crumb.marks[2] = 7.0
+    assert list(trail.current()) == []
+    crumb.head[CLOSING] = 1
+    assert list(trail.current()) == [("p", 2, 7.0)]
+    crumb.close()
+
+
+def test_workers_do_not_see_each_others_crumbs(folder: Any) -> None:
+    mine, other = (Trail(str(folder), "run", f"tcp://10.0.0.1:{port}") for port in (1, 11))
+    mine.create("p", 0, 1).close()
+    mine.open_stack().close()
+    assert list(mine.traces()) == ["p"]
+    assert other.traces() == {}
+    other.clear()
+    assert list(mine.traces()) == ["p"]
+    mine.clear()
+    assert list(folder.glob("at_once_dask*")) == []
+
+
+def test_in_memory_there_is_nothing_to_keep() -> None:
+    crumb = Crumb(0, 3)
+    crumb.keep(0, VALUE, b"value")
+    crumb.close()
+    assert list(crumb.states) == [0, 0, 0]

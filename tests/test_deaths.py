@@ -1,0 +1,348 @@
+"""Many deaths, anywhere: exactly the guilty are named, and nothing is lost or run a third time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import deaths
+import pytest
+from distributed import Client
+from helpers import oracle, same
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from test_borrowed import client_of, dask_command
+
+import at_once_dask
+
+run: Any = at_once_dask.run  # what it gives depends on what is passed here
+
+DEADLY = (deaths.os_exit, deaths.sigkill, deaths.segfault, deaths.abort)
+
+
+def note(log: Path, inp: Any) -> None:
+    """One line, one write: it is there when the process dies next."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(descriptor, f"{inp} {time.time()}\n".encode())
+    os.close(descriptor)
+
+
+def noted(log: Path) -> list[tuple[int, float]]:
+    """Which inputs were begun, and when."""
+    lines = log.read_text().splitlines()
+    return [(int(inp), float(when)) for inp, when in (line.split() for line in lines)]
+
+
+def counts(log: Path) -> Counter[int]:
+    """How often each input was begun."""
+    return Counter(inp for inp, _ in noted(log))
+
+
+def dying(log: Path, fatal: Iterable[int]) -> Callable[[int], list[tuple[str, int]]]:
+    """A `process_inp` that gives pairs, and dies of some inputs, each in another way."""
+    ways = dict(zip(sorted(fatal), DEADLY * 20, strict=False))
+
+    def process(inp: int) -> list[tuple[str, int]]:
+        note(log, inp)
+        if inp in ways:
+            ways[inp]()
+        return pairs(inp)
+
+    return process
+
+
+def pairs(inp: int) -> list[tuple[str, int]]:
+    return [("all", inp), (f"{inp % 3}", inp)]
+
+
+def without(fatal: Iterable[int], n: int) -> dict[str, list[int]]:
+    left = sorted(set(range(n)).difference(fatal))
+    return oracle(left, pairs, list)
+
+
+# ----- clusters: the own one, and what `dask worker` starts
+
+
+@contextlib.contextmanager
+def of_dask(folder: Path, *options: str) -> Iterator[Client]:
+    """A cluster of two workers, started from the command line."""
+    path = folder / "scheduler.json"
+    with dask_command("scheduler", path, "--port", "0"):
+        with dask_command("worker", path, "--nworkers", "2", *options):
+            with client_of(path, set_as_default=False) as client:
+                client.wait_for_workers(2, timeout=60)
+                yield client
+
+
+@pytest.fixture(scope="module", params=["own", "one thread", "two threads"])
+def somewhere(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Client | None]:
+    """The Client to pass: None for the own cluster."""
+    if request.param == "own":
+        yield None  # `cluster` has started it
+        return
+    threads = {"one thread": "1", "two threads": "2"}[request.param]
+    with of_dask(tmp_path_factory.mktemp("dask"), "--nthreads", threads) as client:
+        yield client
+
+
+PLACES = {
+    "spread": [17 + 49 * n for n in range(20)],
+    "first and last": [0, 1, *range(491, 507), 998, 999],
+    "together": list(range(600, 620)),
+}
+
+
+@pytest.mark.parametrize("reducing", [False, True])
+@pytest.mark.parametrize("where", PLACES)
+def test_twenty_of_a_thousand(
+    cluster: Client, somewhere: Client | None, folder: Path, where: str, reducing: bool
+) -> None:
+    fatal = PLACES[where]
+    if somewhere is not None:
+        deaths_by_value()
+    result = run(
+        range(1_000),
+        None,
+        dying(folder / "begun", fatal),
+        reduce_fn=list if reducing else None,
+        on_error="return",
+        client=somewhere,
+        progress=False,
+    )
+
+    report = result.report if reducing else result
+    assert report.failures.index.tolist() == fatal, str(report)
+    assert set(report.failures["kind"]) == {"crash"}
+    expected_exits = ["exit 3", "SIGKILL", "SIGSEGV", "SIGABRT"] * 5
+    assert report.failures["exit"].tolist() == expected_exits
+    assert (report.n_processed, report.n_left) == (980, 0)
+    begun = counts(folder / "begun")
+    assert len(begun) == 1_000
+    assert max(begun.values()) <= 2
+    if reducing:
+        assert same(dict(result), without(fatal, 1_000))
+    elif somewhere is None:  # what was passed stays done, without its value
+        assert max(begun.values()) == 1
+
+
+def deaths_by_value() -> None:
+    """Those workers cannot import the tests."""
+    import cloudpickle
+    import helpers
+
+    for module in (deaths, helpers, __import__(__name__)):
+        cloudpickle.register_pickle_by_value(module)
+
+
+def test_all_of_fifty(cluster: Client, folder: Path) -> None:
+    report = run(
+        range(50), None, dying(folder / "begun", range(50)), on_error="return", progress=False
+    )
+
+    assert report.failures.index.tolist() == list(range(50))
+    assert report.seconds < 2 * 50
+
+
+def test_max_failures_ends_it_early(cluster: Client, folder: Path) -> None:
+    with pytest.raises(at_once_dask.RunStopped, match="more than max_failures=3 allows") as stopped:
+        run(
+            range(1_000),
+            None,
+            dying(folder / "begun", range(1_000)),
+            max_failures=3,
+            on_error="return",
+            progress=False,
+        )
+
+    report = stopped.value.report
+    assert 4 <= report.n_failed <= 6
+    assert report.n_failed + report.n_left == 1_000
+
+
+def test_what_was_delivered_is_not_made_again(cluster: Client, folder: Path) -> None:
+    """What ran long before the death had reached the driver; a partition takes half a second."""
+    log = folder / "begun"
+    die = dying(log, [199])
+
+    def process(inp: int) -> list[tuple[str, int]]:
+        time.sleep(0.02)  # so that there are many partitions
+        return die(inp)
+
+    result = run(range(200), None, process, reduce_fn=list, on_error="return", progress=False)
+
+    assert same(dict(result), without([199], 200))
+    died = max(when for inp, when in noted(log) if inp == 199)
+    early = {inp for inp, when in noted(log) if when < died - 2}
+    assert len(early) > 50
+    assert {counts(log)[inp] for inp in early} == {1}
+
+
+def test_no_worker_stops_for_another_ones_time_limit(cluster: Client, folder: Path) -> None:
+    def process(inp: int) -> None:
+        note(folder / "begun", inp)
+        if inp == 0:
+            deaths.hang_in_c()
+        time.sleep(0.01)
+
+    report = run(range(150), None, process, timeout=1, on_error="return", progress=False)
+
+    assert report.failures.index.tolist() == [0]
+    assert 1 <= report.failures.loc[0, "seconds"] < 2
+    hung = noted(folder / "begun")[0][1]
+    meanwhile = [when for inp, when in noted(folder / "begun") if hung < when < hung + 1]
+    assert len(meanwhile) > 20
+
+
+def test_a_healthy_input_may_hold_the_gil(folder: Path) -> None:
+    """Own workers are not given up for being silent, as Dask does after its `worker-ttl`."""
+    import dask
+
+    at_once_dask.close()
+    with dask.config.set({"distributed.scheduler.worker-ttl": "1s"}):
+        at_once_dask.start(1, dashboard_address="127.0.0.1:0")
+        try:
+            report = run([3], None, hold_the_gil, progress=False)
+            assert report.ok
+        finally:
+            at_once_dask.close()
+
+
+def hold_the_gil(seconds: int) -> None:
+    import ctypes
+
+    ctypes.PyDLL(None).sleep(seconds)
+
+
+def test_the_functions_themselves_end_every_worker(cluster: Client) -> None:
+    """No input is blamed for it, and the run does not try for ever."""
+
+    def process(inp: int) -> None:
+        pass
+
+    class Deadly:
+        def __call__(self, inp: int) -> None:
+            pass
+
+        def __reduce__(self) -> Any:
+            return deaths.segfault, ()
+
+    with pytest.raises(at_once_dask.RunStopped, match="before they had begun any input") as stopped:
+        run(range(10), None, Deadly(), progress=False)
+
+    assert stopped.value.report.n_left == 10
+    assert "SIGSEGV" in stopped.value.reason
+    assert run(range(10), None, process, progress=False).ok
+
+
+# ----- everything at once
+
+FATES = ("fine", "done", "fails", "dies", "fails once", "dies once", "fails in check", "unsendable")
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[list[str], int, bool]:
+    """What befalls each input, how many retries there are, and whether values are combined."""
+    odd = st.sampled_from(FATES)
+    fates = draw(
+        st.lists(st.one_of(st.just("fine"), st.just("fine"), odd), min_size=1, max_size=40)
+    )
+    return fates, draw(st.integers(0, 2)), draw(st.booleans())
+
+
+@given(world=worlds())
+@settings(
+    max_examples=12,
+    deadline=None,
+    print_blob=True,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+def test_a_reduction_through_it_all(
+    cluster: Client, tmp_path_factory: pytest.TempPathFactory, world: tuple[list[str], int, bool]
+) -> None:
+    """Deaths, failures, retries and a resume: the oracle's result over those that succeeded."""
+    fates, retries, combining = world
+    folder = tmp_path_factory.mktemp("world")
+    at_once_dask.logfile = folder / "log.jsonl"
+    check, process = befalling(folder, fates)
+    how = {"combine_fn": add} if combining else {"reduce_fn": join}
+
+    call = partial(
+        run,
+        range(len(fates)),
+        check,
+        process,
+        on_error="return",
+        retries=retries,
+        progress=False,
+        **how,
+    )
+
+    first = call()
+    fatal = {n for n, fate in enumerate(fates) if is_fatal(fate, retries)}
+    assert first.report.failures.index.tolist() == sorted(fatal), fates
+    assert first.report.n_left == 0
+    assert same(dict(first), told_by_oracle(set(range(len(fates))) - fatal))
+    for n in fatal:
+        kind = first.report.failures.loc[n, "kind"]
+        assert kind == ("crash" if fates[n].startswith("dies") else "exception")
+        assert first.report.failures.loc[n, "attempts"] == retries + 1
+
+    (folder / "fixed").touch()
+    assert same(dict(call()), told_by_oracle(set(range(len(fates)))))
+
+
+def told_by_oracle(inputs: set[int]) -> dict[Any, Any]:
+    return oracle(sorted(inputs), texts, join)
+
+
+def texts(inp: int) -> list[tuple[str, str]]:
+    return [(f"{inp % 3}", f"<{inp}>"), ("all", f"<{inp}>")]
+
+
+def add(a: str, b: str) -> str:
+    """Associative, and not commutative."""
+    return a + b
+
+
+def join(values: list[str]) -> str:
+    return "".join(values)
+
+
+def is_fatal(fate: str, retries: int) -> bool:
+    return fate in ("fails", "dies", "fails in check", "unsendable") or (
+        "once" in fate and not retries
+    )
+
+
+def befalling(folder: Path, fates: list[str]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`check_inp` and `process_inp` in which each input meets its fate, until there is `fixed`."""
+
+    def check(inp: int) -> list[Any]:
+        if fates[inp] == "fails in check" and not (folder / "fixed").exists():
+            raise ValueError(inp)
+        is_done = fates[inp] == "done" or (folder / f"{inp}.done").exists()
+        return [is_done, texts(inp)]
+
+    def process(inp: int) -> Any:
+        fate = fates[inp]
+        before = folder / f"{inp}.before"
+        first = not before.exists()
+        before.touch()
+        if not (folder / "fixed").exists() and ("once" not in fate or first):
+            if fate.startswith("fails"):
+                raise ValueError(inp)
+            if fate.startswith("dies"):
+                deaths.sigkill()
+            if fate == "unsendable":
+                return [("0", lambda: inp), ("1", open(os.devnull))]
+        (folder / f"{inp}.done").touch()
+        return texts(inp)
+
+    return check, process
