@@ -71,6 +71,7 @@ CALL = "run(inp_list, check_inp, process_inp"
 RUN = CALL + ")"
 ALL_OF_RUN = (
     CALL + ", do_shuffle=False, reduce_fn=None, *, combine_fn=None, on_error='raise',"
+    " max_failures=None, retries=0, timeout=None, verify=False, inspect=False,"
     " client=None, progress=True, random_state=None)"
 )
 ALL_OF_PLAN = "plan(inp_list, check_inp, *, client=None, progress=True)"
@@ -98,6 +99,23 @@ SEED = (
     "it takes an int, float, str or bytes, as random.Random does: "
     + CALL
     + ", do_shuffle=True, random_state=1)"
+)
+MOST = (
+    "it takes how many inputs may fail, or the share of them that may as a float between 0 and 1: "
+    + CALL
+    + ", max_failures=100) or "
+    + CALL
+    + ", max_failures=0.05)"
+)
+RETRIES = (
+    "it takes how many further attempts an input gets, a whole number from 0: "
+    + CALL
+    + ", retries=2)"
+)
+TIMEOUT = (
+    "it takes the seconds that one input may take, more than 0, or None for no limit: "
+    + CALL
+    + ", timeout=60)"
 )
 PLANNED = "leave it out, it is planned and not in this version: " + RUN
 START = "call at_once_dask.start(n_workers=4) first, then "
@@ -161,6 +179,46 @@ INP_LIST: dict[str, Wrong] = {
     "NumPy scalar": (
         lambda: run(np.int64(5), check, process),
         f"inp_list is np.int64(5); {LIST}run([...], check_inp, process_inp)",
+    ),
+}
+
+LIMITS: dict[str, Wrong] = {
+    **{
+        f"{name}={given!r}": (
+            functools.partial(run, [1], check, process, **{name: given}),
+            f"{name} is {given!r}; {takes}",
+        )
+        for name, takes, wrong in (
+            ("max_failures", MOST, (-1, 1.0, 0.0, 2.5, float("nan"), True, "5")),
+            ("retries", RETRIES, (-1, 1.0, True, None, "2")),
+            ("timeout", TIMEOUT, (0, -1, float("inf"), float("nan"), True, "60")),
+            ("verify", FLAG + ", verify=True)", (None, "yes", 2)),
+            ("inspect", FLAG + ", inspect=True)", (None, "yes", 2)),
+        )
+        for given in wrong
+    },
+    "verify without check_inp": (
+        lambda: run([1], None, process, verify=True),
+        (
+            "verify=True asks check_inp whether an input is done after process_inp, and check_inp is"
+            f" None; write {CALL}, verify=True) with `def check_inp(inp): return [is_done, value]`, or"
+            " leave verify out"
+        ),
+    ),
+    "stop and max_failures": (
+        lambda: run([1], check, process, on_error="stop", max_failures=3),
+        (
+            "on_error='stop' stops at the first failed input, so max_failures does nothing; leave one"
+            f" of them out: {CALL}, max_failures=3)"
+        ),
+    ),
+    "time_limit": (
+        lambda: run([1], check, process, time_limit=3),
+        f"run() has no argument 'time_limit'; write {CALL}, timeout=60)",
+    ),
+    "n_retries": (
+        lambda: run([1], check, process, n_retries=3),
+        f"run() has no argument 'n_retries'; write {CALL}, retries=2)",
     ),
 }
 
@@ -501,6 +559,7 @@ WRONG = {
         "inp_list": INP_LIST,
         "functions": FUNCTIONS,
         "others": OTHERS,
+        "limits": LIMITS,
         "signature": SIGNATURES,
         "plan": PLANS,
         "start": STARTS,
