@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 import at_once_dask
 from at_once_dask.crew import Running
-from at_once_dask.states import FAILED, PENDING, PROCESSED, SKIPPED
 from at_once_dask.ledger import Ledger
+from at_once_dask.states import FAILED, PENDING, PROCESSED, SKIPPED
 from at_once_dask.ticker import Ticker, duration, show_link, speed
 
 ROOT = str(Path(__file__).parent.parent)

@@ -1,0 +1,240 @@
+"""``kill -9`` of the driver: nothing is left of its run but what was done, and that is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from helpers import oracle, poll_for
+from test_cluster import is_alive
+from test_interrupts import SOON, Script, pause, seeded, started, told
+
+# The input hangs in the way that is named on the command line, with processes of its own.
+HANGING = """
+import ctypes, multiprocessing, os, subprocess, sys, time
+import at_once_dask
+
+how, children, before = sys.argv[1:]
+started = []
+
+def start(**options):
+    started.append(subprocess.Popen(["sleep", "600"], **options))
+    with open("children", "a") as file:
+        print(started[-1].pid, file=file)
+
+def process_inp(inp):
+    if children == "children":
+        start()
+        start(start_new_session=True)
+    if children == "bare":
+        start(env={"PATH": os.defpath})
+    open(f"{inp} hangs", "w").close()
+    if how == "C":
+        ctypes.PyDLL(None).sleep(600)
+    time.sleep(600)
+
+if before == "forkserver":
+    context = multiprocessing.get_context("forkserver")
+    with context.Pool(1) as pool:
+        assert pool.map(abs, [-1]) == [1]
+at_once_dask.start(2, dashboard_address="127.0.0.1:0")
+at_once_dask.run(range(2), None, process_inp, progress=False)
+"""
+
+
+@contextlib.contextmanager
+def hanging(
+    folder: Path, how: str, children: str = "none", before: str = "nothing"
+) -> Iterator[Script]:
+    """A script whose two workers hang."""
+    with started(HANGING, folder, how, children, before) as script:
+        try:
+            script.wait_for_file("0 hangs", "1 hangs")
+            yield script
+        finally:
+            for child in children_of(script):
+                if is_alive(child):
+                    psutil.Process(child).kill()
+
+
+def children_of(script: Script) -> list[int]:
+    """The processes that the inputs started."""
+    file = script.folder / "children"
+    return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+
+def commands(script: Script, name: str) -> int:
+    """How many of its processes have `name` in their command line."""
+    return sum(name in command for command in told(script.alive()))
+
+
+def kill(script: Script) -> None:
+    """SIGKILL for the driver; all that is its own is gone soon after."""
+    since = time.monotonic()
+    script.send(signal.SIGKILL)
+    assert script.process.wait(SOON) == -signal.SIGKILL
+    script.check_all_gone(since)
+    children = children_of(script)
+    poll_for(lambda: not any(map(is_alive, children)), "what inputs started is left")
+    assert time.monotonic() - since < SOON
+
+
+@pytest.mark.parametrize("children", ["none", "children", "bare"])
+@pytest.mark.parametrize("how", ["Python", "C"])
+def test_while_inputs_hang(folder: Path, how: str, children: str) -> None:
+    """In Python or in C with the GIL held; with processes of their own; these without our marks."""
+    with hanging(folder, how, children) as script:
+        assert commands(script, "watchdog.py") == 1
+        assert commands(script, "multiprocessing.forkserver") == 3  # it, and two workers
+        assert len(children_of(script)) == {"none": 0, "children": 4, "bare": 2}[children]
+        assert all(map(is_alive, children_of(script)))
+        assert len(script.clusters()) == 1
+        kill(script)
+
+
+def test_with_all_of_its_group(folder: Path) -> None:
+    """As when a terminal's or a job's processes are killed together."""
+    with hanging(folder, "C", "children") as script:
+        since = time.monotonic()
+        os.killpg(script.process.pid, signal.SIGKILL)
+        script.process.wait(SOON)
+        script.check_all_gone(since)
+
+
+@pytest.mark.parametrize("how", ["Python", "C"])
+def test_with_a_fork_server_of_its_own(folder: Path, how: str) -> None:
+    """The program had used one before: it, and the workers, are not marked as ours."""
+    with hanging(folder, how, "children", before="forkserver") as script:
+        assert commands(script, "multiprocessing.forkserver") == 3
+        kill(script)
+
+
+# ----- at any moment
+
+RESUMED = """
+import json, sys, time
+from pathlib import Path
+import at_once_dask
+
+def check_inp(n):
+    try:
+        return [True, json.loads((folder / f"{n}.json").read_text())["value"]]
+    except FileNotFoundError:
+        return [False, None]
+
+def process_inp(n):
+    time.sleep(0.005 + n % 6 / 1000)
+    with at_once_dask.atomic_write(folder / f"{n}.json") as file:
+        json.dump({"padding": "x" * 20_000, "value": {"sum": n, f"rest {n % 7}": n * n}}, file)
+
+def start():
+    at_once_dask.start(2, dashboard_address="127.0.0.1:0")
+
+if sys.argv[1] == "run":
+    start()
+print("ready", flush=True)
+folder = Path(sys.stdin.readline().strip())
+start()
+result = at_once_dask.run(range(300), check_inp, process_inp, reduce_fn=sum, progress=False)
+assert result.report.n_skipped + result.report.n_processed == 300
+print(json.dumps(result), flush=True)
+"""
+KILLS = 50
+AHEAD = 3  # scripts that are started before their turn
+
+
+def pairs_of(n: int) -> list[tuple[str, int]]:
+    return [("sum", n), (f"rest {n % 7}", n * n)]
+
+
+TOTAL = oracle(range(300), pairs_of, sum)
+
+
+class Folders:
+    """Where the outputs go: to the same folder, until a run has come to its end."""
+
+    def __init__(self, parent: Path) -> None:
+        self._parent = parent
+        self._made = 0
+        self.renew()
+
+    def renew(self) -> None:
+        self._made += 1
+        self.now = self._parent / f"out-{self._made}"
+        self.now.mkdir()
+
+
+def test_at_any_moment(folder: Path) -> None:
+    """Killed 50 times and started again each time: no wrong total, no torn output."""
+    rng = seeded()
+    outputs = Folders(folder)
+    kills = ended = 0
+    with contextlib.ExitStack() as ends:
+        upcoming: deque[Script] = deque()  # these prepare themselves meanwhile
+        while kills < KILLS:
+            while len(upcoming) < AHEAD:
+                upcoming.append(ends.enter_context(prepared(folder, rng)))
+            script = upcoming.popleft()
+            kill_at_a_moment(script, outputs.now, rng)
+            kills += script.process.returncode == -signal.SIGKILL
+            check_outputs(outputs.now)
+            if came_to_its_end(script):
+                ended += 1
+                outputs.renew()
+        print(ended, "runs came to their end")
+        finish(upcoming.popleft(), outputs.now)
+
+
+def prepared(folder: Path, rng: random.Random) -> contextlib.AbstractContextManager[Script]:
+    """A script that waits, before its run or before the start of its cluster, for a folder."""
+    return started(RESUMED, folder, rng.choice(["start", "run", "run", "run"]))
+
+
+def begin(script: Script, outputs: Path) -> None:
+    script.wait_for(lambda: script.out == ["ready"], "it is ready")
+    assert script.process.stdin is not None
+    script.process.stdin.write(f"{outputs}\n")
+    script.process.stdin.flush()
+
+
+def kill_at_a_moment(script: Script, outputs: Path, rng: random.Random) -> None:
+    begin(script, outputs)
+    pause(rng.uniform(0, 1.5))
+    since = time.monotonic()
+    script.send(signal.SIGKILL)
+    script.process.wait(SOON)
+    script.check_all_gone(since)
+    assert script.process.returncode in (0, -signal.SIGKILL), script.err
+
+
+def came_to_its_end(script: Script) -> bool:
+    """Whether it has told its total, which must be right."""
+    totals = [json.loads(line) for line in script.out if line.startswith("{")]
+    assert totals in ([], [TOTAL])
+    return bool(totals)
+
+
+def check_outputs(folder: Path) -> None:
+    """Each that is there is whole."""
+    for path in folder.glob("*.json"):
+        assert json.loads(path.read_text())["value"] == dict(pairs_of(int(path.stem)))
+
+
+def finish(script: Script, outputs: Path) -> None:
+    """The last one is let come to its end."""
+    begin(script, outputs)
+    script.process.wait(60)
+    script.check_all_gone(time.monotonic())
+    assert script.process.returncode == 0, script.err
+    assert came_to_its_end(script)
+    check_outputs(outputs)
+    assert len(list(outputs.glob("*.json"))) == 300
