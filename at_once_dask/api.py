@@ -220,7 +220,7 @@ def run(
             with _crew(this) as crew:
                 stopped = this.map(crew)
                 if this.source.error is None and len(this.groups):
-                    stopped = this.reduce(crew) or stopped
+                    stopped = this.reduce(crew, stopped)
         if this.source.error is not None:
             raise this.source.error
     return _verdict(this, stopped)
@@ -313,6 +313,7 @@ def _one(options: Options) -> Iterator[Run]:
         this = Run(options, interrupts)
         journal.enter_run(this.id)
         try:
+            this.open()
             yield this
             interrupts.check()
             _last = this.report()

@@ -29,7 +29,7 @@ from at_once_dask.failure import Failure
 from at_once_dask.flow import Outcome
 from at_once_dask.source import Chunk
 from at_once_dask.stack import NOWHERE, Stack
-from at_once_dask.states import COMBINE, FAILED, OPEN, is_final, stage
+from at_once_dask.states import COMBINE, FAILED, LEFT, OPEN, is_final, stage
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,8 @@ def _fate(trace: Trace, position: int, is_guilty: bool, valued: bool) -> str:
     if not is_final(state):
         # Of the keys before the current one only parts were folded.
         return "suspect" if position == trace.current else "untouched"
+    if state == LEFT:  # claimed, and no more
+        return "untouched"
     if state == FAILED:
         return "done" if position in trace.failures else "again"
     return "done" if not valued or position in trace.values else "again"
@@ -224,12 +226,12 @@ def _without_traces(chunk: Chunk, death: Death, reducing: bool) -> Settled:
 def describe(death: Death, position: int, stage: str, seconds: float) -> Failure:
     """The failure of the input that a worker died of."""
     exit = exit_name(death.exit)
-    if death.overdue is not None:
-        kind, error = "timeout", "TimeoutError"
-        message = f"longer than timeout={death.timeout:g} s; its worker was ended"
-    elif death.memory is not None:
+    if death.memory is not None:
         kind, error = "memory", "MemoryError"
         message = f"its worker was ended when it held {format_bytes(death.memory)} of memory"
+    elif death.overdue is not None:
+        kind, error = "timeout", "TimeoutError"
+        message = f"longer than timeout={death.timeout:g} s; its worker was ended"
     else:
         kind, error = "crash", exit or "WorkerDied"
         message = f"its worker died: {exit}" if exit else "its worker died; nobody saw how"

@@ -181,6 +181,8 @@ class _OwnWorker(WorkerPlugin):
         # For the watchdog, where somebody else had started the fork server: it has no mark then.
         held = os.path.join(os.path.dirname(worker.local_directory), "held")
         os.open(held, os.O_WRONLY | os.O_CREAT, 0o600)
+        while signal.sigtimedwait({signal.SIGINT}, 0) is not None:
+            pass  # it came while this was still in the driver's group
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see _start_fork_server
         # Forked from a process in which NumPy is imported, all would draw the same numbers.
         import sys
@@ -260,19 +262,38 @@ def close() -> None:
     >>> at_once_dask.close()
     """
     global _own
-    with _lock:
+    with _interrupts_wait(), _lock:
         own, _own = _own, None
         if own is not None:
             own.close()
 
 
-atexit.register(close)
+def _close_at_exit() -> None:
+    while _own is not None:
+        with contextlib.suppress(KeyboardInterrupt):  # it is ending already
+            close()
+
+
+atexit.register(_close_at_exit)
 
 
 @dataclass(frozen=True)
-class Known:
-    """Of a worker: the folder on its host that its own directory lies in, and its nanny."""
+class Worker:
+    """A worker, as the scheduler knows it.
 
+    Attributes
+    ----------
+    threads : int
+    paused : bool
+        Alive, but it begins nothing: Dask finds its memory too full. Own ones are never paused.
+    scratch : str
+        The folder on its host that its own directory lies in.
+    nanny : str or None
+        Address of the nanny, who replaces it.
+    """
+
+    threads: int
+    paused: bool
     scratch: str
     nanny: str | None
 
@@ -285,35 +306,33 @@ class Cluster:
     own: bool
     _seen: dict[str, float] = field(default_factory=dict)  # when a worker was first seen
 
-    def crew(self) -> tuple[dict[str, int], set[str]]:
-        """Threads by worker, of those that can be used; and those that are alive, but paused.
+    def workers(self) -> dict[str, Worker]:
+        """Those that can be relied on, by address.
 
         A worker that dies before its nanny is connected to it is never replaced. What the own
-        nannies know can be asked; others get a little time. A worker that Dask has paused for its
-        memory begins nothing; own ones are never paused.
+        nannies know can be asked; others get a little time.
         """
+        told = self.client.scheduler_info(n_workers=-1)["workers"]
+        now = time.monotonic()
         if self.own:
             assert _own is not None
             connected = _own.connected()
             if len(connected) < _own.settings.n_workers:
                 _own.revive()
-            threads: dict[str, int] = self.client.nthreads()
-            return {worker: n for worker, n in threads.items() if worker in connected}, set()
-        workers = self.client.scheduler_info(n_workers=-1)["workers"]
-        now = time.monotonic()
-        at_first = now if self._seen else 0.0
-        for worker in workers:
-            self._seen.setdefault(worker, at_first)
-        ready = {w: told for w, told in workers.items() if now - self._seen[w] >= CONNECT_SECONDS}
-        paused = {worker for worker, told in ready.items() if told["status"] != "running"}
-        return {w: told["nthreads"] for w, told in ready.items() if w not in paused}, paused
-
-    def known(self) -> dict[str, Known]:
-        """What will be wanted of a worker when it is gone."""
-        workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        else:
+            at_first = now if self._seen else 0.0
+            for address in told:
+                self._seen.setdefault(address, at_first)
+            connected = {w for w, at in self._seen.items() if now - at >= CONNECT_SECONDS}
         return {
-            worker: Known(os.path.dirname(told["local_directory"]), told.get("nanny"))
-            for worker, told in workers.items()
+            address: Worker(
+                threads=known["nthreads"],
+                paused=known["status"] == "paused",
+                scratch=os.path.dirname(known["local_directory"]),
+                nanny=known.get("nanny"),
+            )
+            for address, known in told.items()
+            if address in connected
         }
 
     @property
@@ -495,19 +514,20 @@ def _start_fork_server() -> None:
 
 @contextlib.contextmanager
 def _interrupts_wait() -> Iterator[None]:
-    """A Ctrl-C while the cluster starts counts when it has: half a cluster cannot be closed.
+    """A Ctrl-C while the cluster starts or closes counts when it has: no half of it stays.
 
     Signals arrive in the main thread only; in another one there is nothing to wait.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # or somebody else sees to it: the run, or the program
         return
     came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if came:
         raise KeyboardInterrupt
 

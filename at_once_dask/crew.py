@@ -21,7 +21,7 @@ from tornado.ioloop import IOLoop
 
 from at_once_dask import journal, pickles
 from at_once_dask.blame import Death
-from at_once_dask.cluster import Cluster, Known
+from at_once_dask.cluster import Cluster, Worker
 from at_once_dask.crumb import Trace, Trail
 from at_once_dask.errors import AtOnceError, InputError
 from at_once_dask.flow import Job, Outcome, Partition, work
@@ -33,6 +33,7 @@ from at_once_dask.worker import RunPlugin, run_partition
 
 MEMORY_TOPIC = "worker-restart-memory"  # Dask's
 TIDY_SECONDS = 5.0  # for workers and nannies to forget a run
+INTRODUCTIONS = 10  # attempts to bring a run to the workers, while some of them die
 GONE_SECONDS = 3.0  # for the scheduler to notice that a worker is gone
 
 
@@ -82,8 +83,8 @@ Event = Delivered | Broken | Reclaimed | Running | Died
 class Crew(Protocol):
     """Workers, as the window sees them."""
 
-    def workers(self) -> tuple[dict[str, int], set[str]]:
-        """How many partitions each worker works on at a time; and who is alive but begins none."""
+    def workers(self) -> dict[str, Worker]:
+        """Who is there, by address."""
 
     def send(self, worker: str, partition: Partition) -> None:
         """Lease `partition` to `worker`, and to no other, whatever happens."""
@@ -94,6 +95,9 @@ class Crew(Protocol):
     def next(self, timeout: float) -> Event | None:
         """The next event; None when there was none within `timeout` seconds."""
 
+    def awaits_workers(self) -> bool:
+        """Whether somebody will start one, when there is none."""
+
     def drop(self, id: str) -> None:
         """What became of this partition is known; should it come back, nobody wants it."""
 
@@ -102,9 +106,6 @@ class Crew(Protocol):
 
     def inquest(self, worker: str) -> Death:
         """What is known of a worker that is gone and of which nobody has told."""
-
-    def has_nanny(self, worker: str) -> bool:
-        """Whether somebody will tell when it dies, and replace it."""
 
 
 class ClusterCrew:
@@ -123,7 +124,7 @@ class ClusterCrew:
         self._book = book
         self._label = f"{label}-{book.run}"
         self._timeout = timeout
-        self._known: dict[str, Known] = {}  # by worker
+        self._known: dict[str, Worker] = {}  # also those that are gone
         self._memory: dict[str, int] = {}  # bytes held, by worker that was ended for them
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._futures: dict[str, Future[Outcome]] = {}
@@ -153,15 +154,27 @@ class ClusterCrew:
         self._client.subscribe_topic(self._topic, self._told)
         self._client.subscribe_topic(MEMORY_TOPIC, self._told_of_memory)
         surroundings = self._cluster.surroundings()
-        plugin = RunPlugin(self._book.run, self._job, self._book, surroundings, self._timeout)
-        try:
-            self._client.register_plugin(Guard(self._book.run, self._timeout), name=self._topic)
-            self._client.register_plugin(plugin, name=self._topic)
-        except ModuleNotFoundError as error:
-            raise InputError(
-                f"the workers of this cluster cannot import {error.name}; install it there, for"
-                " at_once_dask itself with pip install at_once_dask, and call run() again"
-            ) from error
+        run = self._book.run
+        plugins = (
+            Guard(run, self._timeout),
+            RunPlugin(run, self._job, self._book, surroundings, self._timeout),
+        )
+        for plugin in plugins:
+            self._register(plugin)
+
+    def _register(self, plugin: Guard | RunPlugin) -> None:
+        for attempt in range(INTRODUCTIONS):
+            try:
+                self._client.register_plugin(plugin, name=self._topic)
+                return
+            except ModuleNotFoundError as error:
+                raise InputError(
+                    f"the workers of this cluster cannot import {error.name}; install it there, for"
+                    " at_once_dask itself with pip install at_once_dask, and call run() again"
+                ) from error
+            except OSError as error:  # a worker died just now; the next one gets it by itself
+                if attempt == INTRODUCTIONS - 1 or self._client.status != "running":
+                    raise _lost() from error
 
     @property
     def _loop(self) -> IOLoop:
@@ -173,14 +186,13 @@ class ClusterCrew:
     def _topic(self) -> str:
         return journal.topic(self._book.run)
 
-    def workers(self) -> tuple[dict[str, int], set[str]]:
+    def workers(self) -> dict[str, Worker]:
         try:
-            threads, paused = self._cluster.crew()
-            if not threads.keys() <= self._known.keys():
-                self._known |= self._cluster.known()
+            workers = self._cluster.workers()
         except OSError as error:
             raise _lost() from error
-        return threads, paused
+        self._known |= workers
+        return workers
 
     def send(self, worker: str, partition: Partition) -> None:
         self._sent += 1
@@ -226,6 +238,7 @@ class ClusterCrew:
             journal.append_line(self._book.path, message["log"])
         elif "died" in message:
             self._events.put(Died(self._death(**message["died"])))
+            self._loop.add_callback(self._forget_news)
         else:
             self._events.put(Running(message["worker"], *message["running"]))
 
@@ -240,6 +253,11 @@ class ClusterCrew:
             memory=self._memory.get(worker),
             **told,
         )
+
+    async def _forget_news(self) -> None:
+        """The scheduler keeps what it passes on: crumbs of thousands of deaths, with values."""
+        with contextlib.suppress(OSError):
+            await self._client.run_on_scheduler(_forget_news, self._topic)
 
     def _told_of_memory(self, event: tuple[float, dict[str, Any]]) -> None:
         _, message = event
@@ -262,8 +280,8 @@ class ClusterCrew:
             timeout=self._timeout,
         )
 
-    def has_nanny(self, worker: str) -> bool:
-        return worker in self._known and self._known[worker].nanny is not None
+    def awaits_workers(self) -> bool:
+        return self._cluster.own or any(known.nanny for known in self._known.values())
 
     def drop(self, id: str) -> None:
         future = self._futures.pop(id, None)
@@ -301,8 +319,8 @@ class InlineCrew:
         self._waiting.clear()
         forget(self._book.run)
 
-    def workers(self) -> tuple[dict[str, int], set[str]]:
-        return {"inline": self._threads}, set()
+    def workers(self) -> dict[str, Worker]:
+        return {"inline": Worker(self._threads, paused=False, scratch="", nanny=None)}
 
     def send(self, worker: str, partition: Partition) -> None:
         self._waiting.append(partition)
@@ -316,6 +334,9 @@ class InlineCrew:
         partition = self._waiting.popleft()
         return Delivered(partition.id, work(lambda: self._job, self._book, partition, "inline"))
 
+    def awaits_workers(self) -> bool:
+        return False
+
     def drop(self, id: str) -> None:
         """Nothing dies here."""
 
@@ -324,9 +345,6 @@ class InlineCrew:
 
     def inquest(self, worker: str) -> Death:
         return Death(worker)
-
-    def has_nanny(self, worker: str) -> bool:
-        return False
 
 
 async def _forget(topic: str, nannies: list[str], dask_scheduler: Any) -> None:
@@ -341,6 +359,11 @@ async def _forget(topic: str, nannies: list[str], dask_scheduler: Any) -> None:
     if topic in dask_scheduler.worker_plugins:
         told.append(dask_scheduler.unregister_worker_plugin(None, topic))
     await asyncio.wait_for(asyncio.gather(*told, return_exceptions=True), TIDY_SECONDS)
+
+
+def _forget_news(topic: str, dask_scheduler: Any) -> None:
+    if topic in dask_scheduler._broker._topics:
+        dask_scheduler._broker._topics[topic].events.clear()
 
 
 def _lost() -> AtOnceError:

@@ -16,13 +16,14 @@ import mmap
 import os
 import pickle
 import struct
+import time
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TextIO
 
 from at_once_dask.failure import Failure
-from at_once_dask.states import is_final
+from at_once_dask.states import LEFT, OPEN, is_final
 
 # Places in the head.
 START, SIZE, CURRENT, STOP, CLOSING, OVERDUE = range(6)
@@ -53,7 +54,7 @@ class Crumb:
     marks : memoryview of float64
         When each input began (``time.monotonic``); behind the last one, when that ended.
     states : memoryview of uint8
-        See ``states``.
+        See ``states``; LEFT for what was not begun.
 
     Raises
     ------
@@ -83,8 +84,12 @@ class Crumb:
         self.head = view[:marks].cast("q")
         self.marks = view[marks:states].cast("d")
         self.states = view[states:]
-        self.head[START], self.head[SIZE] = start, n
-        self.head[CURRENT], self.head[STOP] = start, UNKNOWN
+        # SIZE comes last: with it the crumb counts, and whoever looks at it must not be misled.
+        self.marks[0] = time.monotonic()
+        self.states[:] = bytes([LEFT]) * n
+        self.states[0] = OPEN
+        self.head[START], self.head[CURRENT], self.head[STOP] = start, start, UNKNOWN
+        self.head[SIZE] = n
 
     def keep(self, position: int, kind: int, data: bytes) -> None:
         """Append a record; in memory there is nothing to keep it for."""

@@ -180,6 +180,7 @@ def work(
         Where the crumb is left; None where nobody would look for it.
     """
     functions = job()
+    _ = functions.folding if partition.reducing else functions.mapping  # no input's time
     if trail is None:
         crumb = Crumb(partition.start, partition.n)
     else:

@@ -64,27 +64,39 @@ class Guard(NannyPlugin):
         pid, worker = self._nanny.pid, self._nanny.worker_address
         if pid is None or worker is None or self._overdue is not None:
             return
-        now = time.monotonic()
-        for id, position, since in Trail(self._base, self.run, worker).current():
-            if id in self._told:  # of the process before; until it is replaced, the address stays
-                continue
-            if self.timeout is not None and now - since > self.timeout:
-                self._overdue = id, position
-                self._end(pid, worker)
-                return
-
-    def _end(self, pid: int, worker: str) -> None:
-        """SIGKILL, after a moment in which it writes down where it is, if it can."""
-        if os.path.exists(Trail(self._base, self.run, worker).stack):
+        trail = Trail(self._base, self.run, worker)
+        self._overdue = self._find_overdue(trail)
+        if self._overdue is None:
+            return
+        if os.path.exists(trail.stack):  # a moment to write down where it is
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, ASK)
-            self._nanny.loop.call_later(STACK_SECONDS, self._end_really, pid)
+            self._nanny.loop.call_later(STACK_SECONDS, self._end, pid, trail)
         else:
-            end_tree(pid)
+            self._end(pid, trail)
 
-    def _end_really(self, pid: int) -> None:
-        if self._nanny.pid == pid:
+    def _find_overdue(self, trail: Trail) -> tuple[str, int] | None:
+        assert self.timeout is not None
+        latest = time.monotonic() - self.timeout
+        for id, position, since in trail.current():
+            # Those told were of the process before: until it is replaced, the address stays.
+            if since < latest and id not in self._told:
+                return id, position
+        return None
+
+    def _end(self, pid: int, trail: Trail) -> None:
+        """SIGKILL, unless it went on in that moment: then the next input is innocent."""
+        if self._nanny.pid != pid:
+            return
+        if self._find_overdue(trail) == self._overdue:
             end_tree(pid)
+        else:
+            self._overdue = None
+
+    async def _tell(self, news: dict[str, Any], trail: Trail) -> None:
+        with contextlib.suppress(OSError):  # the scheduler is gone, and nobody wants to know
+            await self._nanny.scheduler.log_event(topic=journal.topic(self.run), msg={"died": news})
+            trail.forget(tuple(news["traces"]))
 
     def _ended(self, exit: int) -> None:
         """The process has gone: tell what is known before the next one starts."""
@@ -105,5 +117,5 @@ class Guard(NannyPlugin):
                 "timeout": self.timeout,
                 "stack": trail.read_stack(),
             }
-            self._nanny.log_event(journal.topic(self.run), {"died": news})
+            self._nanny.loop.add_callback(self._tell, news, trail)
         self._tell_exit(exit)

@@ -80,6 +80,10 @@ class Steps:
         self.reducing = reducing
         self.verify = verify
 
+    def __dask_tokenize__(self) -> object:
+        """Dask would pickle the functions, and all they carry along, to name its tasks."""
+        return id(self)
+
     def check(self, item: Item) -> Item:
         """Mapped: is this input done, and with which value?"""
         if self.check_inp is None or item.state != PENDING:

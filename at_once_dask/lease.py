@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from at_once_dask.crumb import CURRENT, STOP, Crumb
 from at_once_dask.failure import safe_repr
-from at_once_dask.states import BEGUN, OPEN, stage
+from at_once_dask.states import BEGUN, stage
 
 if TYPE_CHECKING:
     from at_once_dask.journal import Book
@@ -65,8 +65,6 @@ class Lease:
     def enter(self, crumb: Crumb) -> None:
         """Claim the first input before it is unpickled: that may take its time."""
         self.head, self.marks, self.states = crumb.head, crumb.marks, crumb.states
-        self.states[0] = OPEN
-        self.marks[0] = time.monotonic()
         self.entered = True
 
     @property
@@ -89,9 +87,9 @@ class Lease:
 
         The order matters: claim first, look at the limit second. `reclaim` does the opposite.
         """
-        self.head[CURRENT] = position
         now = time.monotonic()
-        self.marks[position - self.start] = now
+        self.marks[position - self.start] = now  # before it is the current one: a guard may look
+        self.head[CURRENT] = position
         if position < self.limit and (now < self.deadline or position == self.start):
             self.states[position - self.start] = BEGUN
             return True
@@ -100,10 +98,11 @@ class Lease:
 
     def turn_to(self, position: int, state: int) -> None:
         """Begin what is not asked for: the parts of a key are folded before it is begun."""
+        offset = position - self.start
         if self.head[CURRENT] != position:
-            self.head[CURRENT] = position
-            self.marks[position - self.start] = time.monotonic()
-        self.states[position - self.start] = state
+            self.marks[offset] = time.monotonic()
+        self.states[offset] = state
+        self.head[CURRENT] = position
 
     def stage_is(self, state: int) -> None:
         """Note what is being done with the current input."""

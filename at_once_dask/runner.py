@@ -55,12 +55,17 @@ class Run:
         )
         self.job = pickled_job(job)
         self.replay = job.steps.replay
-        self.source = _source(options)
-        self.ledger = Ledger(self.source.order)
+        self.source = Source(())
+        self.ledger = Ledger()
         self.groups = Groups()
         self.reduced: dict[int, tuple[Any, Any]] = {}  # by position: key, value
         self.dashboard_link: str | None = None
         self._begun = time.monotonic()
+
+    def open(self) -> None:
+        """Look at the list; to shuffle it takes drawing all of it."""
+        self.source = _source(self.options, self.interrupts)
+        self.ledger = Ledger(self.source.order)
 
     def map(self, crew: Crew, sink: Sink | None = None, what: str = "map") -> str | None:
         """Every input through check and process; why it stopped early, or None."""
@@ -80,13 +85,13 @@ class Run:
                 interrupted=self.interrupts.check,
             ).run()
 
-    def reduce(self, crew: Crew) -> str | None:
-        """Every key through the fold and `reduce_fn`; why it stopped early, or None."""
+    def reduce(self, crew: Crew, stopped: str | None) -> str | None:
+        """Every key through the fold and `reduce_fn`; why the run `stopped` early, or None."""
         groups = Source(self.groups, len(self.groups))
         ledger = Ledger()
         with self._ticker(ledger, groups.total, "reduce") as ticker:
             sink = _ReduceSink(self, ledger)
-            return Window(
+            window = Window(
                 self.id,
                 groups,
                 crew,
@@ -96,7 +101,9 @@ class Run:
                 valued=True,
                 retries=self.options.retries,
                 interrupted=self.interrupts.check,
-            ).run()
+            )
+            also = window.run()
+            return stopped or also
 
     def report(self) -> Report:
         """What became of the inputs; however far the run came."""
@@ -239,14 +246,15 @@ class _ReduceSink(Sink):
         self._run.log_failure(failure, inp.key, None)
 
 
-def _source(options: Options) -> Source:
+def _source(options: Options, interrupts: Interrupts) -> Source:
     inputs: Any = options.inp_list
     if not options.do_shuffle:
-        return Source(inputs, len(inputs) if isinstance(inputs, Sized) else None)
-    drawn = Source(inputs)
+        total = len(inputs) if isinstance(inputs, Sized) else None
+        return Source(inputs, total, interrupts=interrupts)
+    drawn = Source(inputs, interrupts=interrupts)
     copy = [inp for chunk in iter(partial(drawn.take, 1_000), None) for inp in chunk.inputs]
     order = array("q", range(len(copy)))
     random.Random(options.random_state).shuffle(order)
-    source = Source((copy[index] for index in order), len(copy), order)
+    source = Source((copy[index] for index in order), len(copy), order, interrupts)
     source.error = drawn.error
     return source

@@ -11,6 +11,7 @@ from typing import Any
 
 from at_once_dask import pickles
 from at_once_dask.failure import Failure, from_exception
+from at_once_dask.interrupts import Interrupts
 
 PAYLOAD_BYTES = 8 * 2**20  # of one partition, unless one input alone is larger
 DRAW_SECONDS = 0.05  # what an iterator gives in this time is sent off
@@ -80,6 +81,8 @@ class Source:
         How many there are, where that is known.
     order : array of int or None
         For each position in the order of use the one in the list as given.
+    interrupts : Interrupts, optional
+        May break off an iterator that waits.
 
     Attributes
     ----------
@@ -92,13 +95,18 @@ class Source:
     """
 
     def __init__(
-        self, inputs: Iterable[Any], total: int | None = None, order: array[int] | None = None
+        self,
+        inputs: Iterable[Any],
+        total: int | None = None,
+        order: array[int] | None = None,
+        interrupts: Interrupts | None = None,
     ) -> None:
         self.total = total
         self.order = order
         self.drawn = 0
         self.error: Exception | None = None
         self.at_end = False
+        self._interrupts = Interrupts() if interrupts is None else interrupts
         self._inputs = inputs
         self._iterator: Iterator[Any] | None = None
         self._back: deque[Chunk] = deque()
@@ -142,22 +150,25 @@ class Source:
     def _draw(self, n: int) -> Chunk:
         """Draw `n` inputs, or as many as come in a short time: a slow iterator starves nobody."""
         inputs: list[Any] = []
-        end = time.monotonic() + DRAW_SECONDS
         try:
-            if self._iterator is None:
-                self._iterator = iter(self._inputs)
-            for inp in self._iterator:
-                inputs.append(inp)
-                if len(inputs) == n or time.monotonic() > end:
-                    break
-            else:
-                self.at_end = True
+            with self._interrupts.at_once():
+                self._draw_into(inputs, n)
         except Exception as error:
             self.error = error
             self.at_end = True
             self._iterator = iter(())
         self.drawn += len(inputs)
         return Chunk(self.drawn - len(inputs), inputs)
+
+    def _draw_into(self, inputs: list[Any], n: int) -> None:
+        end = time.monotonic() + DRAW_SECONDS
+        if self._iterator is None:
+            self._iterator = iter(self._inputs)
+        for inp in self._iterator:
+            inputs.append(inp)
+            if len(inputs) == n or time.monotonic() > end:
+                return
+        self.at_end = True
 
 
 def _cut(chunks: deque[Chunk], n: int) -> Chunk:

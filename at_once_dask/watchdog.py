@@ -41,20 +41,35 @@ def watch(mark: str, folder: str) -> subprocess.Popen[bytes]:
 
 
 def end_marked(mark: str, folder: str | None = None) -> bool:
-    """SIGKILL for every process with `mark`, or with a file in `folder` open; were there any?"""
-    found = False
-    for pid in _pids():
-        if _has_mark(pid, mark) or (folder is not None and _holds(pid, folder)):
-            found = True
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-    return found
+    """SIGKILL for what has `mark`, or a file in `folder` open, with all that it started.
+
+    Returns whether there was anything.
+    """
+    processes = dict(_processes())
+    found = {
+        pid
+        for pid in processes
+        if _has_mark(pid, mark) or (folder is not None and _holds(pid, folder))
+    }
+    more = found
+    while more:  # children that were given another environment, and what shares a worker's group
+        more = {pid for pid, (parent, group) in processes.items() if {parent, group} & found}
+        more -= found
+        found |= more
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    return bool(found)
 
 
-def _pids() -> Iterator[int]:
+def _processes() -> Iterator[tuple[int, tuple[int, int]]]:
+    """Of each other process: its number, that of its parent, and that of its group."""
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
-            yield int(name)
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as stat:
+                # Behind the name in parentheses, in which anything may stand.
+                _, parent, group = stat.read().rpartition(b")")[2].split()[:3]
+                yield int(name), (int(parent), int(group))
 
 
 def _has_mark(pid: int, mark: str) -> bool:

@@ -162,7 +162,7 @@ class Window:
         self._buried: dict[str, float] = {}  # when it was told that a worker died
         self._last_death = float("-inf")
         self._deserted = 0.0  # since when there is no worker at all
-        self._patience = 0.0  # how long to wait for one
+        self._with_nanny: set[str] = set()  # workers: somebody tells of their death, and replaces
         self._barren = 0
         self._hopeless: str | None = None
 
@@ -414,7 +414,12 @@ class Window:
         if now - self._looked < pause:
             return None
         self._looked = now
-        self._threads, self._paused = self._crew.workers()
+        workers = self._crew.workers()
+        self._threads = {w: known.threads for w, known in workers.items() if not known.paused}
+        self._paused = workers.keys() - self._threads.keys()
+        for worker, known in workers.items():
+            if known.nanny is not None:
+                self._with_nanny.add(worker)
         self._most_threads = max(self._most_threads, sum(self._threads.values()))
         for worker in self._paused:  # what it has not begun it may never begin
             self._ask_back(worker, stopping=True)
@@ -425,14 +430,12 @@ class Window:
         for id, out in list(self._out.items()):
             self._look_for(id, out, now)
         if self._threads or (self._paused and self._out):
-            self._deserted = now
-            self._patience = PATIENCE_SECONDS * any(
-                map(self._crew.has_nanny, [*self._threads, *self._paused])
-            )
+            self._deserted = 0.0
             return None
-        if not self._most_threads and not self._paused:
-            return NO_WORKERS
-        return NONE_LEFT if now - self._deserted > self._patience else None
+        self._deserted = self._deserted or now
+        if now - self._deserted < PATIENCE_SECONDS * self._crew.awaits_workers():
+            return None
+        return NONE_LEFT if self._most_threads or self._paused else NO_WORKERS
 
     def _look_for(self, id: str, out: Out, now: float) -> None:
         """See whether this partition may still come."""
@@ -442,11 +445,11 @@ class Window:
             self._crew.drop(id)
         elif worker in self._threads or worker in self._paused:
             if out.lost is not None and now - out.lost > NEWS_SECONDS:
-                self._settle(id, out, self._crew.inquest(worker))
+                self._settle(id, out, Death(worker))  # it lives, and has lost what it had done
         elif worker in self._buried:  # it left no trace of this one: that was never begun
             self._settle(id, out, Death(worker, traces={}))
         elif now - self._gone.setdefault(worker, now) > (
-            NEWS_SECONDS if self._crew.has_nanny(worker) else 0.0
+            NEWS_SECONDS if worker in self._with_nanny else 0.0
         ):
             self._bury(self._crew.inquest(worker))
 

@@ -20,6 +20,7 @@ from at_once_dask.crumb import (
     Trail,
 )
 from at_once_dask.failure import Failure
+from at_once_dask.flow import Job
 from at_once_dask.source import Chunk
 from at_once_dask.states import (
     CHECK,
@@ -276,4 +277,37 @@ def test_in_memory_there_is_nothing_to_keep() -> None:
     crumb = Crumb(0, 3)
     crumb.keep(0, VALUE, b"value")
     crumb.close()
-    assert list(crumb.states) == [0, 0, 0]
+    assert list(crumb.states) == [OPEN, LEFT, LEFT]
+
+
+@pytest.mark.parametrize("claimed", [0, 2])
+def test_what_was_claimed_and_no_more_was_not_begun(folder: Any, claimed: int) -> None:
+    """The process died before it could note what it was about to do."""
+    trail = Trail(str(folder), "run", "w")
+    crumb = trail.create("p", START, 5)
+    if claimed:
+        crumb.states[:2] = bytes([PROCESSED, PROCESSED])
+        crumb.head[CURRENT] = START + claimed
+    crumb.close()
+    died = death(traces={"p": Trace.read(trail.traces()["p"])})
+    settled = settle("p", CHUNK, died, reducing=False, valued=False)
+    assert outcomes(settled) == ([(100, [PROCESSED, PROCESSED])] if claimed else [])
+    assert chunks(settled) == [(100 + claimed, 105, False)]
+
+
+def test_a_guard_that_looks_early_sees_a_time(folder: Any) -> None:
+    crumb = Trail(str(folder), "run", "w").create("p", START, 5)
+    assert crumb.marks[0] > 0
+    crumb.close()
+
+
+def test_naming_the_tasks_does_not_pickle_the_functions() -> None:
+    class Large:
+        def __reduce__(self) -> Any:
+            raise AssertionError("pickled for a name")
+
+        def __call__(self, *args: Any) -> Any: ...
+
+    job = Job(Large(), Large(), Large(), None)
+    assert callable(job.mapping)
+    assert callable(job.folding)

@@ -200,16 +200,16 @@ LIMITS: dict[str, Wrong] = {
     "verify without check_inp": (
         lambda: run([1], None, process, verify=True),
         (
-            "verify=True asks check_inp whether an input is done after process_inp, and check_inp is"
-            f" None; write {CALL}, verify=True) with `def check_inp(inp): return [is_done, value]`, or"
-            " leave verify out"
+            "verify=True asks check_inp whether an input is done after process_inp, and check_inp"
+            f" is None; write {CALL}, verify=True) with `def check_inp(inp): return [is_done,"
+            " value]`, or leave verify out"
         ),
     ),
     "stop and max_failures": (
         lambda: run([1], check, process, on_error="stop", max_failures=3),
         (
-            "on_error='stop' stops at the first failed input, so max_failures does nothing; leave one"
-            f" of them out: {CALL}, max_failures=3)"
+            "on_error='stop' stops at the first failed input, so max_failures does nothing; leave"
+            f" one of them out: {CALL}, max_failures=3)"
         ),
     ),
     "time_limit": (
