@@ -27,6 +27,7 @@ from at_once_dask.states import (
     COLLECT,
     COMBINE,
     FAILED,
+    LEFT,
     OPEN,
     PROCESS,
     PROCESSED,

@@ -24,8 +24,11 @@ from at_once_dask import journal
 
 
 @contextlib.contextmanager
-def dask_command(name: str, scheduler_file: Path, *options: str) -> Iterator[subprocess.Popen[Any]]:
+def dask_command(
+    name: str, scheduler_file: Path, *options: str, **environment: str
+) -> Iterator[subprocess.Popen[Any]]:
     """``dask scheduler`` or ``dask worker``, in a session, folder and import path of its own."""
+    environment["PYTHONPATH"] = str(Path(at_once_dask.__file__).parents[1])
     with (scheduler_file.parent / f"{name}.log").open("a") as log:
         process = subprocess.Popen(
             [
@@ -36,7 +39,7 @@ def dask_command(name: str, scheduler_file: Path, *options: str) -> Iterator[sub
             stdout=log,
             stderr=log,
             cwd=scheduler_file.parent,
-            env=os.environ | {"PYTHONPATH": str(Path(at_once_dask.__file__).parents[1])},
+            env=os.environ | environment,
             start_new_session=True,
         )
     try:
