@@ -335,7 +335,7 @@ def _crew(this: Run) -> Iterator[Crew]:
     found = cluster.find(this.client)
     this.dashboard_link = found.dashboard_link
     label = function_name(options.process_inp or options.check_inp)
-    with ClusterCrew(found, this.job, this.book, label, options.timeout) as crew:
+    with ClusterCrew(found, this.job, this.book, label, options.timeout, this.interrupts) as crew:
         if options.progress and found.dashboard_link is not None:
             show_link(found.dashboard_link)
         yield crew

@@ -15,10 +15,9 @@ import socket
 import subprocess
 import tempfile
 import threading
-import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import dask
@@ -37,7 +36,6 @@ T = TypeVar("T", Client, LocalCluster)
 DASHBOARD = "127.0.0.1:8787"
 START_SECONDS = 30  # for the workers to come
 _GIVEN_UP = (Status.failed, Status.closed)
-CONNECT_SECONDS = 0.3  # for a nanny that is not ours to be connected to its new worker
 
 # Dask's settings for the own cluster, for as long as it lives: nannies read them at each restart.
 _CONFIG = {
@@ -128,7 +126,7 @@ class _Own:
         workers = self._cluster.workers
         given_up = [n for n, nanny in list(workers.items()) if nanny.status in _GIVEN_UP]
         for name in given_up:
-            del workers[name]
+            workers.pop(name, None)
         if len(workers) < self.settings.n_workers:
             self._cluster.scale(self.settings.n_workers)
 
@@ -142,7 +140,7 @@ class _Own:
         """The workers that their nannies know: one that died before would not be replaced."""
         return {
             nanny.worker_address
-            for nanny in self._cluster.workers.values()
+            for nanny in list(self._cluster.workers.values())
             if nanny.pid is not None and nanny.worker_address is not None
         }
 
@@ -304,26 +302,16 @@ class Cluster:
 
     client: Client
     own: bool
-    _seen: dict[str, float] = field(default_factory=dict)  # when a worker was first seen
 
     def workers(self) -> dict[str, Worker]:
-        """Those that can be relied on, by address.
-
-        A worker that dies before its nanny is connected to it is never replaced. What the own
-        nannies know can be asked; others get a little time.
-        """
+        """Those there are, by address; of the own ones, those that their nannies know."""
         told = self.client.scheduler_info(n_workers=-1)["workers"]
-        now = time.monotonic()
+        connected = told.keys()
         if self.own:
             assert _own is not None
-            connected = _own.connected()
+            connected &= _own.connected()
             if len(connected) < _own.settings.n_workers:
                 _own.revive()
-        else:
-            at_first = now if self._seen else 0.0
-            for address in told:
-                self._seen.setdefault(address, at_first)
-            connected = {w for w, at in self._seen.items() if now - at >= CONNECT_SECONDS}
         return {
             address: Worker(
                 threads=known["nthreads"],

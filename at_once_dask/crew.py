@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import queue
+import signal
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Protocol
 
 import dask
@@ -26,6 +28,7 @@ from at_once_dask.crumb import Trace, Trail
 from at_once_dask.errors import AtOnceError, InputError
 from at_once_dask.flow import Job, Outcome, Partition, work
 from at_once_dask.guard import Guard
+from at_once_dask.interrupts import Interrupts
 from at_once_dask.journal import Book
 from at_once_dask.lease import forget, reclaim_all
 from at_once_dask.stack import read as read_stack
@@ -98,7 +101,7 @@ class Crew(Protocol):
     def awaits_workers(self) -> bool:
         """Whether somebody will start one, when there is none."""
 
-    def drop(self, id: str) -> None:
+    def drop(self, id: str, worker: str) -> None:
         """What became of this partition is known; should it come back, nobody wants it."""
 
     def end(self, workers: set[str]) -> None:
@@ -116,7 +119,13 @@ class ClusterCrew:
     """
 
     def __init__(
-        self, cluster: Cluster, job: bytes, book: Book, label: str, timeout: float | None = None
+        self,
+        cluster: Cluster,
+        job: bytes,
+        book: Book,
+        label: str,
+        timeout: float | None = None,
+        interrupts: Interrupts | None = None,
     ) -> None:
         self._cluster = cluster
         self._client = cluster.client
@@ -124,15 +133,20 @@ class ClusterCrew:
         self._book = book
         self._label = f"{label}-{book.run}"
         self._timeout = timeout
+        self._interrupts = Interrupts() if interrupts is None else interrupts
         self._known: dict[str, Worker] = {}  # also those that are gone
-        self._memory: dict[str, int] = {}  # bytes held, by worker that was ended for them
+        self._begun = time.time()
+        self._confirmed: set[str] = set()  # workers whose nannies know them
+        self._asked: set[str] = set()  # about whom their nannies were asked
+        self._occupied: set[str] = set()  # workers that could not be ended when a run stopped
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._futures: dict[str, Future[Outcome]] = {}
         self._sent = 0
 
     def __enter__(self) -> ClusterCrew:
         try:
-            self._introduce()
+            with self._interrupts.at_once():
+                self._introduce()
         except BaseException:  # a Ctrl-C too: the workers must not keep half of it
             self.__exit__()
             raise
@@ -144,7 +158,7 @@ class ClusterCrew:
         self._client.cancel(list(self._futures.values()), force=True)
         self._futures.clear()
         self._client.unsubscribe_topic(self._topic)
-        self._client.unsubscribe_topic(MEMORY_TOPIC)
+        self._client._event_handlers.pop(self._topic, None)  # Dask keeps it, and with it the run
         nannies = sorted({known.nanny for known in self._known.values() if known.nanny})
         with contextlib.suppress(OSError, ValueError, KeyError):
             self._client.run_on_scheduler(_forget, self._topic, nannies)
@@ -152,7 +166,6 @@ class ClusterCrew:
     def _introduce(self) -> None:
         """Bring the run to the workers and their nannies, and listen to what they tell."""
         self._client.subscribe_topic(self._topic, self._told)
-        self._client.subscribe_topic(MEMORY_TOPIC, self._told_of_memory)
         surroundings = self._cluster.surroundings()
         run = self._book.run
         plugins = (
@@ -188,11 +201,35 @@ class ClusterCrew:
 
     def workers(self) -> dict[str, Worker]:
         try:
-            workers = self._cluster.workers()
+            with self._interrupts.at_once():
+                workers = self._cluster.workers()
         except OSError as error:
             raise _lost() from error
+        if not self._known:  # they were there before
+            self._confirmed.update(workers)
         self._known |= workers
-        return workers
+        for address, worker in workers.items():
+            if worker.nanny is None or self._cluster.own:
+                self._confirmed.add(address)
+            elif address not in self._asked | self._confirmed:
+                self._asked.add(address)
+                self._loop.add_callback(self._confirm, address)
+        usable = self._confirmed - self._occupied
+        return {address: worker for address, worker in workers.items() if address in usable}
+
+    async def _confirm(self, worker: str) -> None:
+        """Wait until its nanny is connected to it: one that dies before is never replaced."""
+        known = None
+        while known != worker and self._client.status == "running":
+            try:
+                answers = await self._client.run(
+                    _workers_address, workers=[worker], nanny=True, on_error="raise"
+                )
+            except (OSError, KeyError, ValueError):  # it is gone again
+                self._asked.discard(worker)
+                return
+            (known,) = answers.values()
+        self._confirmed.add(worker)
 
     def send(self, worker: str, partition: Partition) -> None:
         self._sent += 1
@@ -237,38 +274,51 @@ class ClusterCrew:
         if "log" in message:
             journal.append_line(self._book.path, message["log"])
         elif "died" in message:
-            self._events.put(Died(self._death(**message["died"])))
-            self._loop.add_callback(self._forget_news)
+            self._loop.add_callback(partial(self._died, **message["died"]))
         else:
             self._events.put(Running(message["worker"], *message["running"]))
 
-    def _death(
-        self, worker: str, traces: dict[str, bytes], overdue: Any, stack: str, **told: Any
-    ) -> Death:
-        return Death(
+    async def _died(
+        self,
+        worker: str,
+        traces: dict[str, bytes],
+        overdue: Any,
+        stack: str,
+        exit: int,
+        **told: Any,
+    ) -> None:
+        """Put together what is known of a death."""
+        memory = None
+        with contextlib.suppress(OSError):
+            memory = await self._memory_of(worker, exit)
+            # The scheduler keeps what it passes on: crumbs of thousands of deaths, with values.
+            await self._client.run_on_scheduler(_forget_news, self._topic)
+        found = _read(traces)
+        thread = found[overdue[0]].thread if overdue and overdue[0] in found else None
+        death = Death(
             worker=worker,
-            stack=read_stack(stack),
-            traces={id: Trace.read(content) for id, content in traces.items()},
+            traces=found,
             overdue=tuple(overdue) if overdue else None,
-            memory=self._memory.get(worker),
+            memory=memory,
+            exit=exit,
+            stack=read_stack(stack, exit, thread),
             **told,
         )
+        self._events.put(Died(death))
 
-    async def _forget_news(self) -> None:
-        """The scheduler keeps what it passes on: crumbs of thousands of deaths, with values."""
-        with contextlib.suppress(OSError):
-            await self._client.run_on_scheduler(_forget_news, self._topic)
-
-    def _told_of_memory(self, event: tuple[float, dict[str, Any]]) -> None:
-        _, message = event
-        self._memory[message["worker"]] = message["rss"]
+    async def _memory_of(self, worker: str, exit: int) -> int | None:
+        """What it held, when its nanny ended it for that."""
+        if -exit not in (signal.SIGTERM, signal.SIGKILL):
+            return None
+        events = await self._client.get_events(MEMORY_TOPIC)
+        new = [
+            event["rss"] for at, event in events if event["worker"] == worker and at > self._begun
+        ]
+        return new[-1] if new else None
 
     def inquest(self, worker: str) -> Death:
-        found = None
-        if worker in self._known:
-            trail = Trail(self._known[worker].scratch, self._book.run, worker)
-            if os.path.isdir(trail.folder):
-                found = {id: Trace.read(content) for id, content in trail.traces().items()}
+        trail = self._trail(worker)
+        found = None if trail is None else _read(trail.traces())
         overdue = [(id, trace.current) for id, trace in (found or {}).items() if trace.overdue]
         now = time.monotonic()
         return Death(
@@ -280,13 +330,23 @@ class ClusterCrew:
             timeout=self._timeout,
         )
 
+    def _trail(self, worker: str) -> Trail | None:
+        """Where the worker leaves its crumbs, when that can be seen from here."""
+        if worker not in self._known:
+            return None
+        trail = Trail(self._known[worker].scratch, self._book.run, worker)
+        return trail if trail.is_open() else None
+
     def awaits_workers(self) -> bool:
         return self._cluster.own or any(known.nanny for known in self._known.values())
 
-    def drop(self, id: str) -> None:
+    def drop(self, id: str, worker: str) -> None:
         future = self._futures.pop(id, None)
         if future is not None:
             self._client.cancel([future], force=True)
+        trail = self._trail(worker)
+        if trail is not None:
+            trail.forget((id,))
 
     def next(self, timeout: float) -> Event | None:
         try:
@@ -298,6 +358,7 @@ class ClusterCrew:
         if not workers or self._client.status != "running":
             return
         ended = self._cluster.end_workers(workers)
+        self._occupied |= workers - ended
         end = time.monotonic() + GONE_SECONDS
         while ended & self._client.nthreads().keys() and time.monotonic() < end:
             time.sleep(0.02)  # until the scheduler knows: it would still speak to them
@@ -337,7 +398,7 @@ class InlineCrew:
     def awaits_workers(self) -> bool:
         return False
 
-    def drop(self, id: str) -> None:
+    def drop(self, id: str, worker: str) -> None:
         """Nothing dies here."""
 
     def end(self, workers: set[str]) -> None:
@@ -347,7 +408,7 @@ class InlineCrew:
         return Death(worker)
 
 
-async def _forget(topic: str, nannies: list[str], dask_scheduler: Any) -> None:
+async def _forget(topic: str, nannies: Iterable[str], dask_scheduler: Any) -> None:
     """Runs in the scheduler, which keeps what was told; the last parameter's name is Dask's.
 
     A worker that dies now takes its plugin along. A nanny that is just replacing its worker is not
@@ -355,6 +416,7 @@ async def _forget(topic: str, nannies: list[str], dask_scheduler: Any) -> None:
     """
     dask_scheduler._broker._topics.pop(topic, None)
     dask_scheduler.nanny_plugins.pop(topic, None)
+    nannies = {*nannies, *(w.nanny for w in dask_scheduler.workers.values() if w.nanny)}
     told = [dask_scheduler.rpc(nanny).plugin_remove(name=topic) for nanny in nannies]
     if topic in dask_scheduler.worker_plugins:
         told.append(dask_scheduler.unregister_worker_plugin(None, topic))
@@ -364,6 +426,18 @@ async def _forget(topic: str, nannies: list[str], dask_scheduler: Any) -> None:
 def _forget_news(topic: str, dask_scheduler: Any) -> None:
     if topic in dask_scheduler._broker._topics:
         dask_scheduler._broker._topics[topic].events.clear()
+
+
+def _read(traces: dict[str, bytes]) -> dict[str, Trace]:
+    """The crumbs of partitions that had begun."""
+    found = {id: Trace.read(content) for id, content in traces.items()}
+    return {id: trace for id, trace in found.items() if trace is not None}
+
+
+def _workers_address(dask_worker: Any) -> str | None:
+    """Runs in a nanny; the parameter's name is Dask's."""
+    address: str | None = dask_worker.worker_address
+    return address
 
 
 def _lost() -> AtOnceError:

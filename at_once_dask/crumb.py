@@ -16,6 +16,7 @@ import mmap
 import os
 import pickle
 import struct
+import threading
 import time
 from array import array
 from collections.abc import Iterator
@@ -26,12 +27,16 @@ from at_once_dask.failure import Failure
 from at_once_dask.states import LEFT, OPEN, is_final
 
 # Places in the head.
-START, SIZE, CURRENT, STOP, CLOSING, OVERDUE = range(6)
+START, SIZE, CURRENT, STOP, CLOSING, OVERDUE, THREAD = range(7)
 UNKNOWN = -1  # as STOP
 _HEAD = 8 * 8  # bytes
 _RECORD = struct.Struct("=qBq")
 FAILURE, VALUE = range(2)  # kinds of records
-_STACK = "stack"  # no partition's id
+_STACK, _HERE = "stack", "here"  # no partition's ids
+
+
+class BegunBeforeError(Exception):
+    """Dask gave a partition to a worker for the second time: it came back at its old address."""
 
 
 class Crumb:
@@ -50,7 +55,7 @@ class Crumb:
         START and SIZE as given; CURRENT, the position that is being worked on; STOP, the position
         behind the last one that was handled, UNKNOWN while inputs are begun; CLOSING, 1 while the
         values of all of them are pickled together; OVERDUE, 1 when the worker ended itself because
-        the current input took too long.
+        the current input took too long; THREAD, the number of the thread that works on it.
     marks : memoryview of float64
         When each input began (``time.monotonic``); behind the last one, when that ended.
     states : memoryview of uint8
@@ -58,7 +63,7 @@ class Crumb:
 
     Raises
     ------
-    FileExistsError
+    BegunBeforeError
         When this partition was begun before, by a process that is gone.
     OSError
         When the file cannot be made: the disk is full.
@@ -72,7 +77,10 @@ class Crumb:
         self._file = -1
         buffer: Any = bytearray(size)
         if path is not None:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+            try:
+                self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+            except FileExistsError:
+                raise BegunBeforeError(path) from None
             try:
                 os.posix_fallocate(self._file, 0, size)  # or a full disk would end the process
                 buffer = mmap.mmap(self._file, size)
@@ -89,6 +97,7 @@ class Crumb:
         self.states[:] = bytes([LEFT]) * n
         self.states[0] = OPEN
         self.head[START], self.head[CURRENT], self.head[STOP] = start, start, UNKNOWN
+        self.head[THREAD] = threading.get_ident()
         self.head[SIZE] = n
 
     def keep(self, position: int, kind: int, data: bytes) -> None:
@@ -109,7 +118,7 @@ class Trace:
 
     Attributes
     ----------
-    start, n, current, stop, closing, overdue
+    start, n, current, stop, closing, overdue, thread
         As in the head of the Crumb.
     marks : array of float
     states : bytes
@@ -125,6 +134,7 @@ class Trace:
     stop: int
     closing: bool
     overdue: bool
+    thread: int
     marks: array[float]
     states: bytes
     failures: dict[int, Failure]
@@ -143,10 +153,13 @@ class Trace:
         return self.states[self.current - self.start]
 
     @classmethod
-    def read(cls, content: bytes) -> Trace:
-        """From the bytes of the file; a record that is torn is not there."""
-        head = struct.unpack_from("=8q", content)
-        start, n, current, stop, closing, overdue = head[:6]
+    def read(cls, content: bytes) -> Trace | None:
+        """From the bytes of the file; None when nothing had begun. A torn record is not there."""
+        if len(content) < _HEAD:
+            return None
+        start, n, current, stop, closing, overdue, thread, _ = struct.unpack_from("=8q", content)
+        if not n:
+            return None
         states = _HEAD + 8 * (n + 1)
         marks = array("d", content[_HEAD:states])
         failures: dict[int, Failure] = {}
@@ -163,6 +176,7 @@ class Trace:
             stop=stop,
             closing=bool(closing),
             overdue=bool(overdue),
+            thread=thread,
             marks=marks,
             states=content[states : states + n],
             failures=failures,
@@ -209,9 +223,21 @@ class Trail:
         """Path of the file for the worker's last stack."""
         return os.path.join(self.folder, self._prefix + _STACK)
 
-    def open_stack(self) -> TextIO:
+    def open(self) -> None:
+        """Make it known that this worker leaves crumbs in this folder."""
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
-        return open(self.stack, "w", encoding="utf-8", errors="replace")
+        os.close(os.open(self._here, os.O_WRONLY | os.O_CREAT, 0o600))
+
+    def is_open(self) -> bool:
+        """Whether the worker's crumbs can be seen from here."""
+        return os.path.exists(self._here)
+
+    @property
+    def _here(self) -> str:
+        return os.path.join(self.folder, self._prefix + _HERE)
+
+    def open_stack(self) -> TextIO:
+        return open(self.stack, "a", encoding="utf-8", errors="replace")
 
     def read_stack(self) -> str:
         with contextlib.suppress(OSError):
@@ -245,7 +271,7 @@ class Trail:
 
     def clear(self) -> None:
         """Remove the crumbs of this worker, and the folder when it was the last."""
-        for path in [*(path for _, path in self._paths()), self.stack]:
+        for path in [*(path for _, path in self._paths()), self.stack, self._here]:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
         with contextlib.suppress(OSError):
@@ -260,5 +286,5 @@ class Trail:
         return [
             (name[start:], os.path.join(self.folder, name))
             for name in names
-            if name.startswith(self._prefix) and not name.endswith(_STACK)
+            if name.startswith(self._prefix) and not name.endswith((_STACK, _HERE))
         ]

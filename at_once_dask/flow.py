@@ -273,7 +273,7 @@ class _Slice:
 
     def reduce(self) -> Outcome:
         partition, mine = self.partition, self.mine
-        groups: list[Group] = list(self._drawn())
+        groups = [_group(read, n) for n, read in enumerate(self._drawn(), partition.start)]
         made: list[tuple[int, bytes]] = []
         parts = [
             Part(position, group.key, blob, mine)
@@ -300,8 +300,9 @@ class _Slice:
         """The inputs; those that come singly are unpickled one by one, when they are drawn."""
         packs = self.partition.packs
         if self.partition.singly:
-            for pack in packs:
-                self.inputs.append(self._read_alone(pack))
+            for position, pack in enumerate(packs, self.partition.start):
+                self.mine.turn_to(position, SEND)
+                self.inputs.append(_read_alone(pack))
                 yield self.inputs[-1]
             return
         try:
@@ -309,13 +310,6 @@ class _Slice:
         except BaseException as error:
             raise UnreadableError from error
         yield from self.inputs
-
-    def _read_alone(self, pack: bytes) -> Any:
-        self.mine.stage_is(SEND)
-        try:
-            return pickles.loads(pack)
-        except BaseException as error:
-            return _Unread(error)
 
     def _claimed(self) -> Iterator[Item]:
         """The inputs as Items, each claimed before it is given out."""
@@ -405,3 +399,18 @@ class _Unread:
 
     def __repr__(self) -> str:
         return "<an input that could not be unpickled>"
+
+
+def _read_alone(pack: bytes) -> Any:
+    try:
+        return pickles.loads(pack)
+    except BaseException as error:
+        return _Unread(error)
+
+
+def _group(read: Group | _Unread, position: int) -> Group:
+    """A key that could not be unpickled has failed: that is its value."""
+    if isinstance(read, _Unread):
+        failure = from_exception(position, "reduce", read.error)
+        return Group(repr(read), [pickles.dumps(failure)])
+    return read

@@ -18,6 +18,7 @@ from at_once_dask.crumb import Trail
 from at_once_dask.processes import end_tree
 from at_once_dask.stack import ASK
 
+_GUARDS = "at_once_dask_guards"  # an attribute of a nanny
 LOOK_SECONDS = 0.1  # how often the time of the running inputs is looked at
 STACK_SECONDS = 0.05  # for a worker to write down where it is
 
@@ -42,20 +43,17 @@ class Guard(NannyPlugin):
     def setup(self, nanny: Any) -> None:
         self._nanny = nanny
         self._base: str = nanny.local_directory
-        self._tell_exit = nanny._on_worker_exit_sync
-        # For the processes to come, and for the one that runs.
-        nanny._on_worker_exit_sync = self._ended
-        if nanny.process is not None:
-            nanny.process.on_exit = self._ended
+        _guards(nanny)[self.run] = self
         self._looker = PeriodicCallback(self._look, LOOK_SECONDS * 1000)
         if self.timeout is not None:
             self._looker.start()
 
     def teardown(self, nanny: Any) -> None:
         self._looker.stop()
-        nanny._on_worker_exit_sync = self._tell_exit
-        if nanny.process is not None:
-            nanny.process.on_exit = self._tell_exit
+        guards = _guards(nanny)
+        guards.pop(self.run, None)
+        if not guards:
+            _leave(nanny)
         for trail in self._trails.values():
             trail.clear()
 
@@ -98,7 +96,7 @@ class Guard(NannyPlugin):
             await self._nanny.scheduler.log_event(topic=journal.topic(self.run), msg={"died": news})
             trail.forget(tuple(news["traces"]))
 
-    def _ended(self, exit: int) -> None:
+    def ended(self, exit: int) -> None:
         """The process has gone: tell what is known before the next one starts."""
         overdue, self._overdue = self._overdue, None
         worker = self._nanny.worker_address
@@ -118,4 +116,30 @@ class Guard(NannyPlugin):
                 "stack": trail.read_stack(),
             }
             self._nanny.loop.add_callback(self._tell, news, trail)
-        self._tell_exit(exit)
+
+
+def _guards(nanny: Any) -> dict[str, Guard]:
+    """The guards of a nanny, by run: several drivers may share it. Each is told of a death."""
+    if not hasattr(nanny, _GUARDS):
+        guards: dict[str, Guard] = {}
+        setattr(nanny, _GUARDS, guards)
+        tell_exit = nanny._on_worker_exit_sync
+
+        def ended(exit: int) -> None:
+            for guard in list(guards.values()):
+                guard.ended(exit)
+            tell_exit(exit)
+
+        nanny._on_worker_exit_sync = ended  # for the processes to come
+        if nanny.process is not None:
+            nanny.process.on_exit = ended  # for the one that runs
+    found: dict[str, Guard] = getattr(nanny, _GUARDS)
+    return found
+
+
+def _leave(nanny: Any) -> None:
+    """The nanny is as it was."""
+    delattr(nanny, _GUARDS)
+    del nanny._on_worker_exit_sync
+    if nanny.process is not None:
+        nanny.process.on_exit = nanny._on_worker_exit_sync

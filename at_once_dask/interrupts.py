@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+TOO_LONG_SECONDS = 5.0  # for a stop
 
 
 class Interrupts:
     """What came during a run; a context manager, for the main thread, where signals arrive.
 
     The first one ends the run: with KeyboardInterrupt, or for SIGTERM with ``SystemExit(143)``, as
-    shells count it. Further ones change nothing, so a second Ctrl-C cannot break the tidying up.
+    shells count it. Further ones change nothing, so a second Ctrl-C cannot break the tidying up;
+    but where that takes too long, because a scheduler does not answer, they break it off.
     A signal that somebody else handles, or ignores, is left alone.
     """
 
     def __init__(self) -> None:
         self._came: int | None = None
-        self._told = False
+        self._told: float | None = None  # when
         self._at_once = False
         self._before: dict[int, Any] = {}
 
@@ -38,8 +42,8 @@ class Interrupts:
 
     def check(self) -> None:
         """Raise when a signal came that nobody was told of."""
-        if self._came is not None and not self._told:
-            self._told = True
+        if self._came is not None and self._told is None:
+            self._told = time.monotonic()
             raise KeyboardInterrupt if self._came == signal.SIGINT else SystemExit(143)
 
     @contextmanager
@@ -57,3 +61,5 @@ class Interrupts:
             self._came = number
         if self._at_once:
             self.check()
+        if self._told is not None and time.monotonic() - self._told > TOO_LONG_SECONDS:
+            raise KeyboardInterrupt

@@ -7,6 +7,7 @@ end a process, and when the nanny asks before it ends one.
 from __future__ import annotations
 
 import faulthandler
+import os
 import re
 import signal
 import traceback
@@ -17,15 +18,24 @@ from at_once_dask.failure import is_ours, is_users_file
 
 ASK = signal.SIGUSR2  # what the nanny sends
 
-_THREAD = re.compile(r"^(Current thread|Thread) 0x.*\(most recent call first\):$", re.MULTILINE)
+_WRITTEN_AT = (signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT, signal.SIGBUS, signal.SIGILL)
+_THREAD = re.compile(
+    r"^(Current thread|Thread) 0x([0-9a-f]+).*\(most recent call first\):$", re.MULTILINE
+)
 _FRAME = re.compile(r'^  File "(.*)", line (\d+) in (.*)$', re.MULTILINE)
 _FATAL = re.compile(r"^Fatal Python error: .*$", re.MULTILINE)
+
+_children_are_silent = False
 
 
 def begin(file: TextIO) -> bool:
     """Let this process write its last stack into `file`; False where somebody else does so."""
     if faulthandler.is_enabled() or signal.getsignal(ASK) is not signal.SIG_DFL:
         return False
+    global _children_are_silent
+    if not _children_are_silent:
+        os.register_at_fork(after_in_child=faulthandler.disable)  # a child's death is its own
+        _children_are_silent = True
     faulthandler.enable(file)
     faulthandler.register(ASK, file, all_threads=True)
     return True
@@ -56,17 +66,30 @@ class Stack:
 NOWHERE = Stack()
 
 
-def read(written: str) -> Stack:
-    """The stack of the thread that worked on an input."""
-    found = _FATAL.search(written)
+def read(written: str, exit: int, thread: int | None) -> Stack:
+    """The stack of the thread that ended the process.
+
+    Parameters
+    ----------
+    written : str
+        By `faulthandler`; forked children write into the same file.
+    exit : int
+        The exit code: only of some signals there is a stack.
+    thread : int or None
+        Whose stack it is, where the process was ended from outside.
+    """
+    fatal = list(_FATAL.finditer(written)) if -exit in _WRITTEN_AT else []
+    found = fatal[-1] if fatal else None
+    if found is not None:
+        written = written[found.start() :]
     threads = [
-        (header[1], _FRAME.findall(written[header.end() : following]))
+        (header, _FRAME.findall(written[header.end() : following]))
         for header, following in _with_next(list(_THREAD.finditer(written)), len(written))
     ]
     if found:
-        frames = next((frames for name, frames in threads if name == "Current thread"), [])
+        frames = next((frames for header, frames in threads if header[1] == "Current thread"), [])
     else:
-        frames = next((frames for _, frames in threads if _is_worker(frames)), [])
+        frames = next((frames for header, frames in threads if int(header[2], 16) == thread), [])
     users = []
     for file, line, name in frames:  # the innermost first
         if is_ours(file):
@@ -88,8 +111,3 @@ def read(written: str) -> Stack:
 def _with_next(headers: list[re.Match[str]], end: int) -> list[tuple[re.Match[str], int]]:
     starts = [header.start() for header in headers] + [end]
     return list(zip(headers, starts[1:], strict=True))
-
-
-def _is_worker(frames: list[tuple[str, str, str]]) -> bool:
-    """Whether this thread was working on a partition."""
-    return any(is_ours(file) and name == "work" for file, _, name in frames)

@@ -29,6 +29,7 @@ from distributed.scheduler import KilledWorker
 
 from at_once_dask.blame import Death, Settled, exit_name, settle
 from at_once_dask.crew import Broken, Crew, Delivered, Died, Event, Reclaimed, Running
+from at_once_dask.crumb import BegunBeforeError
 from at_once_dask.errors import AtOnceError
 from at_once_dask.failure import Failure
 from at_once_dask.flow import Outcome, Partition
@@ -58,7 +59,7 @@ NONE_LEFT = (
 )
 
 # How Dask tells of a partition whose worker is gone.
-_OF_DEATH = (KilledWorker, CancelledError, CommClosedError, FileExistsError)
+_OF_DEATH = (KilledWorker, CancelledError, CommClosedError, BegunBeforeError)
 
 
 class Sink(Protocol):
@@ -355,9 +356,12 @@ class Window:
         self._threads.pop(death.worker, None)
         self._delivered.pop(death.worker, None)
         self._looked = float("-inf")
+        held = {id: out for id, out in self._out.items() if out.worker == death.worker}
+        if death.traces is not None:  # others are of one that was here before, at its address
+            traces = {id: trace for id, trace in death.traces.items() if id in held}
+            death = replace(death, traces=traces)
         if death.combining():
             self._careful = True
-        held = {id: out for id, out in self._out.items() if out.worker == death.worker}
         if held and death.traces is not None and not death.running():
             self._barren += 1
             self._hopeless = _hopeless(death) if self._barren >= BARREN_DEATHS else None
@@ -367,7 +371,7 @@ class Window:
 
     def _settle(self, id: str, out: Out, death: Death) -> None:
         del self._out[id]
-        self._crew.drop(id)
+        self._crew.drop(id, out.worker)
         chunk = out.chunk.part(out.chunk.start, out.limit)
         settled: Settled = settle(id, chunk, death, self._reducing, self._valued)
         for start, outcome in settled.outcomes:
@@ -442,7 +446,7 @@ class Window:
         worker = out.worker
         if worker in self._paused and out.limit == out.chunk.start:
             del self._out[id]
-            self._crew.drop(id)
+            self._crew.drop(id, out.worker)
         elif worker in self._threads or worker in self._paused:
             if out.lost is not None and now - out.lost > NEWS_SECONDS:
                 self._settle(id, out, Death(worker))  # it lives, and has lost what it had done

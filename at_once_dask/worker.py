@@ -81,6 +81,7 @@ class RunPlugin(WorkerPlugin):
         self._trail = Trail(os.path.dirname(worker.local_directory), self.run, worker.address)
         _JOBS[self.run] = _Sealed(self.job, self.book, self._trail)
         self.job = b""
+        self._trail.open()
         self._stack = self._trail.open_stack()
         self._writes_stack = stack.begin(self._stack)
         if not self._writes_stack:

@@ -15,6 +15,7 @@ from at_once_dask.crumb import (
     FAILURE,
     STOP,
     VALUE,
+    BegunBeforeError,
     Crumb,
     Trace,
     Trail,
@@ -50,6 +51,7 @@ def trace(states: list[int], *, stop: int = -1, closing: bool = False, **more: A
         "stop": stop,
         "closing": closing,
         "overdue": False,
+        "thread": 0,
         "marks": marks + array("d", [0.0] * (n + 1 - len(states))),
         "states": bytes(states) + bytes(n - len(states)),
         "failures": {},
@@ -225,6 +227,7 @@ def test_a_crumb_outlives_whoever_left_it(folder: Any) -> None:
     crumb.close()
 
     found = Trace.read(trail.traces()["run-m1"])
+    assert found is not None
     assert (found.start, found.n, found.current, found.stop) == (100, 5, 101, -1)
     assert found.running
     assert found.state == COLLECT
@@ -240,14 +243,21 @@ def test_a_torn_record_is_not_there(folder: Any) -> None:
     crumb.keep(0, VALUE, b"torn")
     crumb.close()
     content = trail.traces()["p"]
-    assert Trace.read(content[:-1]).values == {0: b"whole"}
+    whole = Trace.read(content[:-1])
+    assert whole is not None
+    assert whole.values == {0: b"whole"}
+
+
+def test_a_crumb_that_was_not_made_yet() -> None:
+    for n in range(200):
+        assert Trace.read(bytes(n)) is None
 
 
 def test_the_same_partition_is_not_begun_twice(folder: Any) -> None:
     """By a worker that came back at the same address, say."""
     trail = Trail(str(folder), "run", "w")
     trail.create("p", 0, 1).close()
-    with pytest.raises(FileExistsError):
+    with pytest.raises(BegunBeforeError):
         trail.create("p", 0, 1)
 
 
@@ -265,7 +275,9 @@ def test_what_ended_is_not_looked_at_and_what_is_closing_is(folder: Any) -> None
 def test_workers_do_not_see_each_others_crumbs(folder: Any) -> None:
     mine, other = (Trail(str(folder), "run", f"tcp://10.0.0.1:{port}") for port in (1, 11))
     mine.create("p", 0, 1).close()
+    mine.open()
     mine.open_stack().close()
+    assert (mine.is_open(), other.is_open()) == (True, False)
     assert list(mine.traces()) == ["p"]
     assert other.traces() == {}
     other.clear()
@@ -290,7 +302,9 @@ def test_what_was_claimed_and_no_more_was_not_begun(folder: Any, claimed: int) -
         crumb.states[:2] = bytes([PROCESSED, PROCESSED])
         crumb.head[CURRENT] = START + claimed
     crumb.close()
-    died = death(traces={"p": Trace.read(trail.traces()["p"])})
+    left = Trace.read(trail.traces()["p"])
+    assert left is not None
+    died = death(traces={"p": left})
     settled = settle("p", CHUNK, died, reducing=False, valued=False)
     assert outcomes(settled) == ([(100, [PROCESSED, PROCESSED])] if claimed else [])
     assert chunks(settled) == [(100 + claimed, 105, False)]

@@ -175,7 +175,7 @@ def test_what_was_delivered_is_not_made_again(cluster: Client, folder: Path) -> 
     die = dying(log, [199])
 
     def process(inp: int) -> list[tuple[str, int]]:
-        time.sleep(0.02)  # so that there are many partitions
+        time.sleep(0.05)  # so that there are many partitions
         return die(inp)
 
     result = run(range(200), None, process, reduce_fn=list, on_error="return", progress=False)
