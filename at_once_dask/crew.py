@@ -157,7 +157,8 @@ class ClusterCrew:
             return
         self._client.cancel(list(self._futures.values()), force=True)
         self._futures.clear()
-        self._client.unsubscribe_topic(self._topic)
+        with contextlib.suppress(ValueError):  # it came to an end before it began
+            self._client.unsubscribe_topic(self._topic)
         self._client._event_handlers.pop(self._topic, None)  # Dask keeps it, and with it the run
         nannies = sorted({known.nanny for known in self._known.values() if known.nanny})
         with contextlib.suppress(OSError, ValueError, KeyError):

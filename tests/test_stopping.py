@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pty
@@ -219,39 +220,45 @@ def test_verify_asks_once_where_the_value_is_asked_for(cluster: Client, folder: 
 # ----- inspect
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+@contextlib.contextmanager
+def terminal() -> Iterator[int]:
     """A real terminal in place of stdin and stderr; its other end."""
     ours, theirs = pty.openpty()
-    with os.fdopen(os.dup(theirs), "r") as stdin, os.fdopen(theirs, "w", buffering=1) as stderr:
-        monkeypatch.setattr(sys, "stdin", stdin)
-        monkeypatch.setattr(sys, "stderr", stderr)
+    with (
+        os.fdopen(os.dup(theirs), "r") as stdin,
+        os.fdopen(theirs, "w", buffering=1) as stderr,
+        pytest.MonkeyPatch.context() as patch,  # in the test: pytest sets them before each phase
+    ):
+        patch.setattr(sys, "stdin", stdin)
+        patch.setattr(sys, "stderr", stderr)
         yield ours
     os.close(ours)
 
 
-def test_inspect_waits_for_enter(cluster: Client, terminal: int) -> None:
+def test_inspect_waits_for_enter(cluster: Client) -> None:
     ended: list[at_once_dask.Report] = []
 
     def inspected() -> None:
         call = {"on_error": "return", "inspect": True, "progress": False}
         ended.append(run([0], None, lambda n: 1 / n, **call))
 
-    thread = threading.Thread(target=inspected)
-    thread.start()
-    shown = b""
-    while b"Enter or Ctrl-C goes on" not in shown:
-        shown += os.read(terminal, 4096)
-    assert ended == []
-    assert cluster.dashboard_link.encode() in shown
-    assert b"ZeroDivisionError" in shown
-    os.write(terminal, b"\n")
-    poll_for(lambda: ended, "Enter does not go on")
-    thread.join()
+    with terminal() as screen:
+        thread = threading.Thread(target=inspected)
+        thread.start()
+        shown = b""
+        while b"Enter or Ctrl-C goes on" not in shown:
+            shown += os.read(screen, 4096)
+        assert ended == []
+        assert cluster.dashboard_link.encode() in shown
+        assert b"ZeroDivisionError" in shown
+        os.write(screen, b"\n")
+        poll_for(lambda: ended, "Enter does not go on")
+        thread.join()
 
 
-def test_inspect_has_nothing_to_show_when_all_went_well(cluster: Client, terminal: int) -> None:
-    assert run([1], None, lambda n: None, inspect=True, progress=False).ok
+def test_inspect_has_nothing_to_show_when_all_went_well(cluster: Client) -> None:
+    with terminal():
+        assert run([1], None, lambda n: None, inspect=True, progress=False).ok
 
 
 def test_inspect_does_nothing_without_a_terminal(
