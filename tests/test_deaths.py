@@ -90,8 +90,10 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("reducing", [False, True])
-@pytest.mark.parametrize("where", PLACES)
+@pytest.mark.parametrize(
+    ("where", "reducing"),
+    [("spread", True), ("first and last", False), ("together", False), ("together", True)],
+)
 def test_twenty_of_a_thousand(cluster: Client, folder: Path, where: str, reducing: bool) -> None:
     check_twenty_of_a_thousand(None, folder, PLACES[where], reducing)
     if not reducing:  # what was passed stays done, without its value

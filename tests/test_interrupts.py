@@ -504,9 +504,15 @@ except BaseException as error:
 """
 
 
-@pytest.mark.parametrize("shuffled", ["in order", "shuffled"])
-@pytest.mark.parametrize("n", [0, 20])
-@pytest.mark.parametrize("how", ["pipe", "event"])
+@pytest.mark.parametrize(
+    ("how", "n", "shuffled"),
+    [
+        ("pipe", 0, "in order"),
+        ("pipe", 20, "shuffled"),
+        ("event", 20, "in order"),
+        ("event", 0, "shuffled"),
+    ],
+)
 def test_an_iterator_blocks(folder: Path, how: str, n: int, shuffled: str) -> None:
     """In ``next()``, before the first input and later."""
     with started(BLOCKED, folder, how, str(n), shuffled) as script:
