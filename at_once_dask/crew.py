@@ -160,6 +160,10 @@ class ClusterCrew:
         with contextlib.suppress(ValueError):  # it came to an end before it began
             self._client.unsubscribe_topic(self._topic)
         self._client._event_handlers.pop(self._topic, None)  # Dask keeps it, and with it the run
+        for worker, known in self._known.items():  # guards and living workers do so themselves
+            trail = self._trail(worker) if known.nanny is None else None
+            if trail is not None:
+                trail.clear()
         nannies = sorted({known.nanny for known in self._known.values() if known.nanny})
         with contextlib.suppress(OSError, ValueError, KeyError):
             self._client.run_on_scheduler(_forget, self._topic, nannies)
@@ -226,10 +230,10 @@ class ClusterCrew:
                 answers = await self._client.run(
                     _workers_address, workers=[worker], nanny=True, on_error="raise"
                 )
+                (known,) = answers.values()
             except (OSError, KeyError, ValueError):  # it is gone again
                 self._asked.discard(worker)
                 return
-            (known,) = answers.values()
         self._confirmed.add(worker)
 
     def send(self, worker: str, partition: Partition) -> None:
@@ -290,7 +294,7 @@ class ClusterCrew:
     ) -> None:
         """Put together what is known of a death."""
         memory = None
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):  # the news must arrive, whatever else fails
             memory = await self._memory_of(worker, exit)
             # The scheduler keeps what it passes on: crumbs of thousands of deaths, with values.
             await self._client.run_on_scheduler(_forget_news, self._topic)
