@@ -12,7 +12,7 @@ export PIP_NO_INPUT = 1
 RUN = $(VENV)/bin/python -m
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-slow test-lowest lint types format clean
+.PHONY: help demo test test-slow test-lowest crashes soak lint types format clean
 
 help: ## list these words
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,13 @@ test-slow: $(VENV)/.installed-test ## the tests that take minutes
 
 test-lowest: $(LOWEST)/.installed-test ## the tests, on the oldest versions we say we work with
 	$(LOWEST)/bin/python -m pytest $(ARGS)
+
+crashes: $(VENV)/.installed-bench ## what one bad input costs, here and with other tools
+	$(VENV)/bin/python benchmarks/crashes.py $(ARGS)
+	$(VENV)/bin/python benchmarks/segfault.py
+
+soak: $(VENV)/.installed ## 100,000 inputs, one in a hundred bad: a quarter of an hour
+	$(VENV)/bin/python benchmarks/soak.py $(ARGS)
 
 lint: $(VENV)/.installed-test ## ruff: mistakes, and the format
 	$(RUN) ruff check
@@ -52,6 +59,10 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
 
 $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/pip
 	$(RUN) pip install --quiet --editable '.[test]'
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-bench: pyproject.toml | $(VENV)/bin/pip
+	$(RUN) pip install --quiet --editable '.[bench]'
 	@touch $(VENV)/.installed $@
 
 # Each dependency at its lower bound: `>=` in pyproject.toml becomes `==`.
