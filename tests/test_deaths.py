@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import threading
 import time
@@ -353,3 +354,42 @@ def befalling(folder: Path, fates: list[str]) -> tuple[Callable[..., Any], Calla
         return texts(inp)
 
     return check, process
+
+
+def test_an_error_that_dask_could_mean_is_taken_for_the_functions(
+    cluster: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their module raises FileExistsError on the workers; the run does not try for ever."""
+    module = folder / "makes_a_folder.py"
+    module.write_text("import os\nos.makedirs('out')\ndef process(inp): pass\n")
+    monkeypatch.syspath_prepend(str(folder))
+    makes_a_folder = importlib.import_module("makes_a_folder")
+    with pytest.raises(at_once_dask.AtOnceError, match="FileExistsError"):
+        run(range(10), None, makes_a_folder.process, progress=False)
+
+
+def test_a_check_that_dies_in_a_plan(cluster: Client) -> None:
+    def check(inp: int) -> list[Any]:
+        if inp == 3:
+            deaths.segfault()
+        return [inp % 2 == 0, None]
+
+    plan = at_once_dask.plan(range(6), check, progress=False)
+    assert plan.pending == [1, 5]
+    assert plan.failures[["input", "stage", "exit"]].values.tolist() == [[3, "check", "SIGSEGV"]]
+
+
+def test_deaths_in_a_shuffled_generator(cluster: Client, folder: Path) -> None:
+    fatal = [3, 50, 97]
+    result = run(
+        (n for n in range(100)),
+        None,
+        dying(folder / "begun", fatal),
+        True,
+        list,
+        random_state=1,
+        on_error="return",
+        progress=False,
+    )
+    assert result.report.failures.index.tolist() == fatal
+    assert sorted(result["all"]) == sorted(set(range(100)).difference(fatal))

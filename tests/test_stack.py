@@ -1,0 +1,131 @@
+"""Where a process was when it died: of real processes, read back from what they wrote."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import poll_for
+
+from at_once_dask import stack
+
+BEGIN = """
+import ctypes, os, sys, threading, time
+from at_once_dask import stack
+
+file = open("stack", "w")
+assert stack.begin(file)
+"""
+
+SEGFAULT = f"""{BEGIN}
+def dies():
+    ctypes.string_at(0)
+
+dies()
+"""
+
+CHILD = f"""{BEGIN}
+def child_dies():
+    ctypes.string_at(0)
+
+if os.fork() == 0:
+    child_dies()
+os.wait()
+os._exit(3)
+"""
+
+THREADS = f"""{BEGIN}
+def hangs():
+    time.sleep(600)
+
+def waits():
+    time.sleep(600)
+
+for function in (waits, hangs, waits):
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    open(function.__name__, "w").write(str(thread.ident))
+open("ready", "w").close()
+waits()
+"""
+
+RECURSION = f"""{BEGIN}
+sys.setrecursionlimit(10**6)
+
+def deep(n):
+    if n == 0:
+        os.abort()
+    deep(n - 1)
+
+deep(5000)
+"""
+
+
+@pytest.fixture
+def script(folder: Path) -> Path:
+    return folder / "script.py"
+
+
+def end_of(script: Path, code: str) -> tuple[str, int]:
+    """What a process wrote, and its exit code."""
+    script.write_text(code)
+    done = subprocess.run([sys.executable, str(script)], timeout=60, check=False)
+    return Path("stack").read_text(), done.returncode
+
+
+def test_a_segfault(script: Path) -> None:
+    written, exit = end_of(script, SEGFAULT)
+    assert exit == -signal.SIGSEGV
+    found = stack.read(written, exit, None)
+    line = SEGFAULT.splitlines().index("    ctypes.string_at(0)") + 1
+    assert found.where == f"{script}:{line} in dies"
+    assert "    ctypes.string_at(0)\n" in found.text
+    assert found.text.endswith("Fatal Python error: Segmentation fault")
+
+
+def test_the_death_of_a_child_is_its_own(script: Path) -> None:
+    written, exit = end_of(script, CHILD)
+    assert exit == 3
+    assert stack.read(written, exit, None) == stack.NOWHERE
+
+
+def test_a_deep_stack_is_cut(script: Path) -> None:
+    written, exit = end_of(script, RECURSION)
+    found = stack.read(written, exit, None)
+    assert found.where.endswith("in deep")
+    assert found.text.count(" in deep") <= 100
+
+
+def test_a_process_that_is_ended_tells_of_the_thread_asked_for(script: Path) -> None:
+    script.write_text(THREADS)
+    with subprocess.Popen([sys.executable, str(script)]) as process:
+        poll_for(Path("ready").exists, "the threads do not start")
+        os.kill(process.pid, stack.ASK)
+        # "Current thread" comes last or first; all are there when the main one's end is.
+        poll_for(lambda: Path("stack").read_text().count("most recent call first") == 4, "no stack")
+        poll_for(lambda: "<module>" in Path("stack").read_text(), "no stack of the main thread")
+        process.kill()
+    written = Path("stack").read_text()
+    found = stack.read(written, -signal.SIGKILL, int(Path("hangs").read_text()))
+    assert found.where.endswith("in hangs")
+    assert "Fatal" not in found.text
+    assert stack.read(written, -signal.SIGKILL, None) == stack.NOWHERE
+
+
+def test_nothing_was_written() -> None:
+    assert stack.read("", -signal.SIGSEGV, None) == stack.NOWHERE
+
+
+def test_whoever_was_there_before_is_left_alone(folder: Path) -> None:
+    code = """
+import faulthandler, sys
+faulthandler.enable()
+from at_once_dask import stack
+assert not stack.begin(sys.stderr)
+assert faulthandler.is_enabled()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
