@@ -191,8 +191,13 @@ class ClusterCrew:
                     " at_once_dask itself with pip install at_once_dask, and call run() again"
                 ) from error
             except OSError as error:  # a worker died just now; the next one gets it by itself
-                if attempt == INTRODUCTIONS - 1 or self._client.status != "running":
+                if self._client.status != "running":
                     raise _lost() from error
+                if attempt == INTRODUCTIONS - 1:
+                    raise AtOnceError(
+                        f"the run cannot be brought to the workers ({error}); see that they can be"
+                        " reached and started, or start the cluster anew, and run the same again"
+                    ) from error
 
     @property
     def _loop(self) -> IOLoop:
@@ -286,7 +291,7 @@ class ClusterCrew:
     async def _died(
         self,
         worker: str,
-        traces: dict[str, bytes],
+        traces: dict[str, bytes] | None,
         overdue: Any,
         stack: str,
         exit: int,
@@ -298,8 +303,8 @@ class ClusterCrew:
             memory = await self._memory_of(worker, exit)
             # The scheduler keeps what it passes on: crumbs of thousands of deaths, with values.
             await self._client.run_on_scheduler(_forget_news, self._topic)
-        found = _read(traces)
-        thread = found[overdue[0]].thread if overdue and overdue[0] in found else None
+        found = None if traces is None else _read(traces)
+        thread = found[overdue[0]].thread if found and overdue and overdue[0] in found else None
         death = Death(
             worker=worker,
             traces=found,

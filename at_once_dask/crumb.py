@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from at_once_dask.errors import AtOnceError
 from at_once_dask.failure import Failure
 from at_once_dask.states import LEFT, OPEN, is_final
 
@@ -214,9 +215,16 @@ class Trail:
         self._prefix = "".join(c if c.isalnum() else "_" for c in worker) + "."
 
     def create(self, id: str, start: int, n: int) -> Crumb:
-        """A crumb for partition `id`."""
-        os.makedirs(self.folder, mode=0o700, exist_ok=True)
-        return Crumb(start, n, os.path.join(self.folder, self._prefix + id))
+        """A crumb for partition `id`; AtOnceError where none can be written."""
+        try:
+            os.makedirs(self.folder, mode=0o700, exist_ok=True)
+            return Crumb(start, n, os.path.join(self.folder, self._prefix + id))
+        except OSError as error:
+            raise AtOnceError(
+                f"a worker cannot note how far it is: {error}; see that there is space in"
+                f" {os.path.dirname(self.folder)} and that it can be written, and run the same"
+                " again"
+            ) from error
 
     @property
     def stack(self) -> str:

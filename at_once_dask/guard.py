@@ -94,7 +94,7 @@ class Guard(NannyPlugin):
     async def _tell(self, news: dict[str, Any], trail: Trail) -> None:
         with contextlib.suppress(OSError):  # the scheduler is gone, and nobody wants to know
             await self._nanny.scheduler.log_event(topic=journal.topic(self.run), msg={"died": news})
-            trail.forget(tuple(news["traces"]))
+            trail.forget(tuple(news["traces"] or ()))
 
     def ended(self, exit: int) -> None:
         """The process has gone: tell what is known before the next one starts."""
@@ -102,8 +102,10 @@ class Guard(NannyPlugin):
         worker = self._nanny.worker_address
         if worker is not None:
             trail = Trail(self._base, self.run, worker)
-            traces = {id: left for id, left in trail.traces().items() if id not in self._told}
-            self._told.update(traces)
+            traces = None
+            if trail.is_open():  # else somebody has taken the folder away
+                traces = {id: left for id, left in trail.traces().items() if id not in self._told}
+                self._told.update(traces)
             self._trails[worker] = trail
             news = {
                 "worker": worker,

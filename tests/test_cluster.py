@@ -26,11 +26,12 @@ import numpy
 import psutil
 import pytest
 from dask.system import CPU_COUNT
-from distributed import Client
+from distributed import Client, get_worker
 from distributed.security import Security
 from helpers import poll_for
 
 import at_once_dask
+from at_once_dask import window
 from at_once_dask.cluster import DASHBOARD
 
 ANY_PORT = "127.0.0.1:0"
@@ -476,3 +477,29 @@ def test_processes_of_inputs_end_when_the_worker_dies(folder: Path) -> None:
         assert run_a_few().ok
     finally:
         at_once_dask.close()
+
+
+def test_workers_that_cannot_be_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where their folder should be there is a file. It is said, and nobody waits for ever."""
+
+    def work(n: int) -> None:
+        if n == 20:
+            scratch = Path(get_worker().local_directory).parent
+            scratch.rename(f"{scratch}.gone")
+            scratch.touch()
+            os._exit(9)
+
+    monkeypatch.setattr(window, "PATIENCE_SECONDS", 2)
+    monkeypatch.setattr(at_once_dask.cluster, "START_SECONDS", 2)
+    at_once_dask.close()
+    at_once_dask.start(1, dashboard_address=ANY_PORT)
+    try:
+        with pytest.raises(at_once_dask.RunStopped, match="no worker is left that begins") as run:
+            at_once_dask.run(range(200), None, work, progress=False)
+        assert run.value.report.n_left + run.value.report.n_failed > 0
+        with pytest.raises(at_once_dask.AtOnceError, match=r"call at_once_dask\.close\(\)"):
+            run_a_few()
+    finally:
+        at_once_dask.close()
+    assert run_a_few().ok
+    at_once_dask.close()
