@@ -10,6 +10,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -46,8 +47,8 @@ class Script:
     def __init__(self, text: str, folder: Path, *arguments: str) -> None:
         self.folder = folder
         self._token = secrets.token_hex(8)
-        self.temporary = folder / self._token[:4]  # sockets lie there: their paths must be short
-        self.temporary.mkdir()
+        # Sockets lie there: their paths must be short.
+        self.temporary = Path(tempfile.mkdtemp(prefix="", dir=folder))
         self._out, self._err = folder / f"{self._token}.out", folder / f"{self._token}.err"
         with open(self._out, "w") as out, open(self._err, "w") as err:
             self.process = subprocess.Popen(
