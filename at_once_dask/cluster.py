@@ -136,14 +136,6 @@ class _Own:
             if nanny.worker_address in addresses and nanny.pid is not None:
                 processes.end_tree(nanny.pid)
 
-    def connected(self) -> set[str]:
-        """The workers that their nannies know: one that died before would not be replaced."""
-        return {
-            nanny.worker_address
-            for nanny in list(self._cluster.workers.values())
-            if nanny.pid is not None and nanny.worker_address is not None
-        }
-
     def close(self) -> None:
         self._undo.close()
 
@@ -304,13 +296,11 @@ class Cluster:
     own: bool
 
     def workers(self) -> dict[str, Worker]:
-        """Those there are, by address; of the own ones, those that their nannies know."""
+        """Those there are, by address; own ones whose nanny has given up get another one."""
         told = self.client.scheduler_info(n_workers=-1)["workers"]
-        connected = told.keys()
         if self.own:
             assert _own is not None
-            connected &= _own.connected()
-            if len(connected) < _own.settings.n_workers:
+            if len(told) < _own.settings.n_workers:
                 _own.revive()
         return {
             address: Worker(
@@ -320,7 +310,6 @@ class Cluster:
                 nanny=known.get("nanny"),
             )
             for address, known in told.items()
-            if address in connected
         }
 
     @property

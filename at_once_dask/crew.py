@@ -37,6 +37,7 @@ from at_once_dask.worker import RunPlugin, run_partition
 MEMORY_TOPIC = "worker-restart-memory"  # Dask's
 TIDY_SECONDS = 5.0  # for workers and nannies to forget a run
 INTRODUCTIONS = 10  # attempts to bring a run to the workers, while some of them die
+MEET_SECONDS = 1.0  # for nannies to take a guard, before the run begins without them
 GONE_SECONDS = 3.0  # for the scheduler to notice that a worker is gone
 
 
@@ -136,8 +137,8 @@ class ClusterCrew:
         self._interrupts = Interrupts() if interrupts is None else interrupts
         self._known: dict[str, Worker] = {}  # also those that are gone
         self._begun = time.time()
-        self._confirmed: set[str] = set()  # workers whose nannies know them
-        self._asked: set[str] = set()  # about whom their nannies were asked
+        self._met: set[str] = set()  # workers that are guarded, or have no nanny
+        self._asked: set[str] = set()  # those whose nannies were asked to guard them
         self._occupied: set[str] = set()  # workers that could not be ended when a run stopped
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._futures: dict[str, Future[Outcome]] = {}
@@ -173,14 +174,10 @@ class ClusterCrew:
         self._client.subscribe_topic(self._topic, self._told)
         surroundings = self._cluster.surroundings()
         run = self._book.run
-        plugins = (
-            Guard(run, self._timeout),
-            RunPlugin(run, self._job, self._book, surroundings, self._timeout),
-        )
-        for plugin in plugins:
-            self._register(plugin)
+        self._register(RunPlugin(run, self._job, self._book, surroundings, self._timeout))
+        self._client.sync(self._meet_all, self._cluster.workers())
 
-    def _register(self, plugin: Guard | RunPlugin) -> None:
+    def _register(self, plugin: RunPlugin) -> None:
         for attempt in range(INTRODUCTIONS):
             try:
                 self._client.register_plugin(plugin, name=self._topic)
@@ -215,31 +212,38 @@ class ClusterCrew:
                 workers = self._cluster.workers()
         except OSError as error:
             raise _lost() from error
-        if not self._known:  # they were there before
-            self._confirmed.update(workers)
         self._known |= workers
-        for address, worker in workers.items():
-            if worker.nanny is None or self._cluster.own:
-                self._confirmed.add(address)
-            elif address not in self._asked | self._confirmed:
-                self._asked.add(address)
-                self._loop.add_callback(self._confirm, address)
-        usable = self._confirmed - self._occupied
+        for address in workers.keys() - self._asked:
+            self._loop.add_callback(self._meet, address)
+        usable = self._met - self._occupied
         return {address: worker for address, worker in workers.items() if address in usable}
 
-    async def _confirm(self, worker: str) -> None:
-        """Wait until its nanny is connected to it: one that dies before is never replaced."""
-        known = None
+    async def _meet_all(self, workers: dict[str, Worker]) -> None:
+        """Those that are slow to answer join later."""
+        self._known |= workers
+        meetings = [asyncio.ensure_future(self._meet(worker)) for worker in workers]
+        if meetings:
+            await asyncio.wait(meetings, timeout=MEET_SECONDS)
+
+    async def _meet(self, worker: str) -> None:
+        """Put a guard into its nanny, and wait until that is connected to it.
+
+        One that dies before it is connected is never replaced. Dask's own way of bringing a plugin
+        to nannies goes by the workers, and passes by those that are replacing theirs.
+        """
+        self._asked.add(worker)
+        known = None if self._known[worker].nanny else worker
+        guard = Guard(self._book.run, self._timeout)
         while known != worker and self._client.status == "running":
             try:
                 answers = await self._client.run(
-                    _workers_address, workers=[worker], nanny=True, on_error="raise"
+                    _take_guard, guard, self._topic, workers=[worker], nanny=True, on_error="raise"
                 )
                 (known,) = answers.values()
             except (OSError, KeyError, ValueError):  # it is gone again
                 self._asked.discard(worker)
                 return
-        self._confirmed.add(worker)
+        self._met.add(worker)
 
     def send(self, worker: str, partition: Partition) -> None:
         self._sent += 1
@@ -425,8 +429,6 @@ async def _forget(topic: str, nannies: Iterable[str], dask_scheduler: Any) -> No
     reached by Dask's own way, which goes by the workers; so each is told by its address.
     """
     dask_scheduler._broker._topics.pop(topic, None)
-    dask_scheduler.nanny_plugins.pop(topic, None)
-    nannies = {*nannies, *(w.nanny for w in dask_scheduler.workers.values() if w.nanny)}
     told = [dask_scheduler.rpc(nanny).plugin_remove(name=topic) for nanny in nannies]
     if topic in dask_scheduler.worker_plugins:
         told.append(dask_scheduler.unregister_worker_plugin(None, topic))
@@ -444,8 +446,10 @@ def _read(traces: dict[str, bytes]) -> dict[str, Trace]:
     return {id: trace for id, trace in found.items() if trace is not None}
 
 
-def _workers_address(dask_worker: Any) -> str | None:
-    """Runs in a nanny; the parameter's name is Dask's."""
+async def _take_guard(guard: Guard, name: str, dask_worker: Any) -> str | None:
+    """Runs in a nanny, and gives its worker's address; the last parameter's name is Dask's."""
+    if name not in dask_worker.plugins:
+        await dask_worker.plugin_add(plugin=guard, name=name)
     address: str | None = dask_worker.worker_address
     return address
 

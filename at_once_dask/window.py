@@ -432,7 +432,8 @@ class Window:
             if now - self._buried.get(worker, now) > LOOK_SECONDS:  # one at the same address
                 del self._buried[worker]
         for id, out in list(self._out.items()):
-            self._look_for(id, out, now)
+            if id in self._out:  # else it was settled with another one of its worker
+                self._look_for(id, out, now)
         if self._threads or (self._paused and self._out):
             self._deserted = 0.0
             return None

@@ -211,6 +211,35 @@ def test_the_sessions_default_client_is_used(borrowed: Client, scheduler_file: P
         assert set(log["worker"]) <= set(borrowed.nthreads())
 
 
+def test_a_worker_that_was_just_being_replaced_is_guarded_too(
+    borrowed: Client, folder: Path
+) -> None:
+    """Its nanny cannot be reached when the run begins; how its next worker died is told anyway."""
+    there = set(borrowed.run(os.getpid).values())
+    end_one(borrowed)
+
+    def die_in_the_new_one(n: int) -> None:
+        if os.getpid() in there:  # until the new one has come, and died
+            poll_for((folder / "died").exists, "the worker does not come back")
+        else:
+            (folder / "died").touch()
+            os._exit(7)
+
+    report = at_once_dask.run(
+        range(40), None, die_in_the_new_one, on_error="return", client=borrowed, progress=False
+    )
+
+    assert set(report.failures["exit"]) == {"exit 7"}
+    assert report.n_processed + report.n_failed == 40
+
+
+def end_one(client: Client) -> None:
+    """Kill a worker, and wait until the scheduler knows."""
+    address, pid = next(iter(client.run(os.getpid).items()))
+    os.kill(pid, signal.SIGKILL)
+    poll_for(lambda: address not in client.nthreads(), "the scheduler does not notice")
+
+
 @contextlib.contextmanager
 def on_another_host(client: Client) -> Iterator[None]:
     """As if the workers were: only the host's name tells the file from one of theirs."""
@@ -387,16 +416,28 @@ def stopped(client: Client, folder: Path) -> at_once_dask.Report:
 
 @contextlib.contextmanager
 def killing(folder: Path, pid: int | None = None) -> Iterator[None]:
-    """As soon as input 0 runs, SIGKILL its worker, or the process `pid`."""
+    """Whenever input 0 runs, SIGKILL its worker, or the process `pid`.
+
+    It runs a second time, alone, when another thread of its worker was busy just then.
+    """
+    over = threading.Event()
 
     def kill() -> None:
-        poll_for((folder / "running").exists, "input 0 does not run")
-        os.kill(pid or int((folder / "running").read_text()), signal.SIGKILL)
+        while not over.is_set():
+            poll_for(lambda: over.is_set() or (folder / "running").exists(), "input 0 does not run")
+            if not over.is_set():
+                suspect = int((folder / "running").read_text())
+                (folder / "running").unlink()
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid or suspect, signal.SIGKILL)
 
     thread = threading.Thread(target=kill)
     thread.start()
-    yield
-    thread.join()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_stop_ends_a_running_input_and_its_worker_comes_back(
