@@ -5,9 +5,13 @@ Both ends of every crossing use these two, so that classes of ``__main__`` come 
 
 from __future__ import annotations
 
+import io
 import pickle
+from collections import ChainMap
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from types import CodeType
+from typing import Any, ClassVar
 
 import cloudpickle
 
@@ -20,15 +24,41 @@ def dumps(value: object) -> bytes:
     try:
         pickled = pickle.dumps(value, protocol=5)
     except Exception:
-        return bytes(cloudpickle.dumps(value, protocol=5))
+        return _dumps_by_value(value)
     if b"__main__" in pickled:
-        return bytes(cloudpickle.dumps(value, protocol=5))
+        return _dumps_by_value(value)
     return pickled
 
 
 def loads(pickled: bytes) -> Any:
     """The value that `dumps` was given."""
     return pickle.loads(pickled)
+
+
+def _dumps_by_value(value: object) -> bytes:
+    file = io.BytesIO()
+    _Pickler(file, protocol=5).dump(value)
+    return file.getvalue()
+
+
+def _reduce_code(code: CodeType) -> tuple[Callable[..., CodeType], tuple[Any, ...]]:
+    made_by = cloudpickle.Pickler.dispatch_table[CodeType](code)
+    return _code_of_file, (code.co_filename, *made_by)
+
+
+def _code_of_file(name: str, make: Callable[..., CodeType], arguments: tuple[Any, ...]) -> CodeType:
+    return make(*arguments).replace(co_filename=name)
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Leaves functions the name of their file: tracebacks tell it, and where something failed.
+
+    cloudpickle from 3.1.3 on puts ``<dynamic-code>`` in its place.
+    """
+
+    dispatch_table: ClassVar[Any] = ChainMap(
+        {CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table
+    )
 
 
 def survives(key: object) -> bool:
