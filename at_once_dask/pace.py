@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from at_once_dask.flow import SLICE_SECONDS
 
-FIRST = 8  # inputs of the first partitions
-GROWTH = 8  # times the largest so far, at most
+FIRST = 1000  # inputs of the first partitions, of which nobody knows how long they take
+FIRST_CAUTIOUS = 8
+FIRST_SECONDS = 0.05  # so these come back soon, with what they have done until then
+GROWTH = 64  # times the largest so far, at most
 FLOOR_SECONDS = 0.05  # partitions get no smaller towards the end than this
+VALUE_BYTES = 64 * 2**20  # that a partition's inputs give, at most
 CAUTIOUS = 1000  # inputs a partition at most where the first failure ends the run
 
 
 class Pace:
-    """Sizes of partitions: small first, growing quickly, smaller again towards the end.
+    """Sizes of partitions: short first, growing quickly, smaller again towards the end.
 
     Parameters
     ----------
@@ -21,25 +24,43 @@ class Pace:
 
     def __init__(self, cautious: bool = False) -> None:
         self._most = CAUTIOUS if cautious else 10**9
-        self._largest = FIRST // GROWTH
+        self._first = FIRST_CAUTIOUS if cautious else FIRST
+        self._first_share: int | None = None
+        self._largest = 0
         self._seconds_each: float | None = None
+        self._bytes_each = 0.0
 
-    def size(self, left: int | None, threads: int) -> int:
-        """How many inputs to take when `left` are left, if known, for so many `threads`."""
-        wanted = min(self._largest * GROWTH, self._most)
-        floor = 1
-        if self._seconds_each is not None:
-            wanted = min(wanted, int(SLICE_SECONDS / self._seconds_each))
-            floor = int(FLOOR_SECONDS / self._seconds_each)
+    @property
+    def seconds(self) -> float:
+        """How long the next partition may run before it returns what it has."""
+        return FIRST_SECONDS if self._seconds_each is None else SLICE_SECONDS
+
+    def size(self, left: int | None, slots: int) -> int:
+        """How many inputs to take when `left` are left, if known, for so many in flight."""
+        if self._seconds_each is None:
+            return self._first_size(left, slots)
+        wanted = min(self._largest * GROWTH, int(SLICE_SECONDS / self._seconds_each), self._most)
+        if self._bytes_each:
+            wanted = min(wanted, int(VALUE_BYTES / self._bytes_each))
         if left is not None:
-            wanted = min(wanted, max(floor, left // (4 * max(1, threads))))
+            floor = int(FLOOR_SECONDS / self._seconds_each)
+            wanted = min(wanted, max(floor, left // max(1, slots)))
         return max(1, wanted)
 
-    def learn(self, n: int, seconds: float) -> None:
-        """A partition took `seconds` for `n` inputs."""
+    def _first_size(self, left: int | None, slots: int) -> int:
+        """A short list is handed out whole; what that does not balance, is asked back later."""
+        if left is None:
+            return self._first
+        if self._first_share is None:
+            self._first_share = max(1, min(self._first, -(-left // max(1, slots))))
+        return self._first_share
+
+    def learn(self, n: int, seconds: float, n_bytes: int = 0) -> None:
+        """A partition took `seconds` for `n` inputs, which gave values of so many bytes."""
         if n == 0:
             return
         self._largest = max(self._largest, n)
         each = max(seconds / n, 1e-9)
         old = each if self._seconds_each is None else self._seconds_each
         self._seconds_each = (old + each) / 2
+        self._bytes_each = (self._bytes_each + n_bytes / n) / 2

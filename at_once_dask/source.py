@@ -132,7 +132,15 @@ class Source:
 
     def take(self, n: int) -> Chunk | None:
         """The next inputs, `n` at most; None at the end."""
-        return _cut(self._back, n) if self._back else self._draw(n) or None
+        if not self._back:
+            return self._draw(n) or None
+        chunk = _cut(self._back, n)
+        # Of what is only just being made nothing waits for more.
+        wanted = self.total is not None and len(chunk) < n and not chunk.singly
+        if wanted and chunk.stop == self.drawn:
+            more = self._draw(n - len(chunk)).inputs
+            chunk = replace(chunk, inputs=[*chunk.inputs, *more])
+        return chunk
 
     def take_again(self, n: int) -> Chunk:
         """The next of those that run a second time, `n` at most."""

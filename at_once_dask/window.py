@@ -39,7 +39,7 @@ from at_once_dask.states import LEFT
 
 DEPTH = 2  # partitions in flight for each worker thread
 TICK_SECONDS = 0.25
-RECLAIM_SECONDS = 0.2  # a partition out for longer may be asked back
+RECLAIM_SECONDS = 0.05  # a partition out for longer may be asked back
 GRACE_SECONDS = 1.0  # what running inputs get to finish when a run stops early
 LOOK_SECONDS = 1.0  # between two looks at which workers there are
 LOOK_SOON_SECONDS = 0.05  # the same while one is being replaced
@@ -207,9 +207,9 @@ class Window:
 
     def _fill(self) -> None:
         reserved = self._fill_again()
-        total = sum(self._threads.values())
+        slots = DEPTH * sum(self._threads.values())
         while (worker := self._least_busy(reserved)) is not None:
-            chunk = self._source.take(self._pace.size(self._source.left, total))
+            chunk = self._source.take(self._pace.size(self._source.left, slots))
             self._sink.draw(self._source.drawn)
             if chunk is None:
                 return
@@ -226,8 +226,8 @@ class Window:
             if not free:
                 shared = [w for w, n in self._threads.items() if n > 1]
                 return min(shared, key=lambda worker: held[worker], default=None)
-            total = sum(self._threads.values())
-            chunk = self._source.take_again(self._pace.size(self._source.left, total))
+            slots = DEPTH * sum(self._threads.values())
+            chunk = self._source.take_again(self._pace.size(self._source.left, slots))
             self._send(chunk, min(free, key=lambda worker: held[worker]))
         return None
 
@@ -277,6 +277,7 @@ class Window:
                 careful=chunk.again or self._careful,
                 attempt=1 + self._attempts.get(chunk.start, 0),
                 attempts=1 + self._retries,
+                seconds=self._pace.seconds,
                 delivered=tuple(self._delivered.pop(worker, ())),
             ),
         )
@@ -332,7 +333,8 @@ class Window:
         if outcome.stop > chunk.start:
             self._barren = 0
         if outcome.marks:
-            self._pace.learn(outcome.stop - chunk.start, outcome.marks[-1] - outcome.marks[0])
+            seconds = outcome.marks[-1] - outcome.marks[0]
+            self._pace.learn(outcome.stop - chunk.start, seconds, outcome.n_bytes)
 
     def _record(self, start: int, outcome: Outcome, inputs: list[Any]) -> None:
         """Into the sink, but what has attempts left: that waits."""
