@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -48,6 +49,8 @@ _CONFIG = {
     # Some seconds after a worker has died Dask looks whether it is back, and else lets go of its
     # nanny: also when it is back, and has died again at that very moment.
     "distributed.deploy.lost-worker-timeout": "365 days",
+    # Dask has workers give memory back at once: with that, each new MB costs 250 page faults.
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
     # A paused worker may never wake; one that holds too much is ended, and its input is named.
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
@@ -81,6 +84,7 @@ class _Own:
     def _start(self) -> LocalCluster:
         dashboard_address = _free_address(self.settings.dashboard_address)
         scratch = self._undo.enter_context(tempfile.TemporaryDirectory(prefix="at_once_dask-"))
+        self.scratch = scratch
         dog = watchdog.watch("=".join(processes.mark()), scratch)
         self._undo.callback(_dismiss, dog)
         surroundings.keep_main_out_of_workers()
@@ -174,6 +178,8 @@ class _OwnWorker(WorkerPlugin):
         while signal.sigtimedwait({signal.SIGINT}, 0) is not None:
             pass  # it came while this was still in the driver's group
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see _start_fork_server
+        gc.collect()
+        gc.freeze()  # what is imported by now stays: collections need not look at it again
         # Forked from a process in which NumPy is imported, all would draw the same numbers.
         import sys
 
@@ -311,6 +317,11 @@ class Cluster:
             )
             for address, known in told.items()
         }
+
+    @property
+    def scratch(self) -> str | None:
+        """A folder that the driver and all workers see; None where nobody knows of any."""
+        return _own.scratch if self.own and _own is not None else None
 
     @property
     def dashboard_link(self) -> str | None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import queue
+import shutil
 import signal
 import time
 from collections import deque
@@ -135,6 +137,9 @@ class ClusterCrew:
         self._label = f"{label}-{book.run}"
         self._timeout = timeout
         self._interrupts = Interrupts() if interrupts is None else interrupts
+        self._shelves = None  # a folder for values that are too many bytes to cross
+        if cluster.scratch is not None:
+            self._shelves = os.path.join(cluster.scratch, f"values-{book.run}")
         self._known: dict[str, Worker] = {}  # also those that are gone
         self._begun = time.time()
         self._met: set[str] = set()  # workers that are guarded, or have no nanny
@@ -154,6 +159,8 @@ class ClusterCrew:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        if self._shelves is not None:
+            shutil.rmtree(self._shelves, ignore_errors=True)
         if self._client.status != "running":
             return
         self._client.cancel(list(self._futures.values()), force=True)
@@ -174,7 +181,11 @@ class ClusterCrew:
         self._client.subscribe_topic(self._topic, self._told)
         surroundings = self._cluster.surroundings()
         run = self._book.run
-        self._register(RunPlugin(run, self._job, self._book, surroundings, self._timeout))
+        if self._shelves is not None:
+            os.mkdir(self._shelves, mode=0o700)
+        self._register(
+            RunPlugin(run, self._job, self._book, surroundings, self._timeout, self._shelves)
+        )
         self._client.sync(self._meet_all, self._cluster.workers())
 
     def _register(self, plugin: RunPlugin) -> None:

@@ -13,6 +13,7 @@ would walk lists and dicts element by element.
 
 from __future__ import annotations
 
+import os
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -28,10 +29,12 @@ from at_once_dask.crumb import CLOSING, FAILURE, STOP, VALUE, Crumb, Trail
 from at_once_dask.failure import Failure, from_exception
 from at_once_dask.gather import Folds, Lists, Pairs, Piece, alone
 from at_once_dask.item import Item, Steps
-from at_once_dask.reduction import Fold, Group, Part
+from at_once_dask.reduction import Fold, Group, Part, Reduced
 from at_once_dask.states import COLLECT, FAILED, PROCESSED, SEND
 
 SLICE_SECONDS = 0.5  # a partition returns what it has past this, so that none holds others back
+
+FOLD_SECONDS = 0.02  # keys folded together take no longer than this, or fewer are the next time
 
 Chain = Callable[[Iterable[Any]], Iterator[Any]]
 
@@ -102,6 +105,8 @@ class Partition:
         What an input gives is put where a death cannot take it, before the next one begins.
     attempt, attempts : int
         The how-manieth this is for each input, and how many it gets.
+    seconds : float
+        No further input is begun when it has run so long; the rest goes back.
     delivered : tuple of str
         Partitions of this worker that have reached the driver: their crumbs may go.
     """
@@ -117,6 +122,7 @@ class Partition:
     careful: bool = False
     attempt: int = 1
     attempts: int = 1
+    seconds: float = SLICE_SECONDS
     delivered: tuple[str, ...] = ()
 
     @property
@@ -161,6 +167,11 @@ class Outcome:
     apart: list[tuple[int, bytes]] = field(default_factory=list)
     unreadable: bool = False
 
+    @property
+    def n_bytes(self) -> int:
+        """Of the values that the inputs gave, where that counts."""
+        return self.made.n_bytes if isinstance(self.made, Piece) else 0
+
 
 def work(
     job: Callable[[], Job],
@@ -168,6 +179,7 @@ def work(
     partition: Partition,
     worker: str,
     trail: Trail | None = None,
+    shelves: str | None = None,
 ) -> Outcome:
     """Handle the inputs of `partition` until they end, are taken back, or time is up.
 
@@ -178,6 +190,8 @@ def work(
     book, partition, worker
     trail : Trail or None
         Where the crumb is left; None where nobody would look for it.
+    shelves : str or None
+        A folder for values that are too many bytes to cross, where all workers see it.
     """
     functions = job()
     _ = functions.folding if partition.reducing else functions.mapping  # no input's time
@@ -188,10 +202,11 @@ def work(
         trail.forget(partition.delivered)
     mine = lease.take(partition.id, partition.start)
     mine.enter(crumb)
-    mine.deadline = time.monotonic() + SLICE_SECONDS
+    mine.deadline = time.monotonic() + partition.seconds
     mine.book, mine.worker = book, worker
     lease.enter(mine)
-    slice = _Slice(functions, partition, mine, crumb)
+    shelf = None if shelves is None else os.path.join(shelves, partition.id)
+    slice = _Slice(functions, partition, mine, crumb, shelf)
     try:
         return slice.reduce() if partition.reducing else slice.map()
     except UnreadableError:
@@ -240,8 +255,16 @@ _PARTITION = Bag({_SOURCE: _Stream(())}, _SOURCE[0], 1)  # the place of the part
 class _Slice:
     """The work on one partition, and what came of it so far."""
 
-    def __init__(self, job: Job, partition: Partition, mine: lease.Lease, crumb: Crumb) -> None:
+    def __init__(
+        self,
+        job: Job,
+        partition: Partition,
+        mine: lease.Lease,
+        crumb: Crumb,
+        shelf: str | None = None,
+    ) -> None:
         self.job = job
+        self.shelf = shelf
         self.partition = partition
         self.mine = mine
         self.crumb = crumb
@@ -275,12 +298,7 @@ class _Slice:
         partition, mine = self.partition, self.mine
         groups = [_group(read, n) for n, read in enumerate(self._drawn(), partition.start)]
         made: list[tuple[int, bytes]] = []
-        parts = [
-            Part(position, group.key, blob, mine)
-            for position, group in enumerate(groups, partition.start)
-            for blob in group.blobs
-        ]
-        for reduced in self.job.folding(_Stream(parts)):
+        for reduced in self._folded(groups):
             if not reduced.begun:
                 break
             offset = reduced.position - partition.start
@@ -295,6 +313,25 @@ class _Slice:
         else:
             mine.end(partition.start + partition.n)
         return self._outcome(pickles.dumps(made))
+
+    def _folded(self, groups: list[Group]) -> Iterator[Reduced]:
+        """The keys through the bag, a few at a time.
+
+        A call of the chain costs as much as many small keys, so they share one; but all keys of a
+        call are folded, and lie in memory, before the first of them is finished.
+        """
+        first, n = 0, 1
+        while first < len(groups):
+            begun = time.monotonic()
+            parts = [
+                Part(position, group, self.mine)
+                for position, group in enumerate(
+                    groups[first : first + n], self.partition.start + first
+                )
+            ]
+            yield from self.job.folding(_Stream(parts))
+            first += n
+            n = 2 * n if time.monotonic() - begun < FOLD_SECONDS else max(1, n // 2)
 
     def _drawn(self) -> Iterator[Any]:
         """The inputs; those that come singly are unpickled one by one, when they are drawn."""
@@ -347,7 +384,7 @@ class _Slice:
     def _close(self, gathered: Lists | Folds) -> Piece | None:
         """All values in one piece; where one of them cannot be pickled, each input's alone."""
         try:
-            return gathered.close()
+            return self._close_together(gathered)
         except BaseException:
             assert isinstance(gathered, Lists)  # the other tries each value as it comes
         for position, pairs in gathered.made:
@@ -357,6 +394,14 @@ class _Slice:
                 inp = self.inputs[position - self.partition.start]
                 self._fail(from_exception(position, "collect", error), inp)
         return None
+
+    def _close_together(self, gathered: Lists | Folds) -> Piece:
+        try:
+            return gathered.close(self.shelf)
+        except OSError:
+            if self.shelf is None:
+                raise
+            return gathered.close()  # there is no space for a file: they cross
 
     def _fail(self, failure: Failure, inp: object) -> None:
         """Complete a failure and log it at once, however long its partition still goes on."""

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from array import array
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import repeat
+from typing import IO, Any, NamedTuple
 
 from at_once_dask import pickles
 from at_once_dask.failure import Failure, from_exception
 from at_once_dask.lease import Lease
 from at_once_dask.states import COMBINE
 
-Pairs = list[tuple[Any, Any]]
+SHELF_BYTES = 2**20  # of a partition's values, from which on they are put into a file
+SHELF_EACH = 4096  # bytes a key, on average: smaller ones are not worth reading one by one
+
+
+class Pairs(NamedTuple):
+    """What one input gives: keys and their values. Two lists, no tuples: those cost the most."""
+
+    keys: list[Any]
+    values: list[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +38,34 @@ class Piece:
         value of its own.
     sizes : array of int
         How many bytes of `data` belong to each key.
-    data : bytes
+    data : bytes or str
         For each key, pickled: the list of its values in input order; with a combiner the
-        combined value; or the Failure of the combiner for this key.
+        combined value; or the Failure of the combiner for this key. A str is the path of a file
+        with all that, where all workers are on the driver's host: large values need not cross.
     """
 
     keys: bytes
     sizes: array[int]
-    data: bytes
+    data: bytes | str
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all values together."""
+        return sum(self.sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in a file one key's pickled values lie; crosses in their stead."""
+
+    path: str
+    offset: int
+    size: int
+
+    def load(self) -> Any:
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            return pickles.load(file)
 
 
 class Lists:
@@ -45,17 +77,13 @@ class Lists:
     def add(self, lease: Lease, position: int, pairs: Pairs) -> None:
         self.made.append((position, pairs))
 
-    def close(self) -> Piece:
-        """The piece; raises when any of the values cannot be pickled."""
-        groups: dict[Any, list[Any]] = {}
+    def close(self, shelf: str | None = None) -> Piece:
+        """The piece, large values in a file `shelf`; raises when a value cannot be pickled."""
+        groups: defaultdict[Any, list[Any]] = defaultdict(list)
         for _, pairs in self.made:
-            for key, value in pairs:
-                values = groups.get(key)
-                if values is None:
-                    groups[key] = [value]
-                else:
-                    values.append(value)
-        return _pack(groups, [pickles.dumps(values) for values in groups.values()])
+            for key, value in zip(*pairs, strict=True):
+                groups[key].append(value)
+        return _pack(groups, groups.values(), shelf)
 
 
 class Folds:
@@ -70,16 +98,19 @@ class Folds:
 
         Tried before folding: afterwards nobody could tell whose value it was.
         """
-        pickled = [None if type(v) in _PICKLABLE else pickles.dumps(v) for _, v in pairs]
+        pickled: Iterable[bytes | None] = repeat(None)
+        if not _PICKLABLE.issuperset(map(type, pairs.values)):
+            pickled = [None if type(v) in _PICKLABLE else pickles.dumps(v) for v in pairs.values]
         lease.stage_is(COMBINE)
-        for (key, value), blob in zip(pairs, pickled, strict=True):
-            if key in self._totals:
-                self._totals[key] = combine(self._combine_fn, self._totals[key], value)
+        totals, combine_fn = self._totals, self._combine_fn
+        for (key, value), blob in zip(zip(*pairs, strict=True), pickled, strict=False):
+            if key in totals:
+                totals[key] = combine(combine_fn, totals[key], value)
             else:  # a copy: a combiner may add to its first argument, which may stand elsewhere too
-                self._totals[key] = value if blob is None else pickles.loads(blob)
+                totals[key] = value if blob is None else pickles.loads(blob)
 
-    def close(self) -> Piece:
-        return _pack(self._totals, [_failing_alone(total) for total in self._totals.values()])
+    def close(self, shelf: str | None = None) -> Piece:
+        return _pack(self._totals, self._totals.values(), shelf, _Alone)
 
 
 def alone(pairs: Pairs, combining: bool) -> bytes:
@@ -92,8 +123,7 @@ def alone(pairs: Pairs, combining: bool) -> bytes:
         gathered = Lists()
         gathered.made.append((0, pairs))
         return pickles.dumps(gathered.close())
-    keys = [key for key, _ in pairs]
-    return pickles.dumps(_pack(keys, [pickles.dumps(value) for _, value in pairs]))
+    return pickles.dumps(_pack(pairs.keys, pairs.values))
 
 
 _PICKLABLE = frozenset({str, bytes, int, float, bool, complex, type(None)})
@@ -101,22 +131,64 @@ _PICKLABLE = frozenset({str, bytes, int, float, bool, complex, type(None)})
 
 def combine(combine_fn: Callable[[Any, Any], Any], total: Any, value: Any) -> Any:
     """`combine_fn`, guarded: a key whose combiner has failed stays failed."""
-    for side in (total, value):
-        if isinstance(side, Failure):
-            return side
+    if type(total) is Failure or type(value) is Failure:
+        return total if type(total) is Failure else value
     try:
         return combine_fn(total, value)
     except BaseException as error:
         return from_exception(-1, "reduce", error)
 
 
-def _failing_alone(total: Any) -> bytes:
+class _Alone:
+    """As ``pickles``, but what cannot be pickled gives way to a Failure."""
+
+    @staticmethod
+    def dumps(total: object) -> bytes:
+        try:
+            return pickles.dumps(total)
+        except BaseException as error:
+            return pickles.dumps(from_exception(-1, "reduce", error))
+
+    @staticmethod
+    def dump(total: object, file: IO[bytes]) -> int:
+        start = file.tell()
+        try:
+            return pickles.dump(total, file)
+        except OSError:  # it may be the file: there is no space
+            raise
+        except BaseException as error:
+            file.seek(start)
+            file.truncate()
+            return pickles.dump(from_exception(-1, "reduce", error), file)
+
+
+def _pack(
+    keys: Iterable[Any], values: Iterable[Any], shelf: str | None = None, way: Any = pickles
+) -> Piece:
+    """The `values` of `keys`, in order, pickled; in the file `shelf` when they are many bytes."""
+    pickled = pickles.dumps(list(keys))
+    rest = iter(values)
+    first = list(_until(SHELF_BYTES, (way.dumps(value) for value in rest)))
+    held = sum(map(len, first))
+    if shelf is None or held < SHELF_BYTES or held < SHELF_EACH * len(first):
+        first += [way.dumps(value) for value in rest]
+        return Piece(pickled, array("q", map(len, first)), b"".join(first))
     try:
-        return pickles.dumps(total)
-    except BaseException as error:
-        return pickles.dumps(from_exception(-1, "reduce", error))
+        with open(shelf, "xb") as file:
+            sizes = array("q", map(file.write, first))
+            sizes.extend([way.dump(value, file) for value in rest])
+        return Piece(pickled, sizes, shelf)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(shelf)
+        raise
 
 
-def _pack(keys: Iterable[Any], blobs: list[bytes]) -> Piece:
-    # A list: in a ``map`` a value that raises StopIteration would end the values in silence.
-    return Piece(pickles.dumps(list(keys)), array("q", map(len, blobs)), b"".join(blobs))
+def _until(limit: int, blobs: Iterator[bytes]) -> Iterator[bytes]:
+    """The first of `blobs`, until they are `limit` bytes together."""
+    held = 0
+    for blob in blobs:
+        yield blob
+        held += len(blob)
+        if held >= limit:
+            return

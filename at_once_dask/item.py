@@ -117,7 +117,8 @@ class Steps:
             self._check(item)
         if item.state == PENDING and self.process_inp is not None:
             self._process(item)
-        return item.value
+        pairs: Pairs | None = item.value
+        return None if pairs is None else list(zip(*pairs, strict=True))
 
     def _check(self, item: Item) -> None:
         assert self.check_inp is not None
@@ -189,17 +190,20 @@ def read_pairs(result: Any, who: str) -> Pairs:
     """The pairs of a mapping or an iterable of pairs, checked whole before any of them counts.
 
     >>> read_pairs({"a": 1}, "process_inp")
-    [('a', 1)]
+    Pairs(keys=['a'], values=[1])
     """
     refuse_awaitable(result, who)
-    if isinstance(result, Mapping):
-        pairs: Pairs = list(result.items())
+    if isinstance(result, dict) and type(result).items is dict.items:
+        pairs = Pairs(list(dict.keys(result)), list(dict.values(result)))
+    elif isinstance(result, Mapping):
+        pairs = _unzipped(result.items(), who)
     elif isinstance(result, Iterable) and not isinstance(result, (str, bytes)):
-        pairs = [_pair(pair, who) for pair in result]
+        pairs = _unzipped(result, who)
     else:
         raise Answer(f"{who} returned {safe_repr(result)}; {PAIRS_HINT}")
-    for key, _ in pairs:
-        _check_key(key, who)
+    if not pickles.are_plain(pairs.keys):
+        for key in pairs.keys:
+            _check_key(key, who)
     return pairs
 
 
@@ -228,11 +232,15 @@ def refuse_awaitable(result: Any, who: str) -> None:
         )
 
 
-def _pair(pair: Any, who: str) -> tuple[Any, Any]:
-    if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-        raise Answer(f"{who} returned an iterable with {safe_repr(pair)} in it; {PAIRS_HINT}")
-    key, value = pair
-    return key, value
+def _unzipped(result: Iterable[Any], who: str) -> Pairs:
+    pairs = Pairs([], [])
+    for pair in result:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise Answer(f"{who} returned an iterable with {safe_repr(pair)} in it; {PAIRS_HINT}")
+        key, value = pair
+        pairs.keys.append(key)
+        pairs.values.append(value)
+    return pairs
 
 
 def _check_key(key: Any, who: str) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import io
 import pickle
 from collections import ChainMap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from types import CodeType
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import cloudpickle
 
@@ -28,6 +28,21 @@ def dumps(value: object) -> bytes:
     if b"__main__" in pickled:
         return _dumps_by_value(value)
     return pickled
+
+
+def dump(value: object, file: IO[bytes]) -> int:
+    """`value` behind what `file` has, for `load`; returns how many bytes that took.
+
+    Large bytes and arrays are written from where they are, without a copy.
+    """
+    start = file.tell()
+    _Pickler(file, protocol=5).dump(value)
+    return file.tell() - start
+
+
+def load(file: IO[bytes]) -> Any:
+    """The value that `dump` was given; read straight into its place."""
+    return pickle.load(file)
 
 
 def loads(pickled: bytes) -> Any:
@@ -76,6 +91,15 @@ def survives(key: object) -> bool:
 
 # Keys of these types are equal to themselves and stay so on the way to another process.
 _PLAIN = frozenset({str, bytes, int, bool, type(None)})
+
+
+def are_plain(keys: Iterable[object]) -> bool:
+    """Whether all `keys` are of types of which each one survives.
+
+    >>> are_plain(["a", 1]), are_plain([("a", 1)])
+    (True, False)
+    """
+    return _PLAIN.issuperset(map(type, keys))
 
 
 def _is_plain(key: object) -> bool:

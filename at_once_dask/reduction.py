@@ -7,17 +7,19 @@ where the bag's ``foldby`` folds the pieces of each key and ``reduce_fn`` is map
 
 from __future__ import annotations
 
+import os
 import tempfile
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any, NamedTuple
 
+import numpy as np
 from dask.bag import Bag
 
 from at_once_dask import pickles
 from at_once_dask.failure import Failure, from_exception
-from at_once_dask.gather import Piece, combine
+from at_once_dask.gather import Piece, Place, combine
 from at_once_dask.item import refuse_awaitable
 from at_once_dask.lease import Lease
 from at_once_dask.states import REDUCE
@@ -25,78 +27,141 @@ from at_once_dask.states import REDUCE
 SPILL_BYTES = 256 * 2**20
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """One key as an input of the reduction: the key and the blobs of its pieces, in order."""
 
     key: Any
-    blobs: list[bytes]
+    blobs: list[bytes | Place]
 
 
 class Groups:
     """The driver's collection of pieces: which blob belongs to which key.
 
     Keys meet in one ``dict``, so what is one key is what Python says is one key, for any type
-    and whichever process made it. Values stay pickled, in memory up to `SPILL_BYTES` and in a
-    temporary file without a name past it.
+    and whichever process made it. Values stay pickled: where the workers have put them, or in
+    memory up to `SPILL_BYTES`, and in a temporary file without a name past it.
     """
 
     def __init__(self, spill_bytes: int = SPILL_BYTES) -> None:
-        self._store = tempfile.SpooledTemporaryFile(max_size=spill_bytes)  # noqa: SIM115
-        self._end = 0
-        self._numbers: dict[Any, int] = {}  # key -> number, by arrival
-        self._first: list[tuple[int, Any]] = []  # number -> start of its first piece, its key
-        self._pieces: list[tuple[int, int, int, array[int], array[int]]] = []
+        self._spill_bytes = spill_bytes
+        self._held = 0  # bytes in memory
+        self._file: IO[bytes] | None = None
+        self._numbers = _Numbers()
+        self._first = array("q")  # number -> start of its first piece
+        self._pieces: list[_Stored] = []
 
     def add(self, start: int, piece: Piece) -> None:
         """Take the piece of the partition that began at position `start`."""
-        numbers = array("q")
-        for key in pickles.loads(piece.keys):
-            number = self._numbers.setdefault(key, len(self._first))
-            if number == len(self._first):
-                self._first.append((start, key))
-            elif start < self._first[number][0]:
-                self._first[number] = (start, key)
-            numbers.append(number)
-        self._store.seek(self._end)
-        self._store.write(piece.data)
-        self._pieces.append((start, self._end, len(piece.data), numbers, piece.sizes))
-        self._end += len(piece.data)
+        keys = pickles.loads(piece.keys)
+        numbers = array("q", map(self._numbers.__getitem__, keys))
+        self._first.extend([start] * (len(self._numbers) - len(self._first)))
+        # Of equal keys the first in the list counts: 1 before True, say.
+        later = np.take(self._first, numbers) > start
+        for place in np.flatnonzero(later).tolist():
+            self._first[numbers[place]] = start
+            self._numbers.order[numbers[place]] = keys[place]
+        self._pieces.append(_Stored(start, piece.data, numbers, piece.sizes))
+        self._held += len(piece.data) if isinstance(piece.data, bytes) else 0
+        if self._held > self._spill_bytes:
+            self._spill()
+
+    def _spill(self) -> None:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115
+        for piece in self._pieces:
+            if isinstance(piece.data, bytes):
+                offset = self._file.tell()
+                self._file.write(piece.data)
+                piece.data = offset
+        self._file.flush()  # it is read by its number
+        self._held = 0
 
     def __len__(self) -> int:
-        return len(self._first)
+        return len(self._numbers)
 
     def __iter__(self) -> Iterator[Group]:
         """The keys in order of first appearance, each with its blobs in input order."""
-        where: dict[int, list[tuple[int, int]]] = {}
-        for _, offset, _, numbers, sizes in sorted(self._pieces, key=lambda piece: piece[0]):
-            for number, size in zip(numbers, sizes, strict=True):
-                where.setdefault(number, []).append((offset, size))
-                offset += size
-        for number, places in where.items():
-            yield Group(self._first[number][1], [self._read(*place) for place in places])
+        pieces = sorted(self._pieces, key=lambda piece: piece.start)
+        numbers = np.concatenate([piece.numbers for piece in pieces])
+        sizes = np.concatenate([piece.sizes for piece in pieces])
+        offsets = np.concatenate([piece.offsets() for piece in pieces])
+        which = np.repeat(np.arange(len(pieces)), [len(piece.sizes) for piece in pieces])
+        _, first, counts = np.unique(numbers, return_index=True, return_counts=True)
+        by_key = np.argsort(numbers, kind="stable")
+        which, offsets, sizes = which[by_key], offsets[by_key], sizes[by_key]
+        stops = np.cumsum(counts)
+        for number in np.argsort(first).tolist():
+            mine = slice(stops[number] - counts[number], stops[number])
+            places = zip(*(of[mine].tolist() for of in (which, offsets, sizes)), strict=True)
+            blobs = [self._find(pieces[n].data, offset, size) for n, offset, size in places]
+            yield Group(self._numbers.order[number], blobs)
 
-    def _read(self, offset: int, size: int) -> bytes:
-        self._store.seek(offset)
-        return self._store.read(size)
+    def _find(self, data: bytes | int | str, offset: int, size: int) -> bytes | Place:
+        if isinstance(data, bytes):
+            return data[offset : offset + size]
+        if isinstance(data, str):
+            return Place(data, offset, size)
+        assert self._file is not None
+        return os.pread(self._file.fileno(), size, data + offset)
 
     def close(self) -> None:
-        self._store.close()
+        if self._file is not None:
+            self._file.close()
+
+
+class _Numbers(dict[Any, int]):
+    """Gives each key that it has not seen the next number; `order` has the keys by number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order: list[Any] = []
+
+    def __missing__(self, key: Any) -> int:
+        number = self[key] = len(self.order)
+        self.order.append(key)
+        return number
+
+
+@dataclass(slots=True)
+class _Stored:
+    """A piece: where it began in the list, the numbers of its keys, and the sizes of their values.
+
+    `data` are the values, one key's behind the other's: here, or the offset at which they begin in
+    the file that they were spilled to, or the path of the file in which workers have left them.
+    """
+
+    start: int
+    data: bytes | int | str
+    numbers: array[int]
+    sizes: array[int]
+
+    def offsets(self) -> Any:
+        sizes = np.array(self.sizes)
+        return np.cumsum(sizes) - sizes
 
 
 @dataclass(slots=True)
 class Part:
-    """One blob on its way through ``foldby``."""
+    """What pieces give for one key, on its way through ``foldby``."""
 
     position: int
-    key: Any
-    blob: bytes
+    group: Group
     lease: Lease
 
     def begin(self) -> None:
         """This key is being worked on: the one to blame from here on."""
         self.lease.turn_to(self.position, REDUCE)
-        self.lease.inp = self.key
+        self.lease.inp = self.group.key
+
+    def values(self) -> Iterator[Any]:
+        """Of each piece: its list of values, its combined value, or a Failure."""
+        return map(self._value, self.group.blobs)
+
+    def _value(self, blob: bytes | Place) -> Any:
+        try:
+            return blob.load() if isinstance(blob, Place) else pickles.loads(blob)
+        except BaseException as error:
+            return from_exception(self.position, "reduce", error)
 
 
 @dataclass(slots=True)
@@ -161,26 +226,24 @@ class Fold:
 
     def add(self, total: Total, part: Part) -> Total:
         part.begin()  # the combiner runs in here
-        try:
-            value = pickles.loads(part.blob)
-        except BaseException as error:
-            value = from_exception(part.position, "reduce", error)
-        return self._fold(total, Total(part, value))
+        values = part.values()
+        value = next(values) if total.part is None else total.value
+        for more in values:
+            value = self._join(value, more)
+        return Total(part, value)
 
     def merge(self, total: Total, other: Total) -> Total:
-        return self._fold(total, other)
-
-    def _fold(self, total: Total, other: Total) -> Total:
         if total.part is None:
             return other
+        return Total(total.part, self._join(total.value, other.value))
+
+    def _join(self, value: Any, more: Any) -> Any:
         if self.combine_fn is not None:
-            return Total(total.part, combine(self.combine_fn, total.value, other.value))
-        if isinstance(total.value, Failure):
-            return total
-        if isinstance(other.value, Failure):
-            return other
-        total.value.extend(other.value)
-        return total
+            return combine(self.combine_fn, value, more)
+        if type(value) is Failure or type(more) is Failure:
+            return value if type(value) is Failure else more
+        value.extend(more)
+        return value
 
     def finish(self, folded: tuple[int, Total]) -> Reduced:
         position, total = folded

@@ -24,9 +24,10 @@ LONG_SECONDS = 2.0  # when an input counts as one that runs long
 class _Sealed:
     """A job as it came: opened by the first partition, by one thread, once a process."""
 
-    def __init__(self, pickled: bytes, book: Book, trail: Trail) -> None:
+    def __init__(self, pickled: bytes, book: Book, trail: Trail, shelves: str | None) -> None:
         self.book = book
         self.trail = trail
+        self.shelves = shelves
         self._pickled = pickled
         self._job: Job | None = None
         self._lock = threading.Lock()
@@ -58,6 +59,8 @@ class RunPlugin(WorkerPlugin):
     timeout : float or None
         Seconds an input may take. A nanny sees to it; where there is none, the worker ends itself,
         if it can: not while C code holds the GIL.
+    shelves : str or None
+        A folder for large values, where all workers see it; None: they cross to the driver.
     """
 
     def __init__(
@@ -67,8 +70,10 @@ class RunPlugin(WorkerPlugin):
         book: Book,
         surroundings: Surroundings | None,
         timeout: float | None = None,
+        shelves: str | None = None,
     ) -> None:
         self.run = run
+        self.shelves = shelves
         self.job = job
         self.book = book
         self.surroundings = surroundings
@@ -79,7 +84,7 @@ class RunPlugin(WorkerPlugin):
             self.surroundings.adopt()
         journal.tell_by(worker.log_event)
         self._trail = Trail(os.path.dirname(worker.local_directory), self.run, worker.address)
-        _JOBS[self.run] = _Sealed(self.job, self.book, self._trail)
+        _JOBS[self.run] = _Sealed(self.job, self.book, self._trail, self.shelves)
         self.job = b""
         self._trail.open()
         self._stack = self._trail.open_stack()
@@ -119,6 +124,7 @@ def run_partition(partition: Partition) -> Outcome:
     """The one task that Dask sees."""
     sealed = _JOBS[partition.run]
     try:
-        return work(sealed.open, sealed.book, partition, get_worker().address, sealed.trail)
+        worker = get_worker().address
+        return work(sealed.open, sealed.book, partition, worker, sealed.trail, sealed.shelves)
     except (SystemExit, KeyboardInterrupt) as error:
         raise RuntimeError(f"{type(error).__name__}: {error}") from error  # or the worker would end
