@@ -87,6 +87,7 @@ class _Own:
         self.scratch = scratch
         dog = watchdog.watch("=".join(processes.mark()), scratch)
         self._undo.callback(_dismiss, dog)
+        self._undo.enter_context(processes.exit_codes_read_once())
         surroundings.keep_main_out_of_workers()
         self._undo.callback(surroundings.let_main_into_processes)
         self._undo.enter_context(dask.config.set(_CONFIG))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing.connection
+import multiprocessing.popen_forkserver
 import os
 import secrets
 import signal
+import threading
+from collections.abc import Iterator
 
 import psutil
 
@@ -64,3 +68,29 @@ def end_tree(pid: int) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
         end([psutil.Process(pid)])
     end(found)
+
+
+@contextlib.contextmanager
+def exit_codes_read_once() -> Iterator[None]:
+    """Exit codes of forked workers are right while this lasts.
+
+    The fork server sends each code once, and `multiprocessing` has no lock around reading it. When
+    one thread waits for a worker's end while another one starts a process, which looks after all
+    others, both may read; the second one finds nothing there, and puts 255 in the code's place.
+    """
+    popen = multiprocessing.popen_forkserver.Popen
+    read, lock = popen.poll, threading.Lock()
+
+    def poll(self: multiprocessing.popen_forkserver.Popen, flag: int = os.WNOHANG) -> int | None:
+        if self.returncode is None:
+            timeout = 0 if flag == os.WNOHANG else None
+            if not multiprocessing.connection.wait([self.sentinel], timeout):
+                return None
+        with lock:  # whoever comes second finds the code
+            return read(self, os.WNOHANG)
+
+    popen.poll = poll  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        popen.poll = read  # type: ignore[method-assign]

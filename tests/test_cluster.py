@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import multiprocessing
 import multiprocessing.spawn
 import os
 import random
@@ -18,6 +19,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -503,3 +505,16 @@ def test_workers_that_cannot_be_started_again(monkeypatch: pytest.MonkeyPatch) -
         at_once_dask.close()
     assert run_a_few().ok
     at_once_dask.close()
+
+
+def test_an_exit_code_is_told_to_all_who_ask(cluster: Client) -> None:
+    """Two threads that read the one code would otherwise get it, and 255."""
+    context = multiprocessing.get_context("forkserver")
+    for _ in range(20):
+        process = context.Process(target=time.sleep, args=(60,), name="Dask Worker process")
+        process.start()
+        with ThreadPoolExecutor(16) as threads:
+            waiting = [threads.submit(process._popen.wait) for _ in range(16)]  # type: ignore[attr-defined]
+            process.kill()
+            assert {code.result() for code in waiting} == {-signal.SIGKILL}
+        process.join()
