@@ -6,7 +6,7 @@ import contextlib
 import os
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import repeat
 from typing import IO, Any, NamedTuple
@@ -168,8 +168,13 @@ def _pack(
     """The `values` of `keys`, in order, pickled; in the file `shelf` when they are many bytes."""
     pickled = pickles.dumps(list(keys))
     rest = iter(values)
-    first = list(_until(SHELF_BYTES, (way.dumps(value) for value in rest)))
-    held = sum(map(len, first))
+    first: list[bytes] = []
+    held = 0
+    for value in rest:  # no generator: it would make another error of a value's StopIteration
+        first.append(way.dumps(value))
+        held += len(first[-1])
+        if held >= SHELF_BYTES:
+            break
     if shelf is None or held < SHELF_BYTES or held < SHELF_EACH * len(first):
         first += [way.dumps(value) for value in rest]
         return Piece(pickled, array("q", map(len, first)), b"".join(first))
@@ -182,13 +187,3 @@ def _pack(
         with contextlib.suppress(FileNotFoundError):
             os.unlink(shelf)
         raise
-
-
-def _until(limit: int, blobs: Iterator[bytes]) -> Iterator[bytes]:
-    """The first of `blobs`, until they are `limit` bytes together."""
-    held = 0
-    for blob in blobs:
-        yield blob
-        held += len(blob)
-        if held >= limit:
-            return

@@ -81,6 +81,8 @@ class Groups:
 
     def __iter__(self) -> Iterator[Group]:
         """The keys in order of first appearance, each with its blobs in input order."""
+        if not self._pieces:
+            return
         pieces = sorted(self._pieces, key=lambda piece: piece.start)
         numbers = np.concatenate([piece.numbers for piece in pieces])
         sizes = np.concatenate([piece.sizes for piece in pieces])
