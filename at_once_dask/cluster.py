@@ -28,7 +28,7 @@ from distributed import Client, LocalCluster, Nanny, WorkerPlugin
 from distributed.core import Status
 from distributed.security import Security
 
-from at_once_dask import processes, surroundings, watchdog
+from at_once_dask import dashboard, processes, surroundings, watchdog
 from at_once_dask.errors import AtOnceError, InputError
 from at_once_dask.failure import safe_repr
 
@@ -75,6 +75,7 @@ class _Own:
         try:
             with _interrupts_wait():
                 self._cluster = self._to_close(self._start())
+                dashboard.build_on_demand(self._cluster.scheduler)
                 self.client: Client = self._to_close(Client(self._cluster, set_as_default=False))
                 self.client.register_plugin(_OwnWorker(), name="at_once_dask")
         except BaseException:
@@ -105,7 +106,7 @@ class _Own:
                 worker_class=_OwnNanny,
                 local_directory=scratch,
                 # Dask puts it on `sys.path`: it must not lie where others may write.
-                scheduler_kwargs={"local_directory": scratch},
+                scheduler_kwargs={"local_directory": scratch, "dashboard": False},
                 silence_logs=logging.CRITICAL,  # what matters of it is told by the run itself
             )
 

@@ -77,13 +77,20 @@ class Running:
 
 
 @dataclass(frozen=True, slots=True)
+class Failing:
+    """How many inputs have failed so far in partitions that go on, by partition id."""
+
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Died:
     """A worker died."""
 
     death: Death
 
 
-Event = Delivered | Broken | Reclaimed | Running | Died
+Event = Delivered | Broken | Reclaimed | Running | Failing | Died
 
 
 class Crew(Protocol):
@@ -300,6 +307,8 @@ class ClusterCrew:
             journal.append_line(self._book.path, message["log"])
         elif "died" in message:
             self._loop.add_callback(partial(self._died, **message["died"]))
+        elif "failing" in message:
+            self._events.put(Failing(message["failing"]))
         else:
             self._events.put(Running(message["worker"], *message["running"]))
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from at_once_dask.crumb import CURRENT, STOP, Crumb
 from at_once_dask.failure import safe_repr
-from at_once_dask.states import BEGUN, stage
+from at_once_dask.states import BEGUN, FAILED, stage
 
 if TYPE_CHECKING:
     from at_once_dask.journal import Book
@@ -199,3 +199,10 @@ def longest_running(run: str) -> tuple[float, str, str] | None:
         return None
     seconds, lease = max(begun, key=lambda pair: pair[0])
     return seconds, lease.stage, safe_repr(lease.inp)
+
+
+def failing(run: str) -> dict[str, int]:
+    """How many inputs have failed by now in the partitions of `run` that go on here."""
+    mine = [lease for lease in running() if lease.id.startswith(run)]
+    failed = {lease.id: lease.states.tobytes().count(FAILED) for lease in mine}
+    return {id: n for id, n in failed.items() if n}

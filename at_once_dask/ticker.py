@@ -112,6 +112,7 @@ class Ticker:
         self._begun = self._shown = clock()
         self._eta = Eta(self._begun)
         self._long: dict[str, tuple[float, Running]] = {}
+        self._failing = 0  # failed, but not in the ledger yet
         self._bar: Any = None
 
     def __enter__(self) -> Ticker:
@@ -122,12 +123,16 @@ class Ticker:
 
     def __exit__(self, *exc_info: object) -> None:
         self._long.clear()
+        self._failing = 0
         self._show()
         if self._bar is not None:
             self._bar.close()
 
     def running(self, event: Running) -> None:
         self._long[event.worker] = (self._clock(), event)
+
+    def failing(self, n: int) -> None:
+        self._failing = n
 
     def tick(self) -> None:
         now = self._clock()
@@ -150,7 +155,7 @@ class Ticker:
         parts = [
             f"{counts[state]:,} {name}",
             f"{counts[SKIPPED]:,} skipped",
-            f"{counts[FAILED]:,} failed",
+            f"{counts[FAILED] + self._failing:,} failed",
         ]
         left = self._left()
         return parts if left is None else [*parts, f"{left:,} left"]
@@ -168,7 +173,9 @@ class Ticker:
         return counts[PROCESSED] + counts[SKIPPED] + counts[FAILED] + counts[PENDING]
 
     def _left(self) -> int | None:
-        return None if self._total is None else max(0, self._total - self._handled())
+        if self._total is None:
+            return None
+        return max(0, self._total - self._handled() - self._failing)
 
     def _slowest(self, room: int) -> str:
         """What has run longest, of what was told a short time ago."""
@@ -244,6 +251,9 @@ class Silent:
         pass
 
     def running(self, event: Running) -> None:
+        pass
+
+    def failing(self, n: int) -> None:
         pass
 
 

@@ -28,7 +28,7 @@ from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from at_once_dask.blame import Death, Settled, exit_name, settle
-from at_once_dask.crew import Broken, Crew, Delivered, Died, Event, Reclaimed, Running
+from at_once_dask.crew import Broken, Crew, Delivered, Died, Event, Failing, Reclaimed, Running
 from at_once_dask.crumb import BegunBeforeError
 from at_once_dask.errors import AtOnceError
 from at_once_dask.failure import Failure
@@ -87,6 +87,9 @@ class Watcher(Protocol):
     def running(self, event: Running) -> None:
         """A worker tells what has been running there for long."""
 
+    def failing(self, n: int) -> None:
+        """So many inputs have failed in partitions that are still in flight."""
+
 
 @dataclass(slots=True)
 class Out:
@@ -98,6 +101,7 @@ class Out:
     limit: int
     asked: float = 0.0  # when it was asked back
     lost: float | None = None  # when Dask told that it will not come back
+    failed: int = 0  # inputs so far, for good
 
 
 class Window:
@@ -296,6 +300,7 @@ class Window:
         due = self._waiting[0][0] - time.monotonic() if self._waiting else TICK_SECONDS
         soon = LOOK_SOON_SECONDS if self._is_short_of_workers() else TICK_SECONDS
         self._handle(self._crew.next(max(0.0, min(due, soon))))
+        self._watcher.failing(sum(out.failed for out in self._out.values()))
         self._watcher.tick()
 
     def _handle(self, event: Event | None, stopping: bool = False) -> None:
@@ -314,6 +319,8 @@ class Window:
                 self._take_back(limits)
             case Running():
                 self._watcher.running(event)
+            case Failing(counts):
+                self._count_failing(counts)
             case Died(death):
                 if stopping:
                     gone = [id for id, out in self._out.items() if out.worker == death.worker]
@@ -321,6 +328,12 @@ class Window:
                         del self._out[id]
                 else:
                     self._bury(death)
+
+    def _count_failing(self, counts: dict[str, int]) -> None:
+        for id, n in counts.items():
+            out = self._out.get(id)
+            if out is not None and self._attempts.get(out.chunk.start, 0) >= self._retries:
+                out.failed = n
 
     def _deliver(self, id: str, out: Out, outcome: Outcome) -> None:
         chunk = out.chunk

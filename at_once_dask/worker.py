@@ -17,6 +17,7 @@ from at_once_dask.journal import Book
 from at_once_dask.surroundings import Surroundings
 
 TELL_SECONDS = 1.0  # how often a worker tells what it is working on
+COUNT_SECONDS = 0.4  # how often it looks whether something has failed
 LOOK_SECONDS = 0.1  # how often the time of the running inputs is looked at, without a nanny
 LONG_SECONDS = 2.0  # when an input counts as one that runs long
 
@@ -91,11 +92,15 @@ class RunPlugin(WorkerPlugin):
         self._writes_stack = stack.begin(self._stack)
         if not self._writes_stack:
             os.unlink(self._trail.stack)  # so nobody asks for it
-        self._teller = PeriodicCallback(lambda: self._tell(worker), TELL_SECONDS * 1000)
-        self._teller.start()
-        self._looker = PeriodicCallback(self._end_when_overdue, LOOK_SECONDS * 1000)
+        self._failing: dict[str, int] = {}
+        self._callbacks = [
+            PeriodicCallback(lambda: self._tell(worker), TELL_SECONDS * 1000),
+            PeriodicCallback(lambda: self._tell_failing(worker), COUNT_SECONDS * 1000),
+        ]
         if worker.nanny is None and self.timeout is not None:
-            self._looker.start()
+            self._callbacks.append(PeriodicCallback(self._end_when_overdue, LOOK_SECONDS * 1000))
+        for callback in self._callbacks:
+            callback.start()
 
     def _end_when_overdue(self) -> None:
         assert self.timeout is not None
@@ -109,9 +114,15 @@ class RunPlugin(WorkerPlugin):
         if found is not None and found[0] > LONG_SECONDS:
             worker.log_event(journal.topic(self.run), {"running": found, "worker": worker.address})
 
+    def _tell_failing(self, worker: Any) -> None:
+        """A failure counts at once in the progress, however long its partition goes on."""
+        before, self._failing = self._failing, lease.failing(self.run)
+        if self._failing != before and self._failing:
+            worker.log_event(journal.topic(self.run), {"failing": self._failing})
+
     def teardown(self, worker: Any) -> None:
-        self._teller.stop()
-        self._looker.stop()
+        for callback in self._callbacks:
+            callback.stop()
         if self._writes_stack:
             stack.end()
         self._stack.close()

@@ -39,6 +39,7 @@ ORDER = (
     "report",
     "worker",
     "guard",
+    "dashboard",
     "cluster",
     "options",
     "crew",

@@ -518,3 +518,33 @@ def test_an_exit_code_is_told_to_all_who_ask(cluster: Client) -> None:
             process.kill()
             assert {code.result() for code in waiting} == {-signal.SIGKILL}
         process.join()
+
+
+SILENT_UNTIL_LOOKED_AT = """
+import sys, time, urllib.request
+import at_once_dask
+
+client = at_once_dask.start(1, dashboard_address="127.0.0.1:0")
+at_once_dask.run([1], None, print, progress=False)
+print("bokeh" in sys.modules, "pandas" in sys.modules)
+begun = time.monotonic()
+with urllib.request.urlopen(client.dashboard_link) as answer:
+    first = answer.read()
+print(answer.status, b'http-equiv="refresh"' in first, time.monotonic() - begun < 1)
+while b'http-equiv="refresh"' in (page := urllib.request.urlopen(client.dashboard_link).read()):
+    assert time.monotonic() < begun + 60
+    time.sleep(0.1)
+print(b"Bokeh.embed" in page or b"bokeh" in page, "bokeh" in sys.modules)
+root = urllib.request.urlopen(client.dashboard_link.replace("/status", "/"))
+print(root.url == client.dashboard_link)
+at_once_dask.close()
+"""
+
+
+def test_the_dashboard_is_built_when_somebody_looks(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SILENT_UNTIL_LOOKED_AT], capture_output=True, text=True, cwd=folder
+    )
+    lines = [line for line in done.stdout.splitlines() if line != "1"]
+    assert lines == ["False False", "200 True True", "True True", "True"], done.stderr
+    assert done.stderr == ""

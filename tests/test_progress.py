@@ -23,6 +23,7 @@ import IPython.display
 import nbformat
 import pytest
 from distributed import Client
+from helpers import poll_for
 from nbclient import NotebookClient
 from tqdm import tqdm
 
@@ -491,6 +492,30 @@ def test_silence(
     at_once_dask.plan([1, 0], lambda n: [1 / n, None], progress=False)
     assert shown.getvalue() == ""
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_failure_is_shown_while_its_partition_goes_on(
+    cluster: Client, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    """The input behind it ends when the progress tells of the failure, and would else fail too."""
+
+    class Seeing(Terminal):
+        def write(self, text: str) -> int:
+            if "1 failed" in text:
+                (folder / "seen").touch()
+            return super().write(text)
+
+    def work(n: int) -> None:
+        if n == 0:
+            raise ValueError("the first of two in a partition")
+        if n == 1:
+            poll_for((folder / "seen").exists, "nobody tells of the failure")
+
+    monkeypatch.setattr(sys, "stderr", Seeing())
+    report = at_once_dask.run(range(8), None, work, on_error="return")
+
+    assert report.failures.index.tolist() == [0]
+    assert at_once_dask.read_log()["index"].tolist() == [0]
 
 
 class Broken(io.StringIO):

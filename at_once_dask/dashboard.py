@@ -1,0 +1,81 @@
+"""Dask's dashboard, built when somebody first looks.
+
+To import Bokeh takes longer than to start the cluster, and most runs end without a look at it. So
+the address answers from the start on, at first with a page that reloads itself.
+"""
+
+from __future__ import annotations
+
+import html
+import threading
+from typing import Any
+
+from tornado.web import Application, RequestHandler
+
+RELOAD_SECONDS = 1
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="{reload}">
+<meta name="viewport" content="width=device-width"><title>Dask dashboard</title>
+<style>body {{ font: 1.1em sans-serif; margin: 3em 1.5em }}</style></head>
+<body><p>{text}</p></body></html>"""
+
+
+def build_on_demand(scheduler: Any) -> None:
+    """Have `scheduler`, which was started without a dashboard, build it at the first request.
+
+    Parameters
+    ----------
+    scheduler : distributed.Scheduler
+        Of this process. Its HTTP server is listening.
+    """
+    _Dashboard(scheduler)
+
+
+class _Dashboard:
+    """Stands in the place of Dask's pages until they are there."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+        self._begun = False
+        self.text = (
+            "The dashboard is being loaded (Bokeh takes a moment); this page reloads itself."
+        )
+        self._pages = Application([(r".*", _Waiting, {"dashboard": self})])
+        scheduler.http_application.add_application(self._pages)
+
+    def build(self) -> None:
+        """Begin with it, unless that was done before; on the scheduler's event loop."""
+        if not self._begun:
+            self._begun = True
+            threading.Thread(target=self._import, name="dashboard", daemon=True).start()
+
+    def _import(self) -> None:
+        try:
+            import distributed.dashboard.scheduler  # noqa: F401
+        except Exception as error:
+            self.text = (
+                f"The dashboard cannot be loaded: {html.escape(str(error))}. Install what is"
+                " missing (pip install 'bokeh>=3.4'), and start Python again."
+            )
+        else:
+            self._scheduler.loop.add_callback(self._connect)
+
+    def _connect(self) -> None:
+        from distributed.dashboard.scheduler import connect
+
+        application = self._scheduler.http_application
+        connect(application, self._scheduler.http_server, self._scheduler, prefix="/")
+        application.applications.remove(self._pages)
+
+
+class _Waiting(RequestHandler):
+    """Any page, before there is one."""
+
+    def initialize(self, dashboard: _Dashboard) -> None:
+        self._dashboard = dashboard
+
+    def get(self) -> None:
+        self._dashboard.build()
+        self.set_header("Cache-Control", "no-store")
+        self.write(_PAGE.format(reload=RELOAD_SECONDS, text=self._dashboard.text))
