@@ -2,8 +2,7 @@
 
 import os as _os
 
-from at_once_dask.api import last_report, plan, run, start
-from at_once_dask.cluster import close
+from at_once_dask.api import close, last_report, plan, run, start
 from at_once_dask.errors import AtOnceError, InputError, RunFailed, RunStopped
 from at_once_dask.files import atomic_write
 from at_once_dask.journal import log, read_log

@@ -1,32 +1,29 @@
-"""``run`` and ``plan``: the story, from the arguments to the report."""
+"""The public functions: what they take, and what they do in a few words.
+
+All that takes its time to import comes in with the first call, while the process that forks the
+workers imports the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, TypeVar, overload
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from distributed import Client
-
-from at_once_dask import cluster, journal
-from at_once_dask.crew import ClusterCrew, Crew
-from at_once_dask.errors import InputError, RunFailed, RunStopped
-from at_once_dask.interrupts import Interrupts
-from at_once_dask.lease import running
-from at_once_dask.options import Options, front_door, function_name
+from at_once_dask import forkserver, report
+from at_once_dask.options import DASHBOARD, Options, front_door
 from at_once_dask.report import Plan, Reduction, Report
-from at_once_dask.runner import PlanSink, Run
-from at_once_dask.ticker import let_inspect, show_link
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from distributed import Client
 
 T = TypeVar("T")
 K = TypeVar("K")
 V = TypeVar("V")
 OnError = Literal["raise", "return", "stop"]
 Pairs = Mapping[K, Any] | Iterable[tuple[K, Any]] | None
-
-start = front_door(cluster.start)
-
-_last: Report | None = None
 
 
 @overload
@@ -214,16 +211,8 @@ def run(
         progress=progress,
         random_state=random_state,
     ).checked()
-    with _one(options) as this:
-        stopped = None
-        if not this.source.is_empty():
-            with _crew(this) as crew:
-                stopped = this.map(crew)
-                if this.source.error is None and len(this.groups):
-                    stopped = this.reduce(crew, stopped)
-        if this.source.error is not None:
-            raise this.source.error
-    return _verdict(this, stopped)
+    result: Report | Reduction[Any, Any] = _engine(options).run(options)
+    return result
 
 
 @front_door
@@ -274,17 +263,8 @@ def plan(
         progress=progress,
         random_state=None,
     ).checked()
-    with _one(options) as this:
-        sink = PlanSink(this)
-        stopped = None
-        if not this.source.is_empty():
-            with _crew(this) as crew:
-                stopped = this.map(crew, sink, "check")
-        if this.source.error is not None:
-            raise this.source.error
-    if stopped is not None:
-        raise RunStopped(this.report(), None, stopped)
-    return sink.plan()
+    planned: Plan[T] = _engine(options).plan(options)
+    return planned
 
 
 def last_report() -> Report | None:
@@ -297,58 +277,77 @@ def last_report() -> Report | None:
     >>> at_once_dask.last_report().ok
     True
     """
-    return _last
+    return report.latest
 
 
-@contextmanager
-def _one(options: Options) -> Iterator[Run]:
-    """A run, one at a time; its report is kept however it ends, and goes with what is raised."""
-    global _last
-    if running():
-        raise InputError(
-            "run() was called inside one of its own functions; call it after the other run, or do"
-            " the inner work with a plain loop: [process(part) for part in parts]"
-        )
-    with cluster.one_at_a_time(), Interrupts() as interrupts:
-        this = Run(options, interrupts)
-        journal.enter_run(this.id)
-        try:
-            this.open()
-            yield this
-            interrupts.check()
-            _last = this.report()
-        except InputError:
-            raise  # nothing has begun
-        except BaseException as error:
-            _last = error.report = this.report()  # type: ignore[attr-defined]
-            raise
-        finally:
-            journal.enter_run(None)
-            this.close()
+@front_door
+def start(
+    n_workers: int | None = None,
+    *,
+    memory_limit: str | int | float | None = "auto",
+    dashboard_address: str = DASHBOARD,
+) -> Client:
+    """Start the own cluster, or return the Client of the one that runs with these settings.
+
+    Calling it is needed only for settings of one's own: ``run`` starts the cluster by itself.
+
+    Parameters
+    ----------
+    n_workers : int, optional
+        Worker processes, of one thread each; by default one a core.
+    memory_limit : str, int, float or None
+        For each worker: bytes, text such as ``"4 GiB"``, a share of the machine's memory below 1,
+        ``"auto"`` (the memory divided by the cores) or ``None`` for no limit.
+    dashboard_address : str
+        ``host:port``. When the default port is taken, another one is used; one given here must be
+        free. Port 0 takes any.
+
+    Returns
+    -------
+    distributed.Client
+
+    Raises
+    ------
+    InputError
+        For an argument that cannot be used, or when a cluster with other settings is running.
+
+    Examples
+    --------
+    >>> import at_once_dask
+    >>> client = at_once_dask.start(2, dashboard_address="127.0.0.1:0")
+    >>> len(client.nthreads())
+    2
+    >>> at_once_dask.close()
+    """
+    from at_once_dask import cluster
+
+    return cluster.start(n_workers, memory_limit, dashboard_address)
 
 
-@contextmanager
-def _crew(this: Run) -> Iterator[Crew]:
-    """The workers for `this` run."""
-    options = this.options
-    this.interrupts.check()
-    found = cluster.find(this.client)
-    this.dashboard_link = found.dashboard_link
-    label = function_name(options.process_inp or options.check_inp)
-    with ClusterCrew(found, this.job, this.book, label, options.timeout, this.interrupts) as crew:
-        if options.progress and found.dashboard_link is not None:
-            show_link(found.dashboard_link)
-        yield crew
+def close() -> None:
+    """Stop the own cluster; nothing happens when there is none.
+
+    A Client that was passed in is never closed. The next ``run`` starts a new cluster.
+
+    Examples
+    --------
+    >>> import at_once_dask
+    >>> at_once_dask.close()
+    """
+    if "at_once_dask.cluster" in sys.modules:
+        from at_once_dask import cluster
+
+        cluster.close()
 
 
-def _verdict(this: Run, stopped: str | None) -> Report | Reduction[Any, Any]:
-    """What ``run`` returns or raises, now that all is done that can be."""
-    report = this.report()
-    reduction = this.reduction(report) if this.options.reducing else None
-    if this.options.inspect and not report.ok:
-        let_inspect(report)
-    if stopped is not None:
-        raise RunStopped(report, reduction, stopped)
-    if not report.ok and this.options.on_error != "return":
-        raise RunFailed(report, reduction)
-    return report if reduction is None else reduction
+def _engine(options: Options) -> ModuleType:
+    """What runs it; where it is the first call, the workers' start does not wait for the imports.
+
+    Without distributed there is neither a cluster nor a Client yet.
+    """
+    is_empty = isinstance(options.inp_list, Sized) and not len(options.inp_list)
+    if "distributed" not in sys.modules and not is_empty:
+        forkserver.start()
+    from at_once_dask import engine
+
+    return engine

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -22,19 +21,20 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import dask
+import distributed.utils
 from dask.system import CPU_COUNT
 from dask.utils import parse_bytes
 from distributed import Client, LocalCluster, Nanny, WorkerPlugin
 from distributed.core import Status
 from distributed.security import Security
 
-from at_once_dask import dashboard, processes, surroundings, watchdog
+from at_once_dask import dashboard, forkserver, processes, surroundings, watchdog
 from at_once_dask.errors import AtOnceError, InputError
 from at_once_dask.failure import safe_repr
+from at_once_dask.options import DASHBOARD, checked_client
 
 T = TypeVar("T", Client, LocalCluster)
 
-DASHBOARD = "127.0.0.1:8787"
 START_SECONDS = 30  # for the workers to come
 _GIVEN_UP = (Status.failed, Status.closed)
 
@@ -49,14 +49,11 @@ _CONFIG = {
     # Some seconds after a worker has died Dask looks whether it is back, and else lets go of its
     # nanny: also when it is back, and has died again at that very moment.
     "distributed.deploy.lost-worker-timeout": "365 days",
-    # Dask has workers give memory back at once: with that, each new MB costs 250 page faults.
-    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
     # A paused worker may never wake; one that holds too much is ended, and its input is named.
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
 }
-_PRELOADED = ["distributed.nanny", "distributed.worker", "at_once_dask.worker"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,10 @@ class _Own:
         surroundings.keep_main_out_of_workers()
         self._undo.callback(surroundings.let_main_into_processes)
         self._undo.enter_context(dask.config.set(_CONFIG))
-        _start_fork_server()
+        forkserver.start()
+        # Dask would name every package it can use, NumPy and pandas among them, and import them in
+        # the driver to find out; this is its switch for having done so.
+        distributed.utils._forkserver_preload_set = True
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Port .* is already in use")
             return LocalCluster(
@@ -151,7 +151,7 @@ class _OwnNanny(Nanny):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.pre_spawn_env = {}  # would stay in the driver's environment; see _start_fork_server
+        self.pre_spawn_env = {}  # would stay in the driver's environment; see forkserver
         self._group: int | None = None
 
     async def instantiate(self) -> Any:
@@ -179,9 +179,7 @@ class _OwnWorker(WorkerPlugin):
         os.open(held, os.O_WRONLY | os.O_CREAT, 0o600)
         while signal.sigtimedwait({signal.SIGINT}, 0) is not None:
             pass  # it came while this was still in the driver's group
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see _start_fork_server
-        gc.collect()
-        gc.freeze()  # what is imported by now stays: collections need not look at it again
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see forkserver
         # Forked from a process in which NumPy is imported, all would draw the same numbers.
         import sys
 
@@ -198,42 +196,10 @@ _lock = threading.RLock()
 
 def start(
     n_workers: int | None = None,
-    *,
     memory_limit: str | int | float | None = "auto",
     dashboard_address: str = DASHBOARD,
 ) -> Client:
-    """Start the own cluster, or return the Client of the one that runs with these settings.
-
-    Calling it is needed only for settings of one's own: ``run`` starts the cluster by itself.
-
-    Parameters
-    ----------
-    n_workers : int, optional
-        Worker processes, of one thread each; by default one a core.
-    memory_limit : str, int, float or None
-        For each worker: bytes, text such as ``"4 GiB"``, a share of the machine's memory below 1,
-        ``"auto"`` (the memory divided by the cores) or ``None`` for no limit.
-    dashboard_address : str
-        ``host:port``. When the default port is taken, another one is used; one given here must be
-        free. Port 0 takes any.
-
-    Returns
-    -------
-    distributed.Client
-
-    Raises
-    ------
-    InputError
-        For an argument that cannot be used, or when a cluster with other settings is running.
-
-    Examples
-    --------
-    >>> import at_once_dask
-    >>> client = at_once_dask.start(2, dashboard_address="127.0.0.1:0")
-    >>> len(client.nthreads())
-    2
-    >>> at_once_dask.close()
-    """
+    """The Client of the own cluster, which is started unless it runs with these settings."""
     global _own
     settings = _checked(n_workers, memory_limit, dashboard_address)
     with _lock:
@@ -250,15 +216,7 @@ def start(
 
 
 def close() -> None:
-    """Stop the own cluster; nothing happens when there is none.
-
-    A Client that was passed in is never closed. The next ``run`` starts a new cluster.
-
-    Examples
-    --------
-    >>> import at_once_dask
-    >>> at_once_dask.close()
-    """
+    """Stop the own cluster; nothing happens when there is none."""
     global _own
     with _interrupts_wait(), _lock:
         own, _own = _own, None
@@ -372,25 +330,6 @@ def find(lent: Client | None) -> Cluster:
     return Cluster(_own.client, own=True)
 
 
-def checked_client(client: Any) -> Client:
-    """`client`, when its cluster can be used."""
-    hint = (
-        "write run(inp_list, check_inp, process_inp, client=distributed.Client(address)), or pass"
-        " no client for a cluster of our own"
-    )
-    if not isinstance(client, Client):
-        raise InputError(f"client is {safe_repr(client)}; {hint}")
-    if client.asynchronous:
-        raise InputError(f"client is asynchronous; {hint}")
-    if client.status != "running":
-        raise InputError(f"client is {client.status}; {hint}")
-    if any(address.startswith("inproc://") for address in client.nthreads()):
-        raise InputError(
-            f"client is of a cluster whose workers are threads of this process; {hint}"
-        )
-    return client
-
-
 def _kept_settings() -> dict[str, Any]:
     """Settings of a cluster whose Client was closed behind our back; else the defaults."""
     if _own is None:
@@ -440,7 +379,7 @@ def _check_dashboard_address(address: Any) -> None:
         warnings.warn(
             f"the dashboard will listen on {address}: it has no login, and everybody who reaches it"
             ' sees your inputs; use dashboard_address="127.0.0.1:8787" and a tunnel instead',
-            stacklevel=5,  # the caller of `start`, behind its front door
+            stacklevel=6,  # the caller of `start`, behind its front door
         )
 
 
@@ -466,40 +405,6 @@ def _is_free(address: str) -> bool:
         except OSError:
             return False
     return True
-
-
-def _start_fork_server() -> None:
-    """Start what forks the workers, with what they need imported and in the environment.
-
-    Dask would name every package it can use, NumPy and pandas among them, and import them in the
-    driver to find out; its switch for having done so is set instead. Its nannies would also give
-    the driver itself the environment that is meant for the workers, and leave it there.
-    """
-    import multiprocessing.forkserver
-    import multiprocessing.resource_tracker
-
-    import distributed.utils
-
-    distributed.utils._forkserver_preload_set = True
-    multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOADED)
-    configured = dask.config.get("distributed.nanny.pre-spawn-environ").items()
-    wanted = {name: str(value) for name, value in configured if value is not None}
-    wanted.setdefault("PYTHONHASHSEED", "6640")
-    missing = {name: value for name, value in wanted.items() if name not in os.environ}
-    # A Ctrl-C is for the driver. The fork server, and workers until they have a group of their
-    # own, would get it too, and die of it in the middle of an import. (The resource tracker comes
-    # first: to start it takes the block away. And it must not have the mark: it tidies up behind
-    # a driver that was killed.)
-    multiprocessing.resource_tracker.ensure_running()
-    missing |= dict([processes.mark()])
-    os.environ.update(missing)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        multiprocessing.forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for name in missing:
-            del os.environ[name]
 
 
 @contextlib.contextmanager

@@ -5,11 +5,13 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from at_once_dask.failure import Failure
-from at_once_dask.flow import Outcome
 from at_once_dask.states import FAILED, LEFT, NAMES
+
+if TYPE_CHECKING:
+    from at_once_dask.flow import Outcome
 
 _NAN = float("nan")
 

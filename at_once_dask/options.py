@@ -9,17 +9,18 @@ import numbers
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from distributed import Client
-
-from at_once_dask.cluster import checked_client
 from at_once_dask.errors import InputError
 from at_once_dask.failure import safe_repr
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+DASHBOARD = "127.0.0.1:8787"
 ON_ERROR = ("raise", "return", "stop")
 
 # What people look for in run(), and where it is.
@@ -291,6 +292,27 @@ def _check_timeout(call: _Call, name: str, given: Any) -> None:
             f"{name} is {safe_repr(given)}; it takes the seconds that one input may take, more than"
             f" 0, or None for no limit: {call.written(timeout='60')}"
         )
+
+
+def checked_client(client: Any) -> Client:
+    """`client`, when its cluster can be used."""
+    hint = (
+        "write run(inp_list, check_inp, process_inp, client=distributed.Client(address)), or pass"
+        " no client for a cluster of our own"
+    )
+    from distributed import Client
+
+    if not isinstance(client, Client):
+        raise InputError(f"client is {safe_repr(client)}; {hint}")
+    if client.asynchronous:
+        raise InputError(f"client is asynchronous; {hint}")
+    if client.status != "running":
+        raise InputError(f"client is {client.status}; {hint}")
+    if any(address.startswith("inproc://") for address in client.nthreads()):
+        raise InputError(
+            f"client is of a cluster whose workers are threads of this process; {hint}"
+        )
+    return client
 
 
 def _check_client(call: _Call, name: str, given: Any) -> None:

@@ -23,6 +23,8 @@ V = TypeVar("V")
 
 CAUSES_IN_TEXT = 5
 
+latest: Report | None = None  # of this process's latest run, however it ended
+
 
 class Unpicklable:
     """Stands for an input that failed and could not be pickled with its report."""

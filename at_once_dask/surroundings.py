@@ -15,12 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from at_once_dask import processes
+from at_once_dask import forkserver, processes
 from at_once_dask.failure import is_users_file
-
-# Set by Dask for workers with one thread each, so that libraries do not start a thread a core
-# in every worker; the driver's own settings win.
-THREAD_LIMITS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ class Surroundings:
         directory = None
         with contextlib.suppress(FileNotFoundError):
             directory = os.getcwd()
-        environment = THREAD_LIMITS | dict(os.environ) | dict([processes.mark()])
+        environment = forkserver.ENVIRONMENT | dict(os.environ) | dict([processes.mark()])
         return cls(directory, environment, list(sys.path))
 
     def adopt(self) -> None:

@@ -34,7 +34,7 @@ from helpers import poll_for
 
 import at_once_dask
 from at_once_dask import window
-from at_once_dask.cluster import DASHBOARD
+from at_once_dask.options import DASHBOARD
 
 ANY_PORT = "127.0.0.1:0"
 HERE = Path(__file__).parent

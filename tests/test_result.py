@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import at_once_dask
-from at_once_dask import api, pace
+from at_once_dask import engine, pace
 from at_once_dask.crew import Crew, InlineCrew
 
 
@@ -88,7 +88,7 @@ def inline(monkeypatch: pytest.MonkeyPatch, threads: int, first: int) -> Iterato
             yield found
 
     with monkeypatch.context() as patch:
-        patch.setattr(api, "_crew", crew)
+        patch.setattr(engine, "_crew", crew)
         patch.setattr(pace, "FIRST", first)
         patch.setattr(pace, "GROWTH", 1)
         yield

@@ -8,7 +8,7 @@ import pytest
 from helpers import statuses
 
 import at_once_dask
-from at_once_dask import api
+from at_once_dask import engine
 from at_once_dask.cluster import Worker
 from at_once_dask.crew import InlineCrew
 from at_once_dask.flow import Partition
@@ -36,6 +36,6 @@ class Losing(InlineCrew):
 def test_all_partitions_of_a_lost_worker_are_settled_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(api, "_crew", Losing)
+    monkeypatch.setattr(engine, "_crew", Losing)
     report = at_once_dask.run(range(40), None, lambda n: None, progress=False)
     assert statuses(report) == ["processed"] * 40

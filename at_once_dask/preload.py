@@ -1,0 +1,10 @@
+"""What the fork server imports, so that a worker has it from the first moment."""
+
+from __future__ import annotations
+
+import gc
+
+import at_once_dask.worker  # noqa: F401
+
+# No collection looks at these objects again; and workers, which look, need no copies of them.
+gc.freeze()
