@@ -65,7 +65,7 @@ def _one(options: Options) -> Iterator[Run]:
         except InputError:
             raise  # nothing has begun
         except BaseException as error:
-            _last = error.report = this.report()  # type: ignore[attr-defined]
+            report.latest = error.report = this.report()  # type: ignore[attr-defined]
             raise
         finally:
             journal.enter_run(None)

@@ -71,8 +71,10 @@ class Job:
     @cached_property
     def mapping(self) -> Chain:
         """Inputs, as Items, to the Items that passed the filter."""
-        steps = self.steps
-        return compiled(_PARTITION.map(steps.check).filter(steps.matters).map(steps.process))
+        steps, bag = self.steps, _PARTITION
+        if self.check_inp is not None:  # else nothing is done yet, and all of it matters
+            bag = bag.map(steps.check).filter(steps.matters)
+        return compiled(bag.map(steps.process))
 
     @cached_property
     def folding(self) -> Chain:

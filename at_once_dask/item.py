@@ -86,7 +86,7 @@ class Steps:
 
     def check(self, item: Item) -> Item:
         """Mapped: is this input done, and with which value?"""
-        if self.check_inp is None or item.state != PENDING:
+        if item.state != PENDING:
             return item
         try:
             self._check(item)
@@ -122,7 +122,7 @@ class Steps:
 
     def _check(self, item: Item) -> None:
         assert self.check_inp is not None
-        item.at(CHECK)
+        item.states[item.offset] = CHECK  # as `at`, which costs a call
         is_done, value = read_answer(self.check_inp(item.inp))
         if is_done:
             if self.reducing:
@@ -132,7 +132,7 @@ class Steps:
 
     def _process(self, item: Item) -> None:
         assert self.process_inp is not None
-        item.at(PROCESS)
+        item.states[item.offset] = PROCESS
         result = self.process_inp(item.inp)
         if result is not None:
             if self.reducing:

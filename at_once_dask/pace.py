@@ -9,7 +9,9 @@ FIRST_CAUTIOUS = 8
 FIRST_SECONDS = 0.05  # so these come back soon, with what they have done until then
 GROWTH = 64  # times the largest so far, at most
 FLOOR_SECONDS = 0.05  # partitions get no smaller towards the end than this
+PAYLOAD_BYTES = 8 * 2**20  # of the inputs of a partition, unless one alone is larger
 VALUE_BYTES = 64 * 2**20  # that a partition's inputs give, at most
+MOST = 50_000  # inputs a partition: each costs the driver some 40 bytes while it is in flight
 CAUTIOUS = 1000  # inputs a partition at most where the first failure ends the run
 
 
@@ -23,12 +25,13 @@ class Pace:
     """
 
     def __init__(self, cautious: bool = False) -> None:
-        self._most = CAUTIOUS if cautious else 10**9
+        self._most = CAUTIOUS if cautious else MOST
         self._first = FIRST_CAUTIOUS if cautious else FIRST
         self._first_share: int | None = None
         self._largest = 0
         self._seconds_each: float | None = None
         self._bytes_each = 0.0
+        self._payload_each = 0.0
 
     @property
     def seconds(self) -> float:
@@ -37,9 +40,12 @@ class Pace:
 
     def size(self, left: int | None, slots: int) -> int:
         """How many inputs to take when `left` are left, if known, for so many in flight."""
+        fits = int(PAYLOAD_BYTES / self._payload_each) if self._payload_each else self._most
         if self._seconds_each is None:
-            return self._first_size(left, slots)
-        wanted = min(self._largest * GROWTH, int(SLICE_SECONDS / self._seconds_each), self._most)
+            return max(1, min(self._first_size(left, slots), fits))
+        wanted = min(
+            fits, self._largest * GROWTH, int(SLICE_SECONDS / self._seconds_each), self._most
+        )
         if self._bytes_each:
             wanted = min(wanted, int(VALUE_BYTES / self._bytes_each))
         if left is not None:
@@ -54,6 +60,11 @@ class Pace:
         if self._first_share is None:
             self._first_share = max(1, min(self._first, -(-left // max(1, slots))))
         return self._first_share
+
+    def weigh(self, n: int, n_bytes: int) -> None:
+        """So many inputs are so many bytes on the way."""
+        each = n_bytes / n
+        self._payload_each = (self._payload_each + each) / 2 if self._payload_each else each
 
     def learn(self, n: int, seconds: float, n_bytes: int = 0) -> None:
         """A partition took `seconds` for `n` inputs, which gave values of so many bytes."""

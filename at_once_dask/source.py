@@ -13,7 +13,6 @@ from at_once_dask import pickles
 from at_once_dask.failure import Failure, from_exception
 from at_once_dask.interrupts import Interrupts
 
-PAYLOAD_BYTES = 8 * 2**20  # of one partition, unless one input alone is larger
 DRAW_SECONDS = 0.05  # what an iterator gives in this time is sent off
 FIRST = 8  # inputs drawn to see whether there are any
 

@@ -33,8 +33,8 @@ from at_once_dask.crumb import BegunBeforeError
 from at_once_dask.errors import AtOnceError
 from at_once_dask.failure import Failure
 from at_once_dask.flow import Outcome, Partition
-from at_once_dask.pace import Pace
-from at_once_dask.source import PAYLOAD_BYTES, Chunk, Source
+from at_once_dask.pace import PAYLOAD_BYTES, Pace
+from at_once_dask.source import Chunk, Source
 from at_once_dask.states import LEFT
 
 DEPTH = 2  # partitions in flight for each worker thread
@@ -260,6 +260,7 @@ class Window:
             self._sift(chunk)
             return
         size = sum(map(len, packs))
+        self._pace.weigh(len(chunk), size)
         if size > PAYLOAD_BYTES and len(chunk) > 1:
             first, *others = chunk.split(max(1, len(chunk) * PAYLOAD_BYTES // size))
             for other in others:  # each small enough now: none is pickled whole again and again
