@@ -107,6 +107,8 @@ class Partition:
         What an input gives is put where a death cannot take it, before the next one begins.
     attempt, attempts : int
         The how-manieth this is for each input, and how many it gets.
+    hasty : bool
+        An input that fails ends it: the run may have to stop for that.
     seconds : float
         No further input is begun when it has run so long; the rest goes back.
     delivered : tuple of str
@@ -124,6 +126,7 @@ class Partition:
     careful: bool = False
     attempt: int = 1
     attempts: int = 1
+    hasty: bool = False
     seconds: float = SLICE_SECONDS
     delivered: tuple[str, ...] = ()
 
@@ -284,7 +287,8 @@ class _Slice:
                 self._collect(item, gathered)
             if item.state == FAILED:
                 self._fail(item.value, item.inp)
-                if job.reducing and not partition.final:  # what is tried again has its own place
+                # What is tried again has its own place in a map-reduce.
+                if partition.hasty or (job.reducing and not partition.final):
                     self.mine.end(item.position + 1)
                     break
             else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from at_once_dask.flow import SLICE_SECONDS
 
-FIRST = 1000  # inputs of the first partitions, of which nobody knows how long they take
+FIRST = 10_000  # inputs of the first partitions, of which nobody knows how long they take
 FIRST_CAUTIOUS = 8
 FIRST_SECONDS = 0.05  # so these come back soon, with what they have done until then
 GROWTH = 64  # times the largest so far, at most
@@ -40,12 +40,9 @@ class Pace:
 
     def size(self, left: int | None, slots: int) -> int:
         """How many inputs to take when `left` are left, if known, for so many in flight."""
-        fits = int(PAYLOAD_BYTES / self._payload_each) if self._payload_each else self._most
         if self._seconds_each is None:
-            return max(1, min(self._first_size(left, slots), fits))
-        wanted = min(
-            fits, self._largest * GROWTH, int(SLICE_SECONDS / self._seconds_each), self._most
-        )
+            return max(1, min(self._first_size(left, slots), self.fits))
+        wanted = min(self.fits, self._largest * GROWTH, int(SLICE_SECONDS / self._seconds_each))
         if self._bytes_each:
             wanted = min(wanted, int(VALUE_BYTES / self._bytes_each))
         if left is not None:
@@ -60,6 +57,17 @@ class Pace:
         if self._first_share is None:
             self._first_share = max(1, min(self._first, -(-left // max(1, slots))))
         return self._first_share
+
+    @property
+    def fits(self) -> int:
+        """How many inputs a partition may have, by their size."""
+        by_size = int(PAYLOAD_BYTES / self._payload_each) if self._payload_each else self._most
+        return max(1, min(by_size, self._most))
+
+    @property
+    def is_weighed(self) -> bool:
+        """Whether the size of any inputs is known."""
+        return bool(self._payload_each)
 
     def weigh(self, n: int, n_bytes: int) -> None:
         """So many inputs are so many bytes on the way."""

@@ -14,6 +14,7 @@ held is settled (see ``blame``); what failed and has attempts left comes back af
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import random
@@ -27,6 +28,7 @@ from distributed import CancelledError
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
+from at_once_dask import pickles
 from at_once_dask.blame import Death, Settled, exit_name, settle
 from at_once_dask.crew import Broken, Crew, Delivered, Died, Event, Failing, Reclaimed, Running
 from at_once_dask.crumb import BegunBeforeError
@@ -37,6 +39,7 @@ from at_once_dask.pace import PAYLOAD_BYTES, Pace
 from at_once_dask.source import Chunk, Source
 from at_once_dask.states import LEFT
 
+WEIGHED = 8  # inputs, by which the size of the first partition is found
 DEPTH = 2  # partitions in flight for each worker thread
 TICK_SECONDS = 0.25
 RECLAIM_SECONDS = 0.05  # a partition out for longer may be asked back
@@ -120,7 +123,7 @@ class Window:
     retries : int
         Further attempts for an input that failed.
     cautious : bool
-        Small partitions, because the run may stop at any failure.
+        Small partitions that end at a failure, because the run may stop for it.
     enough : callable
         Asked after each event; a reason to stop early, or None.
     interrupted : callable
@@ -154,6 +157,7 @@ class Window:
         self._run = run
         self._ids = map(str, itertools.count())
         self._pace = Pace(cautious)
+        self._cautious = cautious
         self._out: dict[str, Out] = {}
         self._delivered: defaultdict[str, list[str]] = defaultdict(list)  # by worker, not yet told
         self._attempts: dict[int, int] = {}  # failed so far, by position
@@ -253,7 +257,19 @@ class Window:
         worker = max(room, key=lambda worker: room[worker], default=None)
         return worker if worker is not None and room[worker] > 0 else None
 
+    def _weighed(self, chunk: Chunk) -> Chunk:
+        """Before the first chunk is pickled whole: as much of it as a few inputs tell that fits."""
+        if not self._pace.is_weighed:
+            few = chunk.inputs[:WEIGHED]
+            with contextlib.suppress(Exception):  # what cannot be pickled is found later
+                self._pace.weigh(len(few), len(pickles.dumps(few)))
+        first, *others = chunk.split(self._pace.fits)
+        for other in others:
+            self._source.give_back(other)
+        return first
+
     def _send(self, chunk: Chunk, worker: str) -> None:
+        chunk = self._weighed(chunk)
         try:
             packs = chunk.pack()
         except Exception:
@@ -282,6 +298,7 @@ class Window:
                 careful=chunk.again or self._careful,
                 attempt=1 + self._attempts.get(chunk.start, 0),
                 attempts=1 + self._retries,
+                hasty=self._cautious,
                 seconds=self._pace.seconds,
                 delivered=tuple(self._delivered.pop(worker, ())),
             ),

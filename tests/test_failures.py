@@ -435,6 +435,24 @@ def test_on_error_stop_ends_what_is_running(cluster: Client, folder: Path) -> No
     assert at_once_dask.run(range(10), None, lambda n: None, progress=False).ok
 
 
+@pytest.mark.parametrize("how", [{"on_error": "stop"}, {"max_failures": 0}])
+def test_a_stop_does_not_wait_for_the_next_input(cluster: Client, how: dict[str, Any]) -> None:
+    """That of the same partition, which would take an hour, never begins."""
+
+    def work(n: int) -> None:
+        if n == 0:
+            raise ValueError("stop")
+        if n == 1:
+            threading.Event().wait(3600)
+
+    with pytest.raises(at_once_dask.RunStopped) as stopped:
+        at_once_dask.run(range(8), None, work, progress=False, **how)
+    report = stopped.value.report
+    assert report.seconds < 0.9  # what runs when a run stops gets a second
+    assert report.failures.index.tolist() == [0]
+    assert statuses(report)[1] == "left"
+
+
 def test_run_failed_pickles_and_says_what_to_do(cluster: Client, folder: Path) -> None:
     inputs: list[Any] = [*range(1000), Unpicklable(7)]
 
