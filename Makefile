@@ -12,7 +12,7 @@ export PIP_NO_INPUT = 1
 RUN = $(VENV)/bin/python -m
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-slow test-lowest crashes soak lint types format clean
+.PHONY: help demo test test-slow test-lowest bench growth crashes soak lint types format clean
 
 help: ## list these words
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,13 @@ test-slow: $(VENV)/.installed-test ## the tests that take minutes
 
 test-lowest: $(LOWEST)/.installed-test ## the tests, on the oldest versions we say we work with
 	$(LOWEST)/bin/python -m pytest $(ARGS)
+
+bench: $(VENV)/.installed-bench ## how fast, beside other tools; ARGS="--scenario ms --peer pool-map"
+	$(VENV)/bin/python benchmarks/speed.py $(ARGS)
+
+growth: $(VENV)/.installed-bench ## how cost grows with inputs and workers; the driver's memory
+	$(VENV)/bin/python benchmarks/growth.py
+	$(VENV)/bin/python benchmarks/memory.py
 
 crashes: $(VENV)/.installed-bench ## what one bad input costs, here and with other tools
 	$(VENV)/bin/python benchmarks/crashes.py $(ARGS)
