@@ -150,6 +150,9 @@ class ClusterCrew:
         self._known: dict[str, Worker] = {}  # also those that are gone
         self._begun = time.time()
         self._met: set[str] = set()  # workers that are guarded, or have no nanny
+        self._meetings: set[asyncio.Future[None]] = set()
+        self._unguarded: AtOnceError | None = None
+        self._is_over = False
         self._asked: set[str] = set()  # those whose nannies were asked to guard them
         self._occupied: set[str] = set()  # workers that could not be ended when a run stopped
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -172,6 +175,9 @@ class ClusterCrew:
             return
         self._client.cancel(list(self._futures.values()), force=True)
         self._futures.clear()
+        self._is_over = True
+        with contextlib.suppress(OSError):
+            self._client.sync(self._meetings_end, TIDY_SECONDS)  # or a guard came after its end
         with contextlib.suppress(ValueError):  # it came to an end before it began
             self._client.unsubscribe_topic(self._topic)
         self._client._event_handlers.pop(self._topic, None)  # Dask keeps it, and with it the run
@@ -189,7 +195,10 @@ class ClusterCrew:
         surroundings = self._cluster.surroundings()
         run = self._book.run
         if self._shelves is not None:
-            os.mkdir(self._shelves, mode=0o700)
+            try:
+                os.mkdir(self._shelves, mode=0o700)
+            except OSError:  # there is no space, or somebody has tidied up: all values cross
+                self._shelves = None
         self._register(
             RunPlugin(run, self._job, self._book, surroundings, self._timeout, self._shelves)
         )
@@ -230,18 +239,34 @@ class ClusterCrew:
                 workers = self._cluster.workers()
         except OSError as error:
             raise _lost() from error
+        if self._unguarded is not None:
+            raise self._unguarded
         self._known |= workers
+        for address in self._asked - workers.keys():  # another one may come to the same address
+            self._asked.discard(address)
+            self._met.discard(address)
         for address in workers.keys() - self._asked:
-            self._loop.add_callback(self._meet, address)
+            self._asked.add(address)
+            self._loop.add_callback(self._begin_meeting, address)
         usable = self._met - self._occupied
         return {address: worker for address, worker in workers.items() if address in usable}
 
     async def _meet_all(self, workers: dict[str, Worker]) -> None:
         """Those that are slow to answer join later."""
         self._known |= workers
-        meetings = [asyncio.ensure_future(self._meet(worker)) for worker in workers]
-        if meetings:
-            await asyncio.wait(meetings, timeout=MEET_SECONDS)
+        self._asked |= workers.keys()
+        for worker in workers:
+            self._begin_meeting(worker)
+        await self._meetings_end(MEET_SECONDS)
+
+    def _begin_meeting(self, worker: str) -> None:
+        meeting = asyncio.ensure_future(self._meet(worker))
+        self._meetings.add(meeting)
+        meeting.add_done_callback(self._meetings.discard)
+
+    async def _meetings_end(self, timeout: float) -> None:
+        if self._meetings:
+            await asyncio.wait(set(self._meetings), timeout=timeout)
 
     async def _meet(self, worker: str) -> None:
         """Put a guard into its nanny, and wait until that is connected to it.
@@ -249,10 +274,9 @@ class ClusterCrew:
         One that dies before it is connected is never replaced. Dask's own way of bringing a plugin
         to nannies goes by the workers, and passes by those that are replacing theirs.
         """
-        self._asked.add(worker)
         known = None if self._known[worker].nanny else worker
         guard = Guard(self._book.run, self._timeout)
-        while known != worker and self._client.status == "running":
+        while known != worker and self._client.status == "running" and not self._is_over:
             try:
                 answers = await self._client.run(
                     _take_guard, guard, self._topic, workers=[worker], nanny=True, on_error="raise"
@@ -260,6 +284,13 @@ class ClusterCrew:
                 (known,) = answers.values()
             except (OSError, KeyError, ValueError):  # it is gone again
                 self._asked.discard(worker)
+                return
+            except Exception as error:
+                self._unguarded = AtOnceError(
+                    f"the nanny of {worker} cannot watch it: {type(error).__name__}: {error}; see"
+                    " that at_once_dask is installed there (pip install at_once_dask), start the"
+                    " cluster anew, and run the same again"
+                )
                 return
         self._met.add(worker)
 
@@ -469,7 +500,9 @@ def _read(traces: dict[str, bytes]) -> dict[str, Trace]:
 async def _take_guard(guard: Guard, name: str, dask_worker: Any) -> str | None:
     """Runs in a nanny, and gives its worker's address; the last parameter's name is Dask's."""
     if name not in dask_worker.plugins:
-        await dask_worker.plugin_add(plugin=guard, name=name)
+        answer = await dask_worker.plugin_add(plugin=guard, name=name)
+        if answer["status"] != "OK":
+            raise RuntimeError(f"its plugin cannot be set up: {answer.get('text', answer)}")
     address: str | None = dask_worker.worker_address
     return address
 

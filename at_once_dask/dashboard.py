@@ -54,10 +54,7 @@ class _Dashboard:
         try:
             import distributed.dashboard.scheduler  # noqa: F401
         except Exception as error:
-            self.text = (
-                f"The dashboard cannot be loaded: {html.escape(str(error))}. Install what is"
-                " missing (pip install 'bokeh>=3.4'), and start Python again."
-            )
+            self._fail(error)
         else:
             self._scheduler.loop.add_callback(self._connect)
 
@@ -65,8 +62,18 @@ class _Dashboard:
         from distributed.dashboard.scheduler import connect
 
         application = self._scheduler.http_application
-        connect(application, self._scheduler.http_server, self._scheduler, prefix="/")
-        application.applications.remove(self._pages)
+        try:
+            connect(application, self._scheduler.http_server, self._scheduler, prefix="/")
+        except Exception as error:
+            self._fail(error)
+        else:
+            application.applications.remove(self._pages)
+
+    def _fail(self, error: Exception) -> None:
+        self.text = (
+            f"The dashboard cannot be loaded: {html.escape(str(error))}. Install what is missing"
+            " (pip install 'bokeh>=3.4'), and start Python again."
+        )
 
 
 class _Waiting(RequestHandler):

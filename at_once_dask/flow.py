@@ -19,6 +19,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate, takewhile
 from typing import Any
 
 from dask.bag import Bag
@@ -34,6 +35,7 @@ from at_once_dask.states import COLLECT, FAILED, PROCESSED, SEND
 
 SLICE_SECONDS = 0.5  # a partition returns what it has past this, so that none holds others back
 
+FOLD_BYTES = 8 * 2**20  # of values are unpickled together, unless one key alone has more
 FOLD_SECONDS = 0.02  # keys folded together take no longer than this, or fewer are the next time
 
 Chain = Callable[[Iterable[Any]], Iterator[Any]]
@@ -107,8 +109,8 @@ class Partition:
         What an input gives is put where a death cannot take it, before the next one begins.
     attempt, attempts : int
         The how-manieth this is for each input, and how many it gets.
-    hasty : bool
-        An input that fails ends it: the run may have to stop for that.
+    allowed : int or None
+        It ends when so many inputs have failed for good: the run may have to stop for that.
     seconds : float
         No further input is begun when it has run so long; the rest goes back.
     delivered : tuple of str
@@ -126,7 +128,7 @@ class Partition:
     careful: bool = False
     attempt: int = 1
     attempts: int = 1
-    hasty: bool = False
+    allowed: int | None = None
     seconds: float = SLICE_SECONDS
     delivered: tuple[str, ...] = ()
 
@@ -288,7 +290,7 @@ class _Slice:
             if item.state == FAILED:
                 self._fail(item.value, item.inp)
                 # What is tried again has its own place in a map-reduce.
-                if partition.hasty or (job.reducing and not partition.final):
+                if self._is_enough() if partition.final else job.reducing:
                     self.mine.end(item.position + 1)
                     break
             else:
@@ -329,15 +331,18 @@ class _Slice:
         first, n = 0, 1
         while first < len(groups):
             begun = time.monotonic()
+            few = _no_more_than(FOLD_BYTES, groups[first : first + n])
             parts = [
                 Part(position, group, self.mine)
-                for position, group in enumerate(
-                    groups[first : first + n], self.partition.start + first
-                )
+                for position, group in enumerate(few, self.partition.start + first)
             ]
             yield from self.job.folding(_Stream(parts))
-            first += n
+            first += len(few)
             n = 2 * n if time.monotonic() - begun < FOLD_SECONDS else max(1, n // 2)
+
+    def _is_enough(self) -> bool:
+        allowed = self.partition.allowed
+        return allowed is not None and len(self.failures) >= allowed
 
     def _drawn(self) -> Iterator[Any]:
         """The inputs; those that come singly are unpickled one by one, when they are drawn."""
@@ -440,6 +445,12 @@ class _Slice:
             made=made,
             apart=self.apart,
         )
+
+
+def _no_more_than(n_bytes: int, groups: list[Group]) -> list[Group]:
+    """The first of `groups`, whose values are not more together; at least one."""
+    sizes = accumulate(group.n_bytes for group in groups)
+    return groups[: max(1, sum(1 for _ in takewhile(lambda size: size <= n_bytes, sizes)))]
 
 
 class _Unread:

@@ -14,14 +14,10 @@ PRELOADED = ["at_once_dask.preload"]
 
 # As Dask gives it to workers, but without its ``MALLOC_TRIM_THRESHOLD_``, which has them give
 # memory back at once: each new megabyte would cost 250 page faults. The driver's own settings win.
-ENVIRONMENT = {
-    # So that libraries do not start a thread a core in every worker.
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    # The same hashes in every worker, those of distributed's own.
-    "PYTHONHASHSEED": "6640",
-}
+# So that libraries do not start a thread a core in every worker.
+THREAD_LIMITS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+# And the same hashes in every worker, those of Dask's own.
+ENVIRONMENT = THREAD_LIMITS | {"PYTHONHASHSEED": "6640"}
 
 
 def start() -> None:

@@ -120,8 +120,12 @@ class Lease:
         behind it, or the claim came after the limit and `begin` says no. When both happen at
         once the partition may end earlier than told here, never later: the outcome says how far
         it came, and the driver trusts the outcome.
+
+        A second question changes nothing: what was given back once may be running elsewhere.
         """
-        self.limit = min(self.limit, self.current + 1)
+        if self.limit != NO_LIMIT:
+            return self.limit
+        self.limit = self.current + 1
         while self.limit <= self.current:
             self.limit = self.current + 1
         return self.limit

@@ -64,15 +64,13 @@ class Pace:
         by_size = int(PAYLOAD_BYTES / self._payload_each) if self._payload_each else self._most
         return max(1, min(by_size, self._most))
 
-    @property
-    def is_weighed(self) -> bool:
-        """Whether the size of any inputs is known."""
-        return bool(self._payload_each)
+    def weigh(self, n_bytes: float) -> None:
+        """One more input makes a partition so many bytes larger."""
+        self._payload_each = n_bytes
 
-    def weigh(self, n: int, n_bytes: int) -> None:
-        """So many inputs are so many bytes on the way."""
-        each = n_bytes / n
-        self._payload_each = (self._payload_each + each) / 2 if self._payload_each else each
+    def packed(self, n: int, n_bytes: int) -> None:
+        """So many inputs together were so many bytes: one of them is no larger than its share."""
+        self._payload_each = min(self._payload_each, n_bytes / n)
 
     def learn(self, n: int, seconds: float, n_bytes: int = 0) -> None:
         """A partition took `seconds` for `n` inputs, which gave values of so many bytes."""

@@ -33,6 +33,10 @@ class Group(NamedTuple):
     key: Any
     blobs: list[bytes | Place]
 
+    @property
+    def n_bytes(self) -> int:
+        return sum(blob.size if isinstance(blob, Place) else len(blob) for blob in self.blobs)
+
 
 class Groups:
     """The driver's collection of pieces: which blob belongs to which key.
@@ -57,7 +61,7 @@ class Groups:
         self._first.extend([start] * (len(self._numbers) - len(self._first)))
         # Of equal keys the first in the list counts: 1 before True, say.
         later = np.take(self._first, numbers) > start
-        for place in np.flatnonzero(later).tolist():
+        for place in np.flatnonzero(later)[::-1].tolist():  # the first in the piece comes last
             self._first[numbers[place]] = start
             self._numbers.order[numbers[place]] = keys[place]
         self._pieces.append(_Stored(start, piece.data, numbers, piece.sizes))

@@ -81,6 +81,7 @@ class Run:
                 valued=options.reducing,
                 retries=options.retries,
                 cautious=options.on_error == "stop" or options.max_failures is not None,
+                allowed=self._allowed,
                 enough=self._too_many,
                 interrupted=self.interrupts.check,
             ).run()
@@ -135,6 +136,13 @@ class Run:
 
     def close(self) -> None:
         self.groups.close()
+
+    def _allowed(self) -> int | None:
+        """How many failures from now on stop the run at once; None where a share counts."""
+        if self.options.on_error == "stop":
+            return 1
+        most = self.options.max_failures
+        return most + 1 - self.ledger.counts[FAILED] if isinstance(most, int) else None
 
     def _too_many(self) -> str | None:
         """Why the run must stop for its failures, or None."""

@@ -41,7 +41,7 @@ class Surroundings:
         directory = None
         with contextlib.suppress(FileNotFoundError):
             directory = os.getcwd()
-        environment = forkserver.ENVIRONMENT | dict(os.environ) | dict([processes.mark()])
+        environment = forkserver.THREAD_LIMITS | dict(os.environ) | dict([processes.mark()])
         return cls(directory, environment, list(sys.path))
 
     def adopt(self) -> None:

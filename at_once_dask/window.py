@@ -39,7 +39,7 @@ from at_once_dask.pace import PAYLOAD_BYTES, Pace
 from at_once_dask.source import Chunk, Source
 from at_once_dask.states import LEFT
 
-WEIGHED = 8  # inputs, by which the size of the first partition is found
+WEIGHED = 8  # inputs; the size of larger partitions is looked at before they are pickled
 DEPTH = 2  # partitions in flight for each worker thread
 TICK_SECONDS = 0.25
 RECLAIM_SECONDS = 0.05  # a partition out for longer may be asked back
@@ -123,7 +123,9 @@ class Window:
     retries : int
         Further attempts for an input that failed.
     cautious : bool
-        Small partitions that end at a failure, because the run may stop for it.
+        Small partitions, because the run may stop for failures.
+    allowed : callable
+        How many more inputs may fail before it does, the one that stops it included; or None.
     enough : callable
         Asked after each event; a reason to stop early, or None.
     interrupted : callable
@@ -142,6 +144,7 @@ class Window:
         valued: bool = False,
         retries: int = 0,
         cautious: bool = False,
+        allowed: Callable[[], int | None] = lambda: None,
         enough: Callable[[], str | None] = lambda: None,
         interrupted: Callable[[], None] = lambda: None,
     ) -> None:
@@ -157,7 +160,7 @@ class Window:
         self._run = run
         self._ids = map(str, itertools.count())
         self._pace = Pace(cautious)
-        self._cautious = cautious
+        self._allowed = allowed
         self._out: dict[str, Out] = {}
         self._delivered: defaultdict[str, list[str]] = defaultdict(list)  # by worker, not yet told
         self._attempts: dict[int, int] = {}  # failed so far, by position
@@ -258,11 +261,16 @@ class Window:
         return worker if worker is not None and room[worker] > 0 else None
 
     def _weighed(self, chunk: Chunk) -> Chunk:
-        """Before the first chunk is pickled whole: as much of it as a few inputs tell that fits."""
-        if not self._pace.is_weighed:
-            few = chunk.inputs[:WEIGHED]
-            with contextlib.suppress(Exception):  # what cannot be pickled is found later
-                self._pace.weigh(len(few), len(pickles.dumps(few)))
+        """As much of it as three of its inputs tell that fits, before it is pickled whole.
+
+        What all inputs share is pickled once: so it counts what the others add to the first.
+        """
+        if len(chunk) <= WEIGHED:
+            return chunk
+        some = [chunk.inputs[place] for place in (0, len(chunk) // 2, -1)]
+        with contextlib.suppress(Exception):  # what cannot be pickled is found later
+            alone = len(pickles.dumps(some[:1]))
+            self._pace.weigh((len(pickles.dumps(some)) - alone) / 2)
         first, *others = chunk.split(self._pace.fits)
         for other in others:
             self._source.give_back(other)
@@ -276,7 +284,7 @@ class Window:
             self._sift(chunk)
             return
         size = sum(map(len, packs))
-        self._pace.weigh(len(chunk), size)
+        self._pace.packed(len(chunk), size)
         if size > PAYLOAD_BYTES and len(chunk) > 1:
             first, *others = chunk.split(max(1, len(chunk) * PAYLOAD_BYTES // size))
             for other in others:  # each small enough now: none is pickled whole again and again
@@ -298,7 +306,7 @@ class Window:
                 careful=chunk.again or self._careful,
                 attempt=1 + self._attempts.get(chunk.start, 0),
                 attempts=1 + self._retries,
-                hasty=self._cautious,
+                allowed=self._allowed(),
                 seconds=self._pace.seconds,
                 delivered=tuple(self._delivered.pop(worker, ())),
             ),

@@ -10,6 +10,7 @@ import pytest
 
 from at_once_dask import lease
 from at_once_dask.crumb import Crumb
+from at_once_dask.states import REDUCE
 
 N = 300
 
@@ -111,3 +112,14 @@ def test_begun_or_taken_back_but_never_both() -> None:
         assert stop <= limit  # what was taken back was not handled
     lease.forget("run")
     assert lease.LEASES == {}
+
+
+def test_what_was_given_back_once_is_never_asked_for_again() -> None:
+    """Keys are folded before they are begun: the current one may be far behind the limit."""
+    mine = lease.Lease("p", 0)
+    mine.enter(Crumb(0, 10))
+    mine.turn_to(3, REDUCE)
+    assert mine.reclaim() == 4
+    mine.turn_to(7, REDUCE)
+    assert mine.reclaim() == 4
+    assert [mine.begin(position) for position in (2, 3, 4, 5)] == [True, True, False, False]

@@ -16,9 +16,11 @@ from helpers import oracle, same
 
 import at_once_dask
 from at_once_dask import cluster as own
-from at_once_dask.gather import SHELF_BYTES, Lists, Pairs, Piece, Place
+from at_once_dask import pickles
+from at_once_dask.flow import _no_more_than
+from at_once_dask.gather import SHELF_BYTES, Lists, Pairs, Piece, Place, alone
 from at_once_dask.lease import Lease
-from at_once_dask.reduction import Groups
+from at_once_dask.reduction import Group, Groups
 
 run: Any = at_once_dask.run
 
@@ -169,6 +171,26 @@ def test_groups_in_the_order_of_the_list_however_pieces_arrive(spill_bytes: int)
     assert [type(key) for key, _ in found] == [int, str, str]
     assert len(groups) == 3
     groups.close()
+
+
+def test_the_first_of_equal_keys_of_a_piece_that_comes_late() -> None:
+    late = pickles.loads(alone(Pairs([1, True, 1.0], ["a", "b", "c"]), combining=True))
+    groups = Groups()
+    groups.add(9, piece((True, "d")))
+    groups.add(0, late)
+    assert [type(group.key) for group in groups] == [int]
+
+
+def test_keys_are_folded_together_up_to_so_many_bytes() -> None:
+    groups = [Group(n, [bytes(size)]) for n, size in enumerate([3, 4, 100, 1])]
+    assert [len(_no_more_than(most, groups)) for most in (1, 3, 7, 106, 107, 999)] == [
+        1,
+        1,
+        2,
+        2,
+        3,
+        4,
+    ]
 
 
 def test_groups_of_nothing() -> None:
