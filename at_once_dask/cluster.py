@@ -49,6 +49,8 @@ _CONFIG = {
     # Some seconds after a worker has died Dask looks whether it is back, and else lets go of its
     # nanny: also when it is back, and has died again at that very moment.
     "distributed.deploy.lost-worker-timeout": "365 days",
+    # For its own developers Dask keeps the last 1,000 messages to each worker, with all inputs.
+    "distributed.admin.low-level-log-length": 16,
     # A paused worker may never wake; one that holds too much is ended, and its input is named.
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,

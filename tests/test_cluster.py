@@ -520,6 +520,14 @@ def test_an_exit_code_is_told_to_all_who_ask(cluster: Client) -> None:
         process.join()
 
 
+def test_what_was_sent_is_not_kept(cluster: Client) -> None:
+    """Dask keeps its last messages to each worker, for its own developers: few of them here."""
+    at_once_dask.run(range(400_000), None, lambda n: None, progress=False)
+    comms = cluster.cluster.scheduler.stream_comms.values()
+    assert comms
+    assert all(0 < comm.recent_message_log.maxlen <= 16 for comm in comms)
+
+
 SILENT_UNTIL_LOOKED_AT = """
 import sys, time, urllib.request
 import at_once_dask
