@@ -11,7 +11,7 @@ GROWTH = 64  # times the largest so far, at most
 FLOOR_SECONDS = 0.05  # partitions get no smaller towards the end than this
 PAYLOAD_BYTES = 8 * 2**20  # of the inputs of a partition, unless one alone is larger
 VALUE_BYTES = 64 * 2**20  # that a partition's inputs give, at most
-MOST = 50_000  # inputs a partition: each costs the driver some 40 bytes while it is in flight
+MOST = 30_000  # inputs a partition: each costs the driver some 40 bytes while it is in flight
 CAUTIOUS = 1000  # inputs a partition at most where the first failure ends the run
 
 

@@ -33,6 +33,7 @@ from distributed.security import Security
 from helpers import poll_for
 
 import at_once_dask
+from at_once_dask import cluster as own
 from at_once_dask import window
 from at_once_dask.options import DASHBOARD
 
@@ -523,7 +524,8 @@ def test_an_exit_code_is_told_to_all_who_ask(cluster: Client) -> None:
 def test_what_was_sent_is_not_kept(cluster: Client) -> None:
     """Dask keeps its last messages to each worker, for its own developers: few of them here."""
     at_once_dask.run(range(400_000), None, lambda n: None, progress=False)
-    comms = cluster.cluster.scheduler.stream_comms.values()
+    scheduler: Any = own._own._cluster.scheduler  # type: ignore[union-attr]
+    comms = scheduler.stream_comms.values()
     assert comms
     assert all(0 < comm.recent_message_log.maxlen <= 16 for comm in comms)
 
