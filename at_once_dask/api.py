@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from at_once_dask import forkserver, report
+from at_once_dask.interrupts import Interrupts
 from at_once_dask.options import DASHBOARD, Options, front_door
 from at_once_dask.report import Plan, Reduction, Report
 
@@ -211,7 +212,8 @@ def run(
         progress=progress,
         random_state=random_state,
     ).checked()
-    result: Report | Reduction[Any, Any] = _engine(options).run(options)
+    interrupts = Interrupts()
+    result: Report | Reduction[Any, Any] = _engine(options, interrupts).run(options, interrupts)
     return result
 
 
@@ -263,7 +265,8 @@ def plan(
         progress=progress,
         random_state=None,
     ).checked()
-    planned: Plan[T] = _engine(options).plan(options)
+    interrupts = Interrupts()
+    planned: Plan[T] = _engine(options, interrupts).plan(options, interrupts)
     return planned
 
 
@@ -340,14 +343,16 @@ def close() -> None:
         cluster.close()
 
 
-def _engine(options: Options) -> ModuleType:
+def _engine(options: Options, interrupts: Interrupts) -> ModuleType:
     """What runs it; where it is the first call, the workers' start does not wait for the imports.
 
-    Without distributed there is neither a cluster nor a Client yet.
+    Without distributed there is neither a cluster nor a Client yet. A Ctrl-C during the imports
+    counts when the run begins: it ends with a report, as any other.
     """
     is_empty = isinstance(options.inp_list, Sized) and not len(options.inp_list)
     if "distributed" not in sys.modules and not is_empty:
         forkserver.start()
-    from at_once_dask import engine
+    with interrupts:
+        from at_once_dask import engine
 
     return engine

@@ -17,9 +17,9 @@ from at_once_dask.runner import PlanSink, Run
 from at_once_dask.ticker import let_inspect, show_link
 
 
-def run(options: Options) -> Report | Reduction[Any, Any]:
+def run(options: Options, interrupts: Interrupts) -> Report | Reduction[Any, Any]:
     """Map, and reduce what was mapped; the verdict."""
-    with _one(options) as this:
+    with _one(options, interrupts) as this:
         stopped = None
         if not this.source.is_empty():
             with _crew(this) as crew:
@@ -31,9 +31,9 @@ def run(options: Options) -> Report | Reduction[Any, Any]:
     return _verdict(this, stopped)
 
 
-def plan(options: Options) -> Plan[Any]:
+def plan(options: Options, interrupts: Interrupts) -> Plan[Any]:
     """Only look at the inputs."""
-    with _one(options) as this:
+    with _one(options, interrupts) as this:
         sink = PlanSink(this)
         stopped = None
         if not this.source.is_empty():
@@ -47,14 +47,14 @@ def plan(options: Options) -> Plan[Any]:
 
 
 @contextmanager
-def _one(options: Options) -> Iterator[Run]:
+def _one(options: Options, interrupts: Interrupts) -> Iterator[Run]:
     """A run, one at a time; its report is kept however it ends, and goes with what is raised."""
     if running():
         raise InputError(
             "run() was called inside one of its own functions; call it after the other run, or do"
             " the inner work with a plain loop: [process(part) for part in parts]"
         )
-    with cluster.one_at_a_time(), Interrupts() as interrupts:
+    with cluster.one_at_a_time(), interrupts:
         this = Run(options, interrupts)
         journal.enter_run(this.id)
         try:

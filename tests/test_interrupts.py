@@ -310,6 +310,37 @@ def test_further_ctrl_c_while_the_script_ends(folder: Path) -> None:
         check_one_interrupt(script)
 
 
+IMPORTING = f"""
+import json
+import os, signal, sys
+import at_once_dask
+
+{REPORTING}
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "at_once_dask.crew":
+            os.kill(os.getpid(), signal.SIGINT)
+
+assert "distributed" not in sys.modules
+sys.meta_path.insert(0, Interrupting())
+try:
+    at_once_dask.run(range(10), None, print, progress=False)
+except BaseException as error:
+    tell(error)
+    raise
+"""
+
+
+def test_ctrl_c_while_dask_is_imported(folder: Path) -> None:
+    """The first call imports it; the run ends as it begins, with its report."""
+    with started(IMPORTING, folder) as script:
+        script.process.wait(30)
+        check_one_interrupt(script)
+        told = json.loads(script.out[-1])
+        assert (told["error"], told["last"]) == ("KeyboardInterrupt", True)
+
+
 # ----- and again
 
 RESUMED = """
