@@ -12,11 +12,12 @@ from at_once_dask import processes
 
 PRELOADED = ["at_once_dask.preload"]
 
-# As Dask gives it to workers, but without its ``MALLOC_TRIM_THRESHOLD_``, which has them give
-# memory back at once: each new megabyte would cost 250 page faults. The driver's own settings win.
-# So that libraries do not start a thread a core in every worker.
+# So that libraries do not start a thread a core in every worker; the driver's own settings win.
 THREAD_LIMITS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-# And the same hashes in every worker, those of Dask's own.
+
+# As Dask gives it to workers, with the same hashes in each; but without its
+# ``MALLOC_TRIM_THRESHOLD_``, which has them give memory back at once: each new megabyte would cost
+# 250 page faults.
 ENVIRONMENT = THREAD_LIMITS | {"PYTHONHASHSEED": "6640"}
 
 

@@ -15,10 +15,11 @@ from tornado.ioloop import PeriodicCallback
 
 from at_once_dask import journal
 from at_once_dask.crumb import Trail
-from at_once_dask.processes import end_tree
+from at_once_dask.processes import end_tree, exit_codes_read_once
 from at_once_dask.stack import ASK
 
 _GUARDS = "at_once_dask_guards"  # an attribute of a nanny
+_READING = "at_once_dask_reading"  # another one: what is undone when the last guard leaves
 LOOK_SECONDS = 0.1  # how often the time of the running inputs is looked at
 STACK_SECONDS = 0.05  # for a worker to write down where it is
 
@@ -125,6 +126,9 @@ def _guards(nanny: Any) -> dict[str, Guard]:
     if not hasattr(nanny, _GUARDS):
         guards: dict[str, Guard] = {}
         setattr(nanny, _GUARDS, guards)
+        reading = contextlib.ExitStack()
+        reading.enter_context(exit_codes_read_once())
+        setattr(nanny, _READING, reading)
         tell_exit = nanny._on_worker_exit_sync
 
         def ended(exit: int) -> None:
@@ -142,6 +146,8 @@ def _guards(nanny: Any) -> dict[str, Guard]:
 def _leave(nanny: Any) -> None:
     """The nanny is as it was."""
     delattr(nanny, _GUARDS)
+    getattr(nanny, _READING).close()
+    delattr(nanny, _READING)
     del nanny._on_worker_exit_sync
     if nanny.process is not None:
         nanny.process.on_exit = nanny._on_worker_exit_sync

@@ -70,16 +70,22 @@ def end_tree(pid: int) -> None:
     end(found)
 
 
+_read_exit_code = multiprocessing.popen_forkserver.Popen.poll
+
+
 @contextlib.contextmanager
 def exit_codes_read_once() -> Iterator[None]:
-    """Exit codes of forked workers are right while this lasts.
+    """Exit codes of forked workers are right while this lasts, for all that start meanwhile.
 
     The fork server sends each code once, and `multiprocessing` has no lock around reading it. When
     one thread waits for a worker's end while another one starts a process, which looks after all
     others, both may read; the second one finds nothing there, and puts 255 in the code's place.
     """
     popen = multiprocessing.popen_forkserver.Popen
-    read, lock = popen.poll, threading.Lock()
+    if popen.poll is not _read_exit_code:  # somebody sees to it already, and for longer
+        yield
+        return
+    read, lock = _read_exit_code, threading.Lock()
 
     def poll(self: multiprocessing.popen_forkserver.Popen, flag: int = os.WNOHANG) -> int | None:
         if self.returncode is None:
