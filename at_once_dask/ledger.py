@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import heapq
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from at_once_dask.failure import Failure
+from at_once_dask.failure import Failure, safe_repr
 from at_once_dask.states import FAILED, LEFT, NAMES
 
 if TYPE_CHECKING:
     from at_once_dask.flow import Outcome
+
+SLOWEST = 20  # inputs that are known by name
 
 _NAN = float("nan")
 
@@ -22,6 +27,28 @@ class Failed:
     failure: Failure
     inp: Any
     index: int | None
+
+    @property
+    def order(self) -> tuple[bool, int]:
+        """Inputs by position as given, then keys by first appearance."""
+        return self.index is None, self.failure.position if self.index is None else self.index
+
+
+@dataclass(slots=True)
+class Cause:
+    """Equal failures: how many, and the first of them."""
+
+    example: Failed
+    count: int = 0
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Slow:
+    """An input that took long, with its repr: the input itself is not kept for that."""
+
+    seconds: float
+    index: int
+    inp: str
 
 
 class Ledger:
@@ -49,6 +76,8 @@ class Ledger:
         self.workers = array("i")
         self.names: list[str] = []
         self.failed: list[Failed] = []
+        self._causes: dict[tuple[str, str, str, str], Cause] = {}
+        self._slowest: list[Slow] = []  # a heap
         self.counts = [0] * len(NAMES)
 
     def draw(self, n: int) -> None:
@@ -68,12 +97,24 @@ class Ledger:
         stop, marks = outcome.stop, np.array(outcome.marks)
         self._set_states(start, outcome.states)
         self.starts[start:stop] = array("d", (marks[:-1] + outcome.epoch).tobytes())
-        self.seconds[start:stop] = array("d", np.diff(marks).tobytes())
+        seconds = np.diff(marks)
+        self.seconds[start:stop] = array("d", seconds.tobytes())
         self.workers[start:stop] = array("i", [self._number(outcome.worker)]) * (stop - start)
         if LEFT in outcome.states:
             self._forget_the_left(start, outcome.states)
+        handled = np.frombuffer(outcome.states, dtype=np.uint8) != LEFT
+        self._note_slowest(start, np.where(handled, seconds, _NAN), inputs)
         for failure in outcome.failures:
             self._add(failure, inputs[failure.position - start])
+
+    def causes(self) -> list[Cause]:
+        """Equal failures grouped, the most frequent first."""
+        found = sorted(self._causes.values(), key=lambda cause: cause.example.order)
+        return sorted(found, key=lambda cause: -cause.count)
+
+    def slowest(self) -> list[Slow]:
+        """The inputs that took longest, the slowest first."""
+        return sorted(self._slowest, reverse=True)
 
     def _forget_the_left(self, start: int, states: bytearray) -> None:
         """What has failed, and is to be tried again, has not been handled."""
@@ -88,14 +129,41 @@ class Ledger:
         self._add(failure, inp)
 
     def fail_key(self, failure: Failure, key: Any) -> None:
-        self.failed.append(Failed(failure, key, None))
+        self._enter(Failed(failure, key, None))
+
+    def changed(self, change: Callable[[Failed], Failed]) -> Ledger:
+        """A copy whose failures are others."""
+        copy = object.__new__(Ledger)
+        copy.__dict__.update(self.__dict__, failed=[], _causes={})
+        for failed in self.failed:
+            copy._enter(change(failed))
+        return copy
 
     def index(self, position: int) -> int:
         """The position in the list as given."""
         return position if self.order is None else self.order[position]
 
     def _add(self, failure: Failure, inp: Any) -> None:
-        self.failed.append(Failed(failure, inp, self.index(failure.position)))
+        self._enter(Failed(failure, inp, self.index(failure.position)))
+
+    def _enter(self, failed: Failed) -> None:
+        self.failed.append(failed)
+        failure = failed.failure
+        same = failure.kind, failure.stage, failure.error, failure.where
+        cause = self._causes.setdefault(same, Cause(failed))
+        cause.count += 1
+        cause.example = min(cause.example, failed, key=attrgetter("order"))
+
+    def _note_slowest(self, start: int, seconds: Any, inputs: list[Any]) -> None:
+        """Of a partition: what is among the slowest so far."""
+        kept = self._slowest
+        least = kept[0].seconds if len(kept) == SLOWEST else -1.0
+        longer = (seconds > least).nonzero()[0]
+        for offset in longer[seconds[longer].argsort()[-SLOWEST:]].tolist():
+            slow = Slow(
+                float(seconds[offset]), self.index(start + offset), safe_repr(inputs[offset])
+            )
+            (heapq.heappushpop if len(kept) == SLOWEST else heapq.heappush)(kept, slow)
 
     def _set_states(self, start: int, states: bytes | bytearray) -> None:
         stop = start + len(states)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
-
-import toolz
 
 from at_once_dask import pickles
 from at_once_dask.errors import InputError
-from at_once_dask.failure import Failure, cut, first_line, safe_repr
-from at_once_dask.ledger import Failed, Ledger
+from at_once_dask.failure import cut, first_line, safe_repr
+from at_once_dask.ledger import Cause, Failed, Ledger
 from at_once_dask.states import FAILED, LEFT, NAMES, PROCESSED, SKIPPED
 
 if TYPE_CHECKING:
@@ -114,9 +113,9 @@ class Report:
             ``example`` (the first input or key that failed so) and ``message`` (of the example).
         """
         rows = [
-            (f.kind, f.stage, f.error, f.where, count, example.inp, f.message)
-            for example, count in self._causes()
-            for f in [example.failure]
+            (f.kind, f.stage, f.error, f.where, cause.count, cause.example.inp, f.message)
+            for cause in self._ledger.causes()
+            for f in [cause.example.failure]
         ]
         return _frame(rows, _CAUSE_COLUMNS)
 
@@ -199,8 +198,8 @@ class Report:
     def summary(self) -> str:
         """The run in a few lines: counts, largest causes with an example, log and next step."""
         lines = [self._counts()]
-        causes = self._causes()
-        lines += [_cause_line(example, count) for example, count in causes[:CAUSES_IN_TEXT]]
+        causes = self._ledger.causes()
+        lines += [_cause_line(cause) for cause in causes[:CAUSES_IN_TEXT]]
         if len(causes) > CAUSES_IN_TEXT:
             lines.append(f"  and {len(causes) - CAUSES_IN_TEXT} more: see report.causes")
         lines.append(f"Log: {self.logfile}")
@@ -214,10 +213,7 @@ class Report:
         return f"<Report of run {self.run}: {self._counts()}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        ledger = self.__dict__["_ledger"]
-        portable = object.__new__(Ledger)
-        portable.__dict__.update(ledger.__dict__, failed=[_portable(f) for f in ledger.failed])
-        return self.__dict__ | {"_ledger": portable, "_replay": None}
+        return self.__dict__ | {"_ledger": self._ledger.changed(_portable), "_replay": None}
 
     def _counts(self) -> str:
         text = (
@@ -237,12 +233,6 @@ class Report:
         if self._checked:
             return f"Next: {step}: the {done:,} inputs that are done will be skipped."
         return f"Next: {step}; pass a check_inp, so that the {done:,} inputs done can be skipped."
-
-    def _causes(self) -> list[tuple[Failed, int]]:
-        """The first failure of each cause and how often there is one, the most frequent first."""
-        groups = toolz.groupby(_cause, sorted(self._ledger.failed, key=_by_index))
-        causes = [(same[0], len(same)) for same in groups.values()]
-        return sorted(causes, key=lambda cause: -cause[1])
 
 
 class Reduction(dict[K, V]):
@@ -338,7 +328,7 @@ def failures_frame(failed: Sequence[Failed]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    failed = sorted(failed, key=_by_index)
+    failed = sorted(failed, key=attrgetter("order"))
     rows = [
         (
             None if row.index is None else row.inp,
@@ -378,24 +368,13 @@ def _positions(positions: Any) -> Any:
     return pd.Index(pd.array(list(positions), dtype="Int64"), name="index")
 
 
-def _by_index(failed: Failed) -> tuple[bool, int]:
-    """Inputs by position as given, then keys by first appearance."""
-    return failed.index is None, failed.failure.position if failed.index is None else failed.index
-
-
-def _cause(failed: Failed) -> tuple[str, str, str, str]:
-    """What makes failures equal."""
-    failure = failed.failure
-    return failure.kind, failure.stage, failure.error, failure.where
-
-
-def _cause_line(example: Failed, count: int) -> str:
-    failure: Failure = example.failure
+def _cause_line(cause: Cause) -> str:
+    example, failure = cause.example, cause.example.failure
     what = "key" if example.index is None else "input"
     line = cut(first_line(failure.message), 300)
     place = f" at {failure.where}" if failure.where else ""
     return (
-        f"  {count:,} x {failure.error} in {failure.stage}{place},"
+        f"  {cause.count:,} x {failure.error} in {failure.stage}{place},"
         f" e.g. {what} {safe_repr(example.inp)}: {line}"
     )
 

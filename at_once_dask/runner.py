@@ -231,12 +231,13 @@ class _ReduceSink(Sink):
 
     def record(self, start: int, outcome: Outcome, inputs: list[Group]) -> None:
         assert not isinstance(outcome.made, Piece)
-        self._ledger.record(start, outcome, inputs)
+        keys = [group.key for group in inputs]
+        self._ledger.record(start, outcome, keys)
         for failure in outcome.failures:
-            self._run.ledger.fail_key(failure, inputs[failure.position - start].key)
+            self._run.ledger.fail_key(failure, keys[failure.position - start])
         made = [] if outcome.made is None else pickles.loads(outcome.made)
         for position, pickled in [*made, *outcome.apart]:
-            key = inputs[position - start].key
+            key = keys[position - start]
             try:
                 self._run.reduced[position] = key, pickles.loads(pickled)
             except Exception as error:
