@@ -24,14 +24,14 @@ import dask
 import distributed.utils
 from dask.system import CPU_COUNT
 from dask.utils import parse_bytes
-from distributed import Client, LocalCluster, Nanny, WorkerPlugin
+from distributed import Client, LocalCluster, Nanny
 from distributed.core import Status
-from distributed.security import Security
 
-from at_once_dask import dashboard, forkserver, processes, surroundings, watchdog
+from at_once_dask import credentials, dashboard, forkserver, processes, surroundings, watchdog
 from at_once_dask.errors import AtOnceError, InputError
 from at_once_dask.failure import safe_repr
 from at_once_dask.options import DASHBOARD, checked_client
+from at_once_dask.worker import OwnWorker
 
 T = TypeVar("T", Client, LocalCluster)
 
@@ -76,7 +76,6 @@ class _Own:
                 self._cluster = self._to_close(self._start())
                 dashboard.build_on_demand(self._cluster.scheduler)
                 self.client: Client = self._to_close(Client(self._cluster, set_as_default=False))
-                self.client.register_plugin(_OwnWorker(), name="at_once_dask")
         except BaseException:
             self.close()
             raise
@@ -102,10 +101,11 @@ class _Own:
                 threads_per_worker=1,
                 memory_limit=self.settings.memory_limit,
                 host="127.0.0.1",
-                security=Security.temporary(),
+                security=credentials.temporary(),
                 dashboard_address=dashboard_address,
                 worker_dashboard_address=None,
                 worker_class=_OwnNanny,
+                plugins=(OwnWorker(),),
                 local_directory=scratch,
                 # Dask puts it on `sys.path`: it must not lie where others may write.
                 scheduler_kwargs={"local_directory": scratch, "dashboard": False},
@@ -168,28 +168,6 @@ class _OwnNanny(Nanny):
             processes.end_group(group)
             processes.end_what_worker_started(group)
         super()._on_worker_exit_sync(exitcode)  # type: ignore[no-untyped-call]
-
-
-class _OwnWorker(WorkerPlugin):
-    """Prepares each process of the own cluster, replacements too."""
-
-    def setup(self, worker: Any) -> None:
-        # A group of its own: it ends as one, and the terminal's Ctrl-C reaches the driver only.
-        os.setpgid(0, 0)
-        # For the watchdog, where somebody else had started the fork server: it has no mark then.
-        held = os.path.join(os.path.dirname(worker.local_directory), "held")
-        os.open(held, os.O_WRONLY | os.O_CREAT, 0o600)
-        while signal.sigtimedwait({signal.SIGINT}, 0) is not None:
-            pass  # it came while this was still in the driver's group
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see forkserver
-        # Forked from a process in which NumPy is imported, all would draw the same numbers.
-        import sys
-
-        if "numpy" in sys.modules:
-            sys.modules["numpy"].random.seed()
-
-    def teardown(self, worker: Any) -> None:
-        processes.end(processes.descendants(os.getpid()))
 
 
 _own: _Own | None = None

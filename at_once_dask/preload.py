@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 
-import at_once_dask.worker  # noqa: F401
+gc.disable()  # nothing that an import makes is garbage
+
+import at_once_dask.worker  # noqa: E402, F401
 
 # No collection looks at these objects again; and workers, which look, need no copies of them.
 gc.freeze()
+gc.enable()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from typing import Any
 
 from distributed import WorkerPlugin, get_worker
 from tornado.ioloop import PeriodicCallback
 
-from at_once_dask import journal, lease, pickles, stack
+from at_once_dask import journal, lease, pickles, processes, stack
 from at_once_dask.crumb import OVERDUE, Trail
 from at_once_dask.flow import Job, Outcome, Partition, work
 from at_once_dask.journal import Book
@@ -20,6 +21,26 @@ TELL_SECONDS = 1.0  # how often a worker tells what it is working on
 COUNT_SECONDS = 0.4  # how often it looks whether something has failed
 LOOK_SECONDS = 0.1  # how often the time of the running inputs is looked at, without a nanny
 LONG_SECONDS = 2.0  # when an input counts as one that runs long
+
+
+class OwnWorker(WorkerPlugin):
+    """Prepares each process of the own cluster, replacements too."""
+
+    def setup(self, worker: Any) -> None:
+        # A group of its own: it ends as one, and the terminal's Ctrl-C reaches the driver only.
+        os.setpgid(0, 0)
+        # For the watchdog, where somebody else had started the fork server: it has no mark then.
+        held = os.path.join(os.path.dirname(worker.local_directory), "held")
+        os.open(held, os.O_WRONLY | os.O_CREAT, 0o600)
+        while signal.sigtimedwait({signal.SIGINT}, 0) is not None:
+            pass  # it came while this was still in the driver's group
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see forkserver
+        # Forked from a process in which NumPy is imported, all would draw the same numbers.
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.seed()
+
+    def teardown(self, worker: Any) -> None:
+        processes.end(processes.descendants(os.getpid()))
 
 
 class _Sealed:
