@@ -262,7 +262,7 @@ def _source(options: Options, interrupts: Interrupts) -> Source:
         return Source(inputs, total, interrupts=interrupts)
     drawn = Source(inputs, interrupts=interrupts)
     copy = [inp for chunk in iter(partial(drawn.take, 1_000), None) for inp in chunk.inputs]
-    order = array("q", range(len(copy)))
+    order = array("i" if len(copy) < 2**31 else "q", range(len(copy)))
     random.Random(options.random_state).shuffle(order)
     source = Source((copy[index] for index in order), len(copy), order, interrupts)
     source.error = drawn.error
