@@ -42,6 +42,7 @@ ORDER = (
     "preload",
     "guard",
     "dashboard",
+    "credentials",
     "options",
     "cluster",
     "crew",
