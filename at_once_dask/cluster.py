@@ -167,6 +167,8 @@ class _OwnNanny(Nanny):
         if group is not None:
             processes.end_group(group)
             processes.end_what_worker_started(group)
+            with contextlib.suppress(OSError):
+                os.unlink(processes.group_file(self.local_directory, group))
         super()._on_worker_exit_sync(exitcode)  # type: ignore[no-untyped-call]
 
 

@@ -61,6 +61,11 @@ def end_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
+def group_file(folder: str, pid: int) -> str:
+    """Worker `pid` holds it open, in the cluster's folder; it is there while that is alive."""
+    return os.path.join(folder, f"{watchdog.GROUP}{pid}")
+
+
 def end_tree(pid: int) -> None:
     """`pid`, its group when it leads one, and what it started; some may have left the group."""
     found = descendants(pid)

@@ -6,6 +6,8 @@ nothing but the standard library: it must start in no time, and does nothing nea
 
 Processes are known by a mark in the environment that they were started with, which the kernel shows
 and which children inherit; those that have none, by a file they hold open in the cluster's folder.
+What a worker has started without that environment is known by its group: the file is named after
+it, for the worker itself may be gone by the time somebody looks.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+
+GROUP = "group-"  # and the number: the file of a worker that leads it
 
 ROUNDS = 100  # of looking for what is left; something may be starting just now
 PAUSE_SECONDS = 0.02
@@ -46,10 +50,11 @@ def end_marked(mark: str, folder: str | None = None) -> bool:
     Returns whether there was anything.
     """
     processes = dict(_processes())
+    groups = set() if folder is None else set(_groups(folder))
     found = {
         pid
-        for pid in processes
-        if _has_mark(pid, mark) or (folder is not None and _holds(pid, folder))
+        for pid, (_, group) in processes.items()
+        if group in groups or _has_mark(pid, mark) or (folder is not None and _holds(pid, folder))
     }
     more = found
     while more:  # children that were given another environment, and what shares a worker's group
@@ -70,6 +75,12 @@ def _processes() -> Iterator[tuple[int, tuple[int, int]]]:
                 # Behind the name in parentheses, in which anything may stand.
                 _, parent, group = stat.read().rpartition(b")")[2].split()[:3]
                 yield int(name), (int(parent), int(group))
+
+
+def _groups(folder: str) -> Iterator[int]:
+    """Those of the workers that were alive when the driver was."""
+    for _, _, names in os.walk(folder):
+        yield from (int(name.removeprefix(GROUP)) for name in names if name.startswith(GROUP))
 
 
 def _has_mark(pid: int, mark: str) -> bool:

@@ -29,8 +29,8 @@ class OwnWorker(WorkerPlugin):
     def setup(self, worker: Any) -> None:
         # A group of its own: it ends as one, and the terminal's Ctrl-C reaches the driver only.
         os.setpgid(0, 0)
-        # For the watchdog, where somebody else had started the fork server: it has no mark then.
-        held = os.path.join(os.path.dirname(worker.local_directory), "held")
+        # For the watchdog: where somebody else had started the fork server, this has no mark.
+        held = processes.group_file(os.path.dirname(worker.local_directory), os.getpid())
         os.open(held, os.O_WRONLY | os.O_CREAT, 0o600)
         while signal.sigtimedwait({signal.SIGINT}, 0) is not None:
             pass  # it came while this was still in the driver's group

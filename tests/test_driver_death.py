@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ import pytest
 from helpers import oracle, poll_for
 from test_cluster import is_alive
 from test_interrupts import SOON, Script, pause, seeded, started, told
+
+from at_once_dask import watchdog
 
 # The input hangs in the way that is named on the command line, with processes of its own.
 HANGING = """
@@ -108,6 +111,26 @@ def test_with_all_of_its_group(folder: Path) -> None:
         os.killpg(script.process.pid, signal.SIGKILL)
         script.process.wait(SOON)
         script.check_all_gone(since)
+
+
+def test_the_worker_was_faster(folder: Path) -> None:
+    """It noticed the end itself and is gone; its child has nothing of ours but its group."""
+    leader = subprocess.run(
+        ["sh", "-c", "sleep 600 >/dev/null & echo $$ $!"],
+        env={"PATH": os.defpath},
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        check=True,
+        text=True,
+    )
+    worker, child = map(int, leader.stdout.split())
+    (folder / "scratch").mkdir()
+    (folder / "scratch" / f"group-{worker}").touch()
+    assert not is_alive(worker)
+    assert is_alive(child)
+
+    assert watchdog.end_marked("AT_ONCE_DASK_DRIVER=nobody", str(folder))
+    poll_for(lambda: not is_alive(child), "the child is left")
 
 
 @pytest.mark.parametrize("how", ["Python", "C"])
