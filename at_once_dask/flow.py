@@ -31,7 +31,7 @@ from at_once_dask.failure import Failure, from_exception
 from at_once_dask.gather import Folds, Lists, Pairs, Piece, alone
 from at_once_dask.item import Item, Steps
 from at_once_dask.reduction import Fold, Group, Part, Reduced
-from at_once_dask.states import COLLECT, FAILED, PROCESSED, SEND
+from at_once_dask.states import COLLECT, FAILED, PENDING, PROCESSED, SEND
 
 SLICE_SECONDS = 0.5  # a partition returns what it has past this, so that none holds others back
 
@@ -281,16 +281,17 @@ class _Slice:
 
     def map(self) -> Outcome:
         job, partition, states = self.job, self.partition, self.crumb.states
+        reducing = job.reducing  # to look it up for each input would be felt
         gathered = None
-        if job.reducing and not partition.careful:
+        if reducing and not partition.careful:
             gathered = Folds(job.combine_fn) if job.combine_fn else Lists()
         for item in job.mapping(_Stream(self._claimed())):
-            if job.reducing and item.state != FAILED:
+            if reducing and item.state != FAILED:
                 self._collect(item, gathered)
             if item.state == FAILED:
                 self._fail(item.value, item.inp)
                 # What is tried again has its own place in a map-reduce.
-                if self._is_enough() if partition.final else job.reducing:
+                if self._is_enough() if partition.final else reducing:
                     self.mine.end(item.position + 1)
                     break
             else:
@@ -360,19 +361,23 @@ class _Slice:
         yield from self.inputs
 
     def _claimed(self) -> Iterator[Item]:
-        """The inputs as Items, each claimed before it is given out."""
-        partition, mine, indices = self.partition, self.mine, self.partition.indices
+        """The inputs, each claimed before it is given out; the Item is the same for all.
+
+        In the chain there is one at a time, and a new one for each would be felt.
+        """
+        partition, mine = self.partition, self.mine
+        mine.indices = partition.indices
+        if mine.indices is None:
+            mine.indices = range(partition.start, partition.start + partition.n)
         drawn = self._drawn() if partition.singly else iter(list(self._drawn()))
-        for position in range(partition.start, partition.start + partition.n):
-            if not mine.begin(position):
-                return
-            mine.index = position if indices is None else indices[position - partition.start]
-            mine.inp = inp = next(drawn)
-            item = Item(position, inp, mine)
-            if isinstance(inp, _Unread):
+        item = Item(mine)
+        for item.offset in mine.claims(partition.n):
+            mine.inp = item.inp = inp = next(drawn)
+            item.state = PENDING
+            item.value = None
+            if type(inp) is _Unread:
                 item.fail(inp.error)
             yield item
-        mine.end(partition.start + partition.n)
 
     def _collect(self, item: Item, gathered: Lists | Folds | None) -> None:
         """Take the pairs of an input; one that cannot be pickled has failed."""

@@ -21,20 +21,26 @@ PAIRS_HINT = (
 
 
 class Item:
-    """An input on its way through the chain: check, filter, process.
+    """The input on its way through the chain: check, filter, process.
 
-    `state` tells what became of it; `value` is the input's pairs, or its Failure.
+    `offset` is its place in the partition; `state` tells what became of it; `value` is the input's
+    pairs, or its Failure.
     """
 
-    __slots__ = ("inp", "offset", "position", "state", "states", "value")
+    __slots__ = ("inp", "offset", "start", "state", "states", "value")
 
-    def __init__(self, position: int, inp: Any, lease: Lease) -> None:
-        self.position = position
-        self.inp = inp
-        self.offset = position - lease.start
+    def __init__(self, lease: Lease) -> None:
+        self.start = lease.start
         self.states = lease.states
+        self.offset = 0
+        self.inp: Any = None
         self.state = PENDING
         self.value: Any = None
+
+    @property
+    def position(self) -> int:
+        """In the order of use."""
+        return self.start + self.offset
 
     def at(self, state: int) -> None:
         """Leave a crumb: this is what is being done with it."""
@@ -112,7 +118,8 @@ class Steps:
         """Both for one input, in the open: what goes wrong is raised, for a debugger to land in."""
         lease = Lease("replay", 0)
         lease.enter(Crumb(0, 1))
-        item = Item(0, inp, lease)
+        item = Item(lease)
+        item.inp = inp
         if self.check_inp is not None:
             self._check(item)
         if item.state == PENDING and self.process_inp is not None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import takewhile
 
 import pytest
 
 from at_once_dask import lease
-from at_once_dask.crumb import Crumb
-from at_once_dask.states import REDUCE
+from at_once_dask.crumb import STOP, Crumb
+from at_once_dask.states import BEGUN, LEFT, REDUCE
 
 N = 300
 
@@ -81,8 +82,47 @@ def test_time_is_up_only_behind_the_first_input() -> None:
     lease.forget("run")
 
 
+def one_by_one(mine: lease.Lease) -> Iterator[int]:
+    """The inputs that begin, asked for one by one."""
+    return takewhile(mine.begin, range(mine.start, mine.start + N))
+
+
+def in_a_row(mine: lease.Lease) -> Iterator[int]:
+    return (mine.start + offset for offset in mine.claims(N))
+
+
+@pytest.mark.parametrize("begun", [one_by_one, in_a_row])
+def test_both_ways_to_begin_say_the_same(begun: Callable[[lease.Lease], Iterator[int]]) -> None:
+    mine = entered("run-1", 7)
+    claimed = begun(mine)
+    assert next(claimed) == 7
+    assert lease.reclaim_all([("run-1", 7)]) == {"run-1": 8}
+    assert list(claimed) == []
+    assert (mine.current, mine.head[STOP]) == (8, 8)
+    assert list(mine.states[:2]) == [BEGUN, LEFT]
+    assert 0 < mine.marks[0] <= mine.marks[1]
+
+    mine = entered("run-2", 7)
+    mine.deadline = 0.0
+    assert list(begun(mine)) == [7]
+    assert mine.head[STOP] == 8
+    lease.forget("run")
+
+
+def test_behind_the_last_of_a_row_it_ends() -> None:
+    mine = entered("run-1", 7)
+    assert list(mine.claims(N)) == list(range(N))
+    assert mine.head[STOP] == 7 + N
+    assert list(mine.states) == [BEGUN] * N
+    assert mine.marks[N] >= mine.marks[N - 1] > 0
+    lease.forget("run")
+
+
+@pytest.mark.parametrize("begun", [one_by_one, in_a_row])
 @pytest.mark.usefixtures("quick_switches")
-def test_begun_or_taken_back_but_never_both() -> None:
+def test_begun_or_taken_back_but_never_both(
+    begun: Callable[[lease.Lease], Iterator[int]],
+) -> None:
     """What the worker handles and what the driver takes back: every input once, in any race."""
     for attempt in range(200):
         id = f"run-{attempt}"
@@ -91,11 +131,7 @@ def test_begun_or_taken_back_but_never_both() -> None:
 
         def worker(id: str = id, handled: list[int] = handled, go: threading.Barrier = go) -> None:
             go.wait()
-            mine = entered(id, 0)
-            for position in range(N):
-                if not mine.begin(position):
-                    break
-                handled.append(position)
+            handled.extend(begun(entered(id, 0)))
             lease.end(id)
 
         thread = threading.Thread(target=worker)
