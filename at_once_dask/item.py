@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import lru_cache
+from types import GeneratorType
 from typing import Any
 
 from at_once_dask import pickles
@@ -225,7 +227,15 @@ def refuse_lazy(result: Any) -> None:
         )
 
 
+@lru_cache(maxsize=256)
+def _is_never_lazy(kind: type) -> bool:
+    """Whether no object of this type can be awaited, drawn from or computed: asked once a type."""
+    return not (issubclass(kind, (Awaitable, GeneratorType)) or hasattr(kind, "__dask_graph__"))
+
+
 def refuse_awaitable(result: Any, who: str) -> None:
+    if _is_never_lazy(type(result)):  # type: ignore[arg-type]
+        return
     if hasattr(type(result), "__dask_graph__"):  # some of them can be awaited too
         raise Answer(
             f"{who} returned a {type(result).__name__} of Dask, which nobody computes; call its"
