@@ -75,7 +75,7 @@ class _Own:
             with _interrupts_wait():
                 self._cluster = self._to_close(self._start())
                 dashboard.build_on_demand(self._cluster.scheduler)
-                self.client: Client = self._to_close(Client(self._cluster, set_as_default=False))
+                self.client: Client = self._to_close(self._connect())
         except BaseException:
             self.close()
             raise
@@ -96,6 +96,8 @@ class _Own:
         distributed.utils._forkserver_preload_set = True
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Port .* is already in use")
+            # Where there is no network; the address is only a name, among those of this process.
+            warnings.filterwarnings("ignore", message="Couldn't detect a suitable IP address")
             return LocalCluster(
                 n_workers=self.settings.n_workers,
                 threads_per_worker=1,
@@ -107,10 +109,31 @@ class _Own:
                 worker_class=_OwnNanny,
                 plugins=(OwnWorker(),),
                 local_directory=scratch,
-                # Dask puts it on `sys.path`: it must not lie where others may write.
-                scheduler_kwargs={"local_directory": scratch, "dashboard": False},
+                scheduler_kwargs={
+                    # Dask puts it on `sys.path`: it must not lie where others may write.
+                    "local_directory": scratch,
+                    "dashboard": False,
+                    # For workers, and for the client, which needs no socket and no TLS.
+                    "protocol": ["tls", "inproc"],
+                    "host": ["127.0.0.1", None],
+                    "port": [0, None],
+                },
                 silence_logs=logging.CRITICAL,  # what matters of it is told by the run itself
             )
+
+    def _connect(self) -> Client:
+        """The Client: it is in the scheduler's process, and on its event loop."""
+        scheduler = self._cluster.scheduler
+        assert scheduler is not None
+        _, for_client = scheduler.listeners
+        client = Client(
+            for_client.contact_address,
+            loop=self._cluster.loop,
+            security=self._cluster.security,
+            set_as_default=False,
+        )
+        client.cluster = self._cluster
+        return client
 
     def _to_close(self, opened: T) -> T:
         """What was closed already, or by its other half, forgets the thread of its event loop."""

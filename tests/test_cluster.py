@@ -107,8 +107,9 @@ def test_every_port_is_on_loopback(cluster: Client) -> None:
 def ports_of(client: Client) -> dict[str, int]:
     """The ports that take orders: of the scheduler, and of a worker and its nanny."""
     worker, described = client.scheduler_info(n_workers=-1)["workers"].popitem()
+    assert client.cluster is not None
     addresses = {
-        "scheduler": client.scheduler.address,  # type: ignore[union-attr]
+        "scheduler": client.cluster.scheduler_address,
         "worker": worker,
         "nanny": described["nanny"],
     }
