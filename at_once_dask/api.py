@@ -6,6 +6,7 @@ workers imports the same.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
@@ -42,6 +43,7 @@ def run(
     timeout: float | None = None,
     verify: bool = False,
     inspect: bool = False,
+    report_path: str | os.PathLike[str] | None = None,
     client: Client | None = None,
     progress: bool = True,
     random_state: float | str | bytes | bytearray | None = None,
@@ -60,6 +62,7 @@ def run(
     timeout: float | None = None,
     verify: bool = False,
     inspect: bool = False,
+    report_path: str | os.PathLike[str] | None = None,
     client: Client | None = None,
     progress: bool = True,
     random_state: float | str | bytes | bytearray | None = None,
@@ -78,6 +81,7 @@ def run(
     timeout: float | None = None,
     verify: bool = False,
     inspect: bool = False,
+    report_path: str | os.PathLike[str] | None = None,
     client: Client | None = None,
     progress: bool = True,
     random_state: float | str | bytes | bytearray | None = None,
@@ -97,6 +101,7 @@ def run(
     timeout: float | None = None,
     verify: bool = False,
     inspect: bool = False,
+    report_path: str | os.PathLike[str] | None = None,
     client: Client | None = None,
     progress: bool = True,
     random_state: float | str | bytes | bytearray | None = None,
@@ -116,6 +121,7 @@ def run(
     timeout: float | None = None,
     verify: bool = False,
     inspect: bool = False,
+    report_path: str | os.PathLike[str] | None = None,
     client: Client | None = None,
     progress: bool = True,
     random_state: float | str | bytes | bytearray | None = None,
@@ -159,6 +165,8 @@ def run(
         After `process_inp`, `check_inp` must say done; else the input has failed.
     inspect : bool
         When inputs failed, keep the dashboard up until Enter or Ctrl-C, where there is a terminal.
+    report_path : path, optional
+        The run's report is written there as one HTML file, however the run ends.
     client : distributed.Client, optional
         Of the cluster to use. By default the session's default one, if there is one, else a
         cluster of the library's own: one worker a core, started at the first need, kept.
@@ -208,6 +216,7 @@ def run(
         timeout=timeout,
         verify=verify,
         inspect=inspect,
+        report_path=report_path,
         client=client,
         progress=progress,
         random_state=random_state,
@@ -261,6 +270,7 @@ def plan(
         timeout=None,
         verify=False,
         inspect=False,
+        report_path=None,
         client=client,
         progress=progress,
         random_state=None,
