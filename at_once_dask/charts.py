@@ -29,6 +29,13 @@ class Tick:
     percent: float
     text: str
 
+    @property
+    def anchor(self) -> str:
+        """Which of its ends is there, so that it does not stick out."""
+        if 6 < self.percent < 94:
+            return "middle"
+        return "start" if self.percent < 50 else "end"
+
 
 @dataclass(frozen=True)
 class Row:

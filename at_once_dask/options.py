@@ -46,10 +46,6 @@ _ELSEWHERE = {
     ),
     "capture_output": "leave it out, it is planned and not in this version: {call}",
     **dict.fromkeys(
-        ("report", "html", "html_path", "report_file", "output"),
-        'write run(inp_list, check_inp, process_inp, report_path="report.html")',
-    ),
-    **dict.fromkeys(
         ("time_limit", "timeout_seconds", "max_seconds"),
         "write run(inp_list, check_inp, process_inp, timeout=60)",
     ),

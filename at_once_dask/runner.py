@@ -19,7 +19,7 @@ import distributed
 
 from at_once_dask import cluster, journal, pickles
 from at_once_dask.crew import Crew, pickled_job
-from at_once_dask.failure import Failure, from_exception
+from at_once_dask.failure import Failure, cut, first_line, from_exception
 from at_once_dask.flow import Job, Outcome
 from at_once_dask.gather import Piece
 from at_once_dask.interrupts import Interrupts
@@ -29,7 +29,15 @@ from at_once_dask.reduction import Group, Groups
 from at_once_dask.report import Plan, Reduction, Report
 from at_once_dask.source import Source
 from at_once_dask.states import FAILED, PENDING, PROCESSED, SKIPPED
-from at_once_dask.story import BROKEN, FINISHED, INTERRUPTED, STOPPED, Facts, Story
+from at_once_dask.story import (
+    BROKEN,
+    FINISHED,
+    INTERRUPTED,
+    MESSAGE_IN_TEXT,
+    STOPPED,
+    Facts,
+    Story,
+)
 from at_once_dask.ticker import Silent, Ticker
 from at_once_dask.window import Sink, Window
 
@@ -154,10 +162,11 @@ class Run:
             return (STOPPED, self.stopped, "") if self.stopped else (FINISHED, "", "")
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             signal = "Ctrl-C" if isinstance(error, KeyboardInterrupt) else "SIGTERM"
-            return INTERRUPTED, f"{signal} came", ""
+            return INTERRUPTED, signal, ""
         failure = from_exception(-1, "send", error)
         whose = "the list itself raised " if error is self.source.error else ""
-        return BROKEN, f"{whose}{failure.error}: {failure.message}", failure.traceback
+        line = cut(first_line(failure.message), MESSAGE_IN_TEXT).rstrip(".")
+        return BROKEN, f"{whose}{failure.error}: {line}", failure.traceback
 
     def reduction(self, report: Report) -> Reduction[Any, Any]:
         """What was reduced, keys in order of first appearance."""

@@ -72,7 +72,7 @@ RUN = CALL + ")"
 ALL_OF_RUN = (
     CALL + ", do_shuffle=False, reduce_fn=None, *, combine_fn=None, on_error='raise',"
     " max_failures=None, retries=0, timeout=None, verify=False, inspect=False,"
-    " client=None, progress=True, random_state=None)"
+    " report_path=None, client=None, progress=True, random_state=None)"
 )
 ALL_OF_PLAN = "plan(inp_list, check_inp, *, client=None, progress=True)"
 LIST = "it takes a list or another iterable of inputs: "
@@ -453,13 +453,10 @@ SIGNATURES: dict[str, Wrong] = {
         lambda: run([1], check, process, seed=1),
         f"run() has no argument 'seed'; write {CALL}, do_shuffle=True, random_state=1)",
     ),
-    **{
-        name: (
-            functools.partial(run, [1], check, process, **{name: None}),
-            f"run() has no argument {name!r}; {PLANNED}",
-        )
-        for name in ("capture_output", "report_path")
-    },
+    "capture_output": (
+        lambda: run([1], check, process, capture_output=None),
+        f"run() has no argument 'capture_output'; {PLANNED}",
+    ),
     "misspelt": (
         lambda: run([1], check, process, on_errors="return"),
         f"run() has no argument 'on_errors'; did you mean 'on_error'? It takes {ALL_OF_RUN}",
@@ -777,7 +774,8 @@ def check_logfile_text(text: str, given: str) -> None:
 
 LATE: dict[str, Callable[[Iterable[int]], object]] = {
     "do_shuffle": lambda inputs: run(inputs, check, process, sum),
-    "keyword": lambda inputs: run(inputs, check, process, report_path="x"),
+    "keyword": lambda inputs: run(inputs, check, process, capture_output=True),
+    "report_path": lambda inputs: run(inputs, check, process, report_path="no such folder/x"),
     "both": lambda inputs: run(inputs, check, process, True, sum, combine_fn=max),
     "client": lambda inputs: run(inputs, check, process, do_shuffle=True, client=3),
 }
