@@ -307,12 +307,13 @@ class _ReduceSink(Sink):
 @cache
 def versions() -> dict[str, str]:
     """Of what the run was made with."""
+    system = os.uname()
     return {
         "at_once_dask": sys.modules["at_once_dask"].__version__,
         "dask": dask.__version__,  # type: ignore[attr-defined]
         "distributed": distributed.__version__,  # type: ignore[attr-defined]
         "Python": platform.python_version(),
-        "system": platform.platform(),
+        "system": f"{system.sysname} {system.release} {system.machine}",
     }
 
 

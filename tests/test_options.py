@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import pickle
 import re
 import socket
@@ -770,6 +771,40 @@ def check_logfile_text(text: str, given: str) -> None:
         " assign a path in a folder that exists, for example"
         ' at_once_dask.logfile = "log.jsonl"'
     )
+
+
+NAME_IT = (
+    "it takes the path of the HTML file to write, in a folder that exists:"
+    f" {CALL}, report_path='report.html')"
+)
+PATHS = {
+    3: "3, which is no path",
+    "": "'', which is no path",
+    b"report.html": "b'report.html', which is no path",
+    "a\0b": r"'a\x00b', which is no path",
+    ".": "'.', which is a folder",
+    "/dev/null": "'/dev/null', which is no file and will not be replaced",
+}
+
+
+@pytest.mark.parametrize("given", PATHS)
+def test_a_report_path_that_is_none(untouched: None, given: Any) -> None:
+    expected = f"report_path is {PATHS[given]}; {NAME_IT}"
+    assert refused(lambda: run([1], check, process, report_path=given)) == expected
+
+
+def test_a_report_path_in_no_folder(untouched: None, folder: Path) -> None:
+    given = folder / "no such folder" / "report.html"
+    where = f"whose folder {str(given.parent)!r} does not exist"
+    expected = f"report_path is {given!r}, {where}; {NAME_IT}"
+    assert refused(lambda: run([1], check, process, report_path=given)) == expected
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_report_path_where_nobody_may_write(untouched: None) -> None:
+    given = "/report.html"
+    expected = f"report_path is {given!r}, whose folder '/' may not be written to; {NAME_IT}"
+    assert refused(lambda: run([1], check, process, report_path=given)) == expected
 
 
 LATE: dict[str, Callable[[Iterable[int]], object]] = {
