@@ -17,6 +17,8 @@ WIDTH = 1000  # units of a row; it is stretched to the width of the page
 MOST_BARS = 60_000
 N_BINS = 40  # of the histogram
 HEIGHT = 100  # units of the histogram
+SHORTEST = 1e-7  # seconds; zero has no place on a logarithmic axis
+SPAN_LEAST = 10.0  # of the axis, from its shortest to its longest duration
 LEAST_BAR = 1.0  # units: less could not be seen
 
 _STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600, 7_200, 10_800, 21_600, 43_200)
@@ -95,8 +97,9 @@ def histogram(ledger: Ledger) -> Histogram | None:
             low, high = min(low, float(seconds.min())), max(high, float(seconds.max()))
     if low > high:
         return None
-    low = max(low, 1e-7) / 1.05
-    high = max(high, low) * 1.1
+    low = max(low, SHORTEST)
+    widen = max(1.1, math.sqrt(SPAN_LEAST * low / max(low, high)))
+    low, high = low / widen, max(low, high) * widen
     edges = np.geomspace(low, high, N_BINS + 1)
     processed, failed = np.zeros(N_BINS, dtype=np.int64), np.zeros(N_BINS, dtype=np.int64)
     for part in timed(ledger):
@@ -165,9 +168,6 @@ def _log_ticks(low: float, high: float, most: int = 6) -> list[Tick]:
             break
     else:
         ticks = ticks[:: math.ceil(len(ticks) / most)]
-    if len(ticks) < 2:  # all about equally long
-        ticks = [low * 1.05, high / 1.1]
-        ticks = ticks[:1] if ticks[1] < ticks[0] * 1.5 else ticks
     length = math.log(high / low)
     return [Tick(100 * math.log(value / low) / length, took(value)) for value in ticks]
 

@@ -359,6 +359,30 @@ def test_it_is_written_when_somebody_ended_it(folder: Path, number: int, name: s
     assert told(folder / "report.html") == f"Interrupted: {name}."
 
 
+INTERRUPTED_LATE = """
+import os, signal, sys
+import at_once_dask
+
+def interrupt(event, args):
+    if event == "open" and str(args[0]).endswith("templates/report.html"):
+        os.kill(os.getpid(), signal.SIGINT)
+
+sys.addaudithook(interrupt)
+try:
+    at_once_dask.run([], None, print, report_path="report.html")
+except KeyboardInterrupt as error:
+    print(error.report.ok, error.report is at_once_dask.last_report(), flush=True)
+"""
+
+
+def test_ctrl_c_while_it_is_written(folder: Path) -> None:
+    """All is done by then: the file says so, and the interrupt is not lost."""
+    with started(INTERRUPTED_LATE, folder) as script:
+        script.process.wait(60)
+        assert script.out == ["True True"], script.err
+    assert told(folder / "report.html") == "Finished; all is done."
+
+
 def test_it_is_not_written_where_nothing_has_begun(folder: Path) -> None:
     with pytest.raises(at_once_dask.InputError):
         run([1], None, print, report_path="report.html", client=3)

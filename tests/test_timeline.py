@@ -133,7 +133,8 @@ def test_each_duration_is_in_the_histogram(seconds: list[float]) -> None:
     assert 1 <= found.most <= len(seconds)
     assert 1 <= len(found.bars) <= min(len(seconds), charts.N_BINS)
     assert max(height for _, height, _ in found.bars) == charts.HEIGHT
-    assert 1 <= len(found.ticks) <= 6
+    assert 2 <= len(found.ticks) <= 6
+    assert len({tick.text for tick in found.ticks}) == len(found.ticks)
     assert all(-0.001 <= tick.percent <= 100.001 for tick in found.ticks)
 
 
