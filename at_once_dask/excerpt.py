@@ -102,6 +102,8 @@ def _within_budget(members: dict[Any, list[Failed]]) -> Iterator[tuple[Shown, An
 
 def _frames(failure: Failure) -> str:
     """The traceback without the message, in which equal failures may differ."""
+    if not failure.message:
+        return failure.traceback
     before, _, after = failure.traceback.rpartition(failure.message)
     return before + after
 
@@ -139,8 +141,8 @@ def _add_records(story: Story, found: Excerpt) -> str:
             facts.run,
             {index for index, _ in by_name},
         ):
-            index = raw["index"]
-            shown = by_name.get((index, None if index is not None else raw["input"]))
+            named = isinstance(raw["index"], int)
+            shown = by_name.get((raw["index"], None) if named else (None, str(raw["input"])))
             if shown is not None:
                 room -= _add_record(shown, raw, room)
     except OSError as error:

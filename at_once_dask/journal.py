@@ -285,8 +285,10 @@ def records_of(
         while start < stop and (line := file.readline(_LINE_BYTES)):
             start += len(line)
             _, found, rest = line.partition(mark)
-            if found and _number(rest) in indices and (record := _parsed(line)) is not None:
-                yield record
+            if found and _number(rest) in indices:
+                record = _parsed(line)
+                if record is not None and record["run"] == run:
+                    yield record
 
 
 def _number(text: bytes) -> int | None:

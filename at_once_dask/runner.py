@@ -79,6 +79,7 @@ class Run:
         self.dashboard_link: str | None = None
         self.stopped: str | None = None  # why it stopped early
         self.told: Report | None = None
+        self._settings = options.settings
         self._log_begun = journal.size(self.logfile)
         self._begun, self._begun_at = time.monotonic(), time.time()
 
@@ -152,7 +153,7 @@ class Run:
             logfile=self.logfile,
             log_part=(self._log_begun, journal.size(self.logfile)),
             checked=self.options.check_inp is not None,
-            settings=self.options.settings,
+            settings=self._settings,
             versions=versions(),
         )
 

@@ -452,6 +452,47 @@ def fragile_too(inp: Any) -> None:
     invert(inp)
 
 
+def test_failures_without_a_message_or_a_traceback(cluster: Client, folder: Path) -> None:
+    def process(inp: int) -> Any:
+        if inp == 0:
+            raise ValueError
+        return inp  # no pairs: nothing was raised
+
+    run(
+        [0, 1],
+        None,
+        process,
+        reduce_fn=sum,
+        on_error="return",
+        report_path="report.html",
+        progress=False,
+    )
+    page = (folder / "report.html").read_text("utf-8")
+    assert page.count("<details") == 2
+    assert page.count("<pre>") == 1
+
+
+def test_records_of_others_are_not_shown(folder: Path) -> None:
+    log = folder / "log.jsonl"
+    at_once_dask.log({"run": "0123456789ab", "index": 0, "secret": "nested"})
+    records = [
+        journal._record("INFO", "0123456789ab", 0, "", "", "mine"),
+        journal._record("INFO", "another run.", 0, "", "", "of another run"),
+        journal._record("INFO", "0123456789ab", 1, "", "", "of another input"),
+    ]
+    with log.open("a") as file:
+        file.writelines(map(journal.line, records))
+        size = file.tell()
+        file.write(journal.line(journal._record("INFO", "0123456789ab", 0, "", "", "later")))
+    ledger = ledger_of(1, failure=lambda n: Failure(n, "process", "exception", "E", "no"))
+
+    report_of(ledger, logfile=str(log), log_part=(0, size)).to_html("report.html")
+
+    page = (folder / "report.html").read_text("utf-8")
+    assert page.count('<td class="INFO">') == 1
+    assert "mine" in page
+
+
 def test_a_log_that_is_gone_is_missed(cluster: Client, folder: Path) -> None:
     report = run([0], None, invert, on_error="return", progress=False)
     (folder / "log.jsonl").unlink()
