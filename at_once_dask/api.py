@@ -7,6 +7,7 @@ workers imports the same.
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
@@ -43,6 +44,7 @@ def run(
     timeout: float | None = None,
     verify: bool = False,
     inspect: bool = False,
+    report_path: str | os.PathLike[str] | None = None,
     client: Client | None = None,
     progress: bool = True,
     random_state: float | str | bytes | bytearray | None = None,
@@ -61,6 +63,7 @@ def run(
     timeout: float | None = None,
     verify: bool = False,
     inspect: bool = False,
+    report_path: str | os.PathLike[str] | None = None,
     client: Client | None = None,
     progress: bool = True,
     random_state: float | str | bytes | bytearray | None = None,
@@ -79,6 +82,7 @@ def run(
     timeout: float | None = None,
     verify: bool = False,
     inspect: bool = False,
+    report_path: str | os.PathLike[str] | None = None,
     client: Client | None = None,
     progress: bool = True,
     random_state: float | str | bytes | bytearray | None = None,
@@ -98,6 +102,7 @@ def run(
     timeout: float | None = None,
     verify: bool = False,
     inspect: bool = False,
+    report_path: str | os.PathLike[str] | None = None,
     client: Client | None = None,
     progress: bool = True,
     random_state: float | str | bytes | bytearray | None = None,
@@ -117,6 +122,7 @@ def run(
     timeout: float | None = None,
     verify: bool = False,
     inspect: bool = False,
+    report_path: str | os.PathLike[str] | None = None,
     client: Client | None = None,
     progress: bool = True,
     random_state: float | str | bytes | bytearray | None = None,
@@ -160,6 +166,8 @@ def run(
         After `process_inp`, `check_inp` must say done; else the input has failed.
     inspect : bool
         When inputs failed, keep the dashboard up until Enter or Ctrl-C, where there is a terminal.
+    report_path : path, optional
+        The run's report is written there as one HTML file, however the run ends.
     client : distributed.Client, optional
         Of the cluster to use. By default the session's default one, if there is one, else a
         cluster of the library's own: one worker a core, started at the first need, kept.
@@ -209,6 +217,7 @@ def run(
         timeout=timeout,
         verify=verify,
         inspect=inspect,
+        report_path=report_path,
         client=client,
         progress=progress,
         random_state=random_state,
@@ -262,6 +271,7 @@ def plan(
         timeout=None,
         verify=False,
         inspect=False,
+        report_path=None,
         client=client,
         progress=progress,
         random_state=None,

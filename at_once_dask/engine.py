@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,35 +15,33 @@ from at_once_dask.lease import running
 from at_once_dask.options import Options, function_name
 from at_once_dask.report import Plan, Reduction, Report
 from at_once_dask.runner import PlanSink, Run
-from at_once_dask.ticker import let_inspect, show_link
+from at_once_dask.ticker import let_inspect, show_link, warn
 
 
 def run(options: Options, interrupts: Interrupts) -> Report | Reduction[Any, Any]:
     """Map, and reduce what was mapped; the verdict."""
     with _one(options, interrupts) as this:
-        stopped = None
         if not this.source.is_empty():
             with _crew(this) as crew:
-                stopped = this.map(crew)
+                this.stopped = this.map(crew)
                 if this.source.error is None and len(this.groups):
-                    stopped = this.reduce(crew, stopped)
+                    this.stopped = this.reduce(crew, this.stopped)
         if this.source.error is not None:
             raise this.source.error
-    return _verdict(this, stopped)
+    return _verdict(this)
 
 
 def plan(options: Options, interrupts: Interrupts) -> Plan[Any]:
     """Only look at the inputs."""
     with _one(options, interrupts) as this:
         sink = PlanSink(this)
-        stopped = None
         if not this.source.is_empty():
             with _crew(this) as crew:
-                stopped = this.map(crew, sink, "check")
+                this.stopped = this.map(crew, sink, "check")
         if this.source.error is not None:
             raise this.source.error
-    if stopped is not None:
-        raise RunStopped(this.report(), None, stopped)
+    if this.stopped is not None:
+        raise RunStopped(this.end(), None, this.stopped)
     return sink.plan()
 
 
@@ -61,15 +60,38 @@ def _one(options: Options, interrupts: Interrupts) -> Iterator[Run]:
             this.open()
             yield this
             interrupts.check()
-            report.latest = this.report()
-        except InputError:
-            raise  # nothing has begun
+            report.latest = this.end()
+            _write(this)
+            interrupts.check()  # again: to write takes its time
         except BaseException as error:
-            report.latest = error.report = this.report()  # type: ignore[attr-defined]
+            if isinstance(error, InputError) and error is not this.source.error:
+                raise  # nothing has begun
+            is_written = this.told is not None
+            report.latest = error.report = this.end(error)  # type: ignore[attr-defined]
+            if not is_written:
+                with contextlib.suppress(KeyboardInterrupt):  # a further one: it takes too long
+                    _write(this)
             raise
         finally:
             journal.enter_run(None)
             this.close()
+
+
+def _write(this: Run) -> None:
+    """Write the report, where one is wanted; what hinders that must not take the result along."""
+    path = this.report_path
+    if path is None:
+        return
+    try:
+        this.end().to_html(path)
+    except BaseException as error:
+        warn(
+            f"the report could not be written to {path!r} ({type(error).__name__}: {error}); see"
+            " that there is space, or name another file, and write it with"
+            f" at_once_dask.last_report().to_html({path!r})"
+        )
+        if not isinstance(error, Exception):
+            raise
 
 
 @contextmanager
@@ -86,14 +108,14 @@ def _crew(this: Run) -> Iterator[Crew]:
         yield crew
 
 
-def _verdict(this: Run, stopped: str | None) -> Report | Reduction[Any, Any]:
+def _verdict(this: Run) -> Report | Reduction[Any, Any]:
     """What ``run`` returns or raises, now that all is done that can be."""
-    told = this.report()
+    told = this.end()
     reduction = this.reduction(told) if this.options.reducing else None
     if this.options.inspect and not told.ok:
         let_inspect(told)
-    if stopped is not None:
-        raise RunStopped(told, reduction, stopped)
+    if this.stopped is not None:
+        raise RunStopped(told, reduction, this.stopped)
     if not told.ok and this.options.on_error != "return":
         raise RunFailed(told, reduction)
     return told if reduction is None else reduction

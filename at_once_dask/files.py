@@ -89,6 +89,26 @@ def atomic_write(
         raise
 
 
+def why_not(path: object) -> str | None:
+    """Why `atomic_write` could not write this path, as part of a sentence; None when it could."""
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        return "which is no path"
+    try:
+        target = os.path.realpath(os.fsdecode(path))
+    except ValueError:  # a zero byte
+        return "which is no path"
+    folder = os.path.dirname(target)
+    if os.path.isdir(target):
+        return "which is a folder"
+    if os.path.exists(target) and not os.path.isfile(target):
+        return "which is no file and will not be replaced"
+    if not os.path.isdir(folder):
+        return f"whose folder {safe_repr(folder)} does not exist"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"whose folder {safe_repr(folder)} may not be written to"
+    return None
+
+
 def _permissions(target: str) -> int | None:
     """Those of the file that is replaced; None when it is a new one."""
     try:

@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from at_once_dask.failure import Failure
 
 COLUMNS = ("time", "level", "run", "index", "input", "worker", "pid", "msg")
+
+_LINE_BYTES = 2**20  # a longer one is passed over by those who look for single records
 
 _run: str | None = None  # the run that the driver is in
 _tell: Callable[[str, Any], None] | None = None  # how a worker sends the driver a message
@@ -254,6 +256,47 @@ def read_log(path: str | os.PathLike[str] | None = None, run: str | None = None)
         index=frame["index"].astype("Int64"),
         pid=frame["pid"].astype("Int64"),
     )
+
+
+def size(path: str) -> int:
+    """Of the log, in bytes; 0 while there is none."""
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return 0
+
+
+def records_of(
+    path: str, part: tuple[int, int], run: str, indices: Container[int | None]
+) -> Iterator[dict[str, Any]]:
+    """The records of `run` on the inputs at these `indices`, in the bytes `part` of the file.
+
+    Read as a stream; a line is opened only when it is wanted, for there may be millions.
+
+    Raises
+    ------
+    OSError
+        When the file cannot be read.
+    """
+    mark = f'"run": "{run}", "index": '.encode()  # in a message the quotes would be escaped
+    start, stop = part
+    with open(path, "rb") as file:
+        file.seek(start)
+        while start < stop and (line := file.readline(_LINE_BYTES)):
+            start += len(line)
+            _, found, rest = line.partition(mark)
+            if found and _number(rest) in indices:
+                record = _parsed(line)
+                if record is not None and record["run"] == run:
+                    yield record
+
+
+def _number(text: bytes) -> int | None:
+    """What a JSON text begins with; None for null, and -1 for what is neither."""
+    digits = text.partition(b",")[0]
+    if digits.isdigit() and len(digits) < 20:
+        return int(digits)
+    return None if digits == b"null" else -1
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

@@ -33,6 +33,12 @@ class Failed:
         """Inputs by position as given, then keys by first appearance."""
         return self.index is None, self.failure.position if self.index is None else self.index
 
+    @property
+    def cause(self) -> tuple[str, str, str, str]:
+        """What equal failures have in common."""
+        failure = self.failure
+        return failure.kind, failure.stage, failure.error, failure.where
+
 
 @dataclass(slots=True)
 class Cause:
@@ -148,9 +154,7 @@ class Ledger:
 
     def _enter(self, failed: Failed) -> None:
         self.failed.append(failed)
-        failure = failed.failure
-        same = failure.kind, failure.stage, failure.error, failure.where
-        cause = self._causes.setdefault(same, Cause(failed))
+        cause = self._causes.setdefault(failed.cause, Cause(failed))
         cause.count += 1
         cause.example = min(cause.example, failed, key=attrgetter("order"))
 

@@ -7,10 +7,11 @@ import functools
 import inspect
 import numbers
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sized
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from at_once_dask import files
 from at_once_dask.errors import InputError
 from at_once_dask.failure import safe_repr
 
@@ -43,10 +44,7 @@ _ELSEWHERE = {
         ("seed", "random_seed"),
         "write run(inp_list, check_inp, process_inp, do_shuffle=True, random_state=1)",
     ),
-    **dict.fromkeys(
-        ("capture_output", "report_path"),
-        "leave it out, it is planned and not in this version: {call}",
-    ),
+    "capture_output": "leave it out, it is planned and not in this version: {call}",
     **dict.fromkeys(
         ("time_limit", "timeout_seconds", "max_seconds"),
         "write run(inp_list, check_inp, process_inp, timeout=60)",
@@ -79,6 +77,7 @@ class Options:
     timeout: float | None
     verify: bool
     inspect: bool
+    report_path: str | os.PathLike[str] | None
     client: Client | None
     progress: bool
     random_state: Any
@@ -86,6 +85,15 @@ class Options:
     @property
     def reducing(self) -> bool:
         return self.reduce_fn is not None or self.combine_fn is not None
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The arguments that were given, as text; of the list only what it is."""
+        given = {name: getattr(self, name) for name in _DESCRIBED}
+        return {
+            "inp_list": _kind_of_list(self.inp_list),
+            **{name: _described(value) for name, value in given.items() if value is not None},
+        }
 
     def checked(self) -> Options:
         """Itself, when the arguments fit together."""
@@ -120,6 +128,9 @@ class Options:
                 f" run(inp_list, check_inp, process_inp, max_failures={self.max_failures})"
             )
         return self
+
+
+_DESCRIBED = [field.name for field in fields(Options)][1:]
 
 
 @dataclass(frozen=True)
@@ -320,6 +331,15 @@ def _check_client(call: _Call, name: str, given: Any) -> None:
         checked_client(given)
 
 
+def _check_report_path(call: _Call, name: str, given: Any) -> None:
+    reason = None if given is None else files.why_not(given)
+    if reason is not None:
+        raise InputError(
+            f"{name} is {safe_repr(given)}, {reason}; it takes the path of the HTML file to write,"
+            f" in a folder that exists: {call.written(report_path=repr('report.html'))}"
+        )
+
+
 def _check_random_state(call: _Call, name: str, given: Any) -> None:
     if not isinstance(given, (type(None), int, float, str, bytes, bytearray)):
         raise InputError(
@@ -341,6 +361,7 @@ _CHECKS: dict[str, Callable[[_Call, str, Any], None]] = {
     "timeout": _check_timeout,
     "verify": _check_flag,
     "inspect": _check_flag,
+    "report_path": _check_report_path,
     "client": _check_client,
     "progress": _check_flag,
     "random_state": _check_random_state,
@@ -352,6 +373,16 @@ def function_name(function: Any) -> str:
     function = _unwrapped(function)
     name = getattr(function, "__name__", None)
     return name if isinstance(name, str) else type(function).__name__
+
+
+def _kind_of_list(inp_list: Any) -> str:
+    """Its type and length; its repr might take long."""
+    n = f" of {len(inp_list):,}" if isinstance(inp_list, Sized) else ""
+    return f"{type(inp_list).__name__}{n}"
+
+
+def _described(value: Any) -> str:
+    return function_name(value) if callable(value) else safe_repr(value)
 
 
 def _shown(function: Any) -> str:

@@ -1,26 +1,25 @@
-"""What comes back: the report of a run, its frames, the reduction and the plan."""
+"""What comes back: the report of a run, the reduction and the plan."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from at_once_dask import pickles
+from at_once_dask import files, frames, html, pickles, plots
 from at_once_dask.errors import InputError
-from at_once_dask.failure import cut, first_line, safe_repr
-from at_once_dask.ledger import Cause, Failed, Ledger
-from at_once_dask.states import FAILED, LEFT, NAMES, PROCESSED, SKIPPED
+from at_once_dask.failure import safe_repr
+from at_once_dask.ledger import Failed
+from at_once_dask.story import Story
 
 if TYPE_CHECKING:
     import pandas as pd
+    from bokeh.plotting import figure
 
 T = TypeVar("T")
 K = TypeVar("K")
 V = TypeVar("V")
-
-CAUSES_IN_TEXT = 5
 
 latest: Report | None = None  # of this process's latest run, however it ended
 
@@ -33,18 +32,6 @@ class Unpicklable:
 
     def __repr__(self) -> str:
         return self.text
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a report says of its run besides what the ledger holds."""
-
-    run: str
-    seconds: float
-    dashboard_link: str | None
-    logfile: str
-    checked: bool
-    replay: Callable[[Any], Any]
 
 
 class Report:
@@ -79,28 +66,35 @@ class Report:
     (0, True)
     """
 
-    def __init__(self, facts: Facts, ledger: Ledger) -> None:
+    def __init__(self, story: Story, replay: Callable[[Any], Any]) -> None:
+        self._story = story
+        self._replay: Callable[[Any], Any] | None = replay
+        facts = story.facts
         self.run = facts.run
         self.seconds = facts.seconds
         self.dashboard_link = facts.dashboard_link
         self.logfile = facts.logfile
-        self._checked = facts.checked
-        self._replay: Callable[[Any], Any] | None = facts.replay
-        self._ledger = ledger
-        counts = ledger.counts
-        self.n_inputs = sum(counts)
-        self.n_skipped, self.n_processed = counts[SKIPPED], counts[PROCESSED]
-        self.n_failed, self.n_left = counts[FAILED], counts[LEFT]
-        self.n_keys_failed = sum(failed.index is None for failed in ledger.failed)
+        self.n_inputs = story.n_inputs
+        self.n_skipped, self.n_processed = story.n_skipped, story.n_processed
+        self.n_failed, self.n_left = story.n_failed, story.n_left
+        self.n_keys_failed = story.n_keys_failed
 
     @property
     def ok(self) -> bool:
-        return not (self.n_failed or self.n_keys_failed or self.n_left)
+        return self._story.ok
 
     @property
     def failures(self) -> pd.DataFrame:
-        """One row an input that failed, or a key; see `failures_frame`."""
-        return failures_frame(self._ledger.failed)
+        """One row an input that failed, or a key, by position in the list as given; keys come last.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Indexed by position (Int64, named ``index``, ``<NA>`` for keys): ``input``, ``key``,
+            ``stage``, ``kind``, ``error``, ``message``, ``traceback``, ``worker``, ``exit``
+            (object), ``seconds`` (float64) and ``attempts`` (int64); the same when empty.
+        """
+        return frames.failures_frame(self._story.ledger.failed)
 
     @property
     def causes(self) -> pd.DataFrame:
@@ -112,12 +106,7 @@ class Report:
             ``kind``, ``stage``, ``error``, ``where`` (file, line and function), ``count`` (int64),
             ``example`` (the first input or key that failed so) and ``message`` (of the example).
         """
-        rows = [
-            (f.kind, f.stage, f.error, f.where, cause.count, cause.example.inp, f.message)
-            for cause in self._ledger.causes()
-            for f in [cause.example.failure]
-        ]
-        return _frame(rows, _CAUSE_COLUMNS)
+        return frames.causes_frame(self._story.ledger.causes())
 
     @property
     def items(self) -> pd.DataFrame:
@@ -130,26 +119,7 @@ class Report:
             failed, pending or left), ``start`` (datetime64[ns, UTC]), ``seconds`` (float64) and
             ``worker`` (category: addresses); the last three are missing for what is left.
         """
-        import numpy as np
-        import pandas as pd
-
-        ledger = self._ledger
-        frame = pd.DataFrame(
-            {
-                "status": pd.Categorical.from_codes(
-                    np.array(ledger.states, dtype=np.int8), pd.Index(NAMES)
-                ),
-                "start": pd.to_datetime(np.array(ledger.starts), unit="s", utc=True).astype(
-                    "datetime64[ns, UTC]"
-                ),
-                "seconds": np.array(ledger.seconds, dtype="float64"),
-                "worker": pd.Categorical.from_codes(
-                    np.array(ledger.workers, dtype=np.int32), pd.Index(ledger.names, dtype=object)
-                ),
-            },
-            index=_positions(range(len(ledger.states)) if ledger.order is None else ledger.order),
-        )
-        return frame if ledger.order is None else frame.sort_index()
+        return frames.items_frame(self._story.ledger)
 
     def replay(self, position: int) -> Any:
         """Run a failed input again here, in this process, with the functions of the run.
@@ -181,7 +151,9 @@ class Report:
         Traceback (most recent call last):
         ZeroDivisionError: integer division or modulo by zero
         """
-        failed = {found.index: found for found in self._ledger.failed if found.index is not None}
+        failed = {
+            found.index: found for found in self._story.ledger.failed if found.index is not None
+        }
         if self._replay is None:
             raise InputError(
                 "replay() needs the functions of the run, which a report does not take along to"
@@ -195,44 +167,76 @@ class Report:
             )
         return self._replay(failed[position].inp)
 
+    def plot(self) -> figure:
+        """When each worker was at what, as a Bokeh figure: show it with ``bokeh.plotting.show``.
+
+        One row a worker, coloured by status; on hovering each bar tells the input's position and
+        how long it took. Where inputs are many, neighbours share a bar.
+
+        Returns
+        -------
+        bokeh.plotting.figure
+
+        Examples
+        --------
+        >>> import at_once_dask
+        >>> report = at_once_dask.run([], None, print)
+        >>> report.plot().xaxis.axis_label
+        'seconds since the first input began'
+        """
+        return plots.timeline_figure(self._story.ledger, self.run)
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as one HTML file, to be looked at anywhere, without a network.
+
+        How the run ended, the causes, the failures with tracebacks and records of the log, a
+        timeline of the workers, durations, the slowest inputs, settings and versions. Of very many
+        failures it shows the first of each cause. ``run(..., report_path=path)`` writes the same.
+
+        Parameters
+        ----------
+        path : path
+            Of the file; its folder must exist.
+
+        Raises
+        ------
+        InputError
+            When no file can be written there.
+
+        Examples
+        --------
+        >>> import at_once_dask
+        >>> report = at_once_dask.run([], None, print)
+        >>> report.to_html(tmp_path / "report.html")
+        >>> (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+        True
+        """
+        reason = files.why_not(path)
+        if reason is not None:
+            raise InputError(
+                f"path is {safe_repr(path)}, {reason}; name a file in a folder that exists:"
+                ' report.to_html("report.html")'
+            )
+        page = html.page(self._story)
+        # Half of a surrogate pair, in a message, is no reason to be without the report.
+        with files.atomic_write(path, encoding="utf-8", errors="backslashreplace") as file:
+            file.write(page)
+
     def summary(self) -> str:
         """The run in a few lines: counts, largest causes with an example, log and next step."""
-        lines = [self._counts()]
-        causes = self._ledger.causes()
-        lines += [_cause_line(cause) for cause in causes[:CAUSES_IN_TEXT]]
-        if len(causes) > CAUSES_IN_TEXT:
-            lines.append(f"  and {len(causes) - CAUSES_IN_TEXT} more: see report.causes")
-        lines.append(f"Log: {self.logfile}")
-        if not self.ok:
-            lines.append(self._next_step())
-        return "\n".join(lines)
+        return self._story.summary
 
     __str__ = summary
 
     def __repr__(self) -> str:
-        return f"<Report of run {self.run}: {self._counts()}>"
+        return f"<Report of run {self.run}: {self._story.counts}>"
+
+    def _repr_html_(self) -> str:
+        return html.report_card(self._story)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_ledger": self._ledger.changed(_portable), "_replay": None}
-
-    def _counts(self) -> str:
-        text = (
-            f"{self.n_inputs:,} inputs in {self.seconds:.1f} s: {self.n_processed:,} processed,"
-            f" {self.n_skipped:,} skipped, {self.n_failed:,} failed, {self.n_left:,} left"
-        )
-        if self.n_keys_failed:
-            text += f"; {self.n_keys_failed:,} keys failed"
-        return text
-
-    def _next_step(self) -> str:
-        if self.n_failed or self.n_keys_failed:
-            step = "fix the cause and run the same again"
-        else:
-            step = "run the same again to go on"
-        done = self.n_processed + self.n_skipped
-        if self._checked:
-            return f"Next: {step}: the {done:,} inputs that are done will be skipped."
-        return f"Next: {step}; pass a check_inp, so that the {done:,} inputs done can be skipped."
+        ledger = self._story.ledger.changed(_portable)
+        return self.__dict__ | {"_story": Story(self._story.facts, ledger), "_replay": None}
 
 
 class Reduction(dict[K, V]):
@@ -254,6 +258,11 @@ class Reduction(dict[K, V]):
     """
 
     report: Report
+
+    def _repr_html_(self) -> str:
+        report = getattr(self, "report", None)  # a copy that somebody made has none
+        card = html.reduction_card(self.items(), len(self))
+        return card if report is None else card + report._repr_html_()
 
 
 @dataclass(frozen=True)
@@ -281,7 +290,7 @@ class Plan(Generic[T]):
 
     @property
     def failures(self) -> pd.DataFrame:
-        return failures_frame(self.failed)
+        return frames.failures_frame(self.failed)
 
     def __repr__(self) -> str:
         return (
@@ -289,94 +298,8 @@ class Plan(Generic[T]):
             f" {len(self.failed):,} failed>"
         )
 
-
-_FAILURE_COLUMNS = {
-    "input": "object",
-    "key": "object",
-    "stage": "object",
-    "kind": "object",
-    "error": "object",
-    "message": "object",
-    "traceback": "object",
-    "worker": "object",
-    "seconds": "float64",
-    "attempts": "int64",
-    "exit": "object",
-}
-
-
-_CAUSE_COLUMNS = {
-    "kind": "object",
-    "stage": "object",
-    "error": "object",
-    "where": "object",
-    "count": "int64",
-    "example": "object",
-    "message": "object",
-}
-
-
-def failures_frame(failed: Sequence[Failed]) -> pd.DataFrame:
-    """Failures as a frame, by position in the list as given; keys come last.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Indexed by position (Int64, named ``index``, ``<NA>`` for keys): ``input``, ``key``,
-        ``stage``, ``kind``, ``error``, ``message``, ``traceback``, ``worker``, ``exit`` (object),
-        ``seconds`` (float64) and ``attempts`` (int64); the same when empty.
-    """
-    import pandas as pd
-
-    failed = sorted(failed, key=attrgetter("order"))
-    rows = [
-        (
-            None if row.index is None else row.inp,
-            row.inp if row.index is None else None,
-            *(getattr(row.failure, name) for name in list(_FAILURE_COLUMNS)[2:]),
-        )
-        for row in failed
-    ]
-    index = _positions([pd.NA if row.index is None else row.index for row in failed])
-    return _frame(rows, _FAILURE_COLUMNS, index)
-
-
-def _frame(rows: list[tuple[Any, ...]], columns: dict[str, str], index: Any = None) -> pd.DataFrame:
-    import pandas as pd
-
-    series = {
-        name: _series([row[place] for row in rows], dtype, index)
-        for place, (name, dtype) in enumerate(columns.items())
-    }
-    return pd.DataFrame(series)
-
-
-def _series(values: list[Any], dtype: str, index: Any) -> Any:
-    """A column; filled one by one, for pandas would take inputs that are lists apart."""
-    import numpy as np
-    import pandas as pd
-
-    column = np.empty(len(values), dtype=dtype)
-    for row, value in enumerate(values):
-        column[row] = value
-    return pd.Series(column, index=index, dtype=dtype)
-
-
-def _positions(positions: Any) -> Any:
-    import pandas as pd
-
-    return pd.Index(pd.array(list(positions), dtype="Int64"), name="index")
-
-
-def _cause_line(cause: Cause) -> str:
-    example, failure = cause.example, cause.example.failure
-    what = "key" if example.index is None else "input"
-    line = cut(first_line(failure.message), 300)
-    place = f" at {failure.where}" if failure.where else ""
-    return (
-        f"  {cause.count:,} x {failure.error} in {failure.stage}{place},"
-        f" e.g. {what} {safe_repr(example.inp)}: {line}"
-    )
+    def _repr_html_(self) -> str:
+        return html.plan_card(self.n_inputs, self.n_done, self.pending, self.failed)
 
 
 def _portable(failed: Failed) -> Failed:

@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import random
+import sys
 import time
 import uuid
 from array import array
 from collections.abc import Sized
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from operator import itemgetter
 from typing import Any
 
+import dask
+import distributed
+
 from at_once_dask import cluster, journal, pickles
 from at_once_dask.crew import Crew, pickled_job
-from at_once_dask.failure import Failure, from_exception
+from at_once_dask.failure import Failure, cut, first_line, from_exception
 from at_once_dask.flow import Job, Outcome
 from at_once_dask.gather import Piece
 from at_once_dask.interrupts import Interrupts
 from at_once_dask.ledger import Ledger
 from at_once_dask.options import Options
 from at_once_dask.reduction import Group, Groups
-from at_once_dask.report import Facts, Plan, Reduction, Report
+from at_once_dask.report import Plan, Reduction, Report
 from at_once_dask.source import Source
 from at_once_dask.states import FAILED, PENDING, PROCESSED, SKIPPED
+from at_once_dask.story import (
+    BROKEN,
+    FINISHED,
+    INTERRUPTED,
+    MESSAGE_IN_TEXT,
+    STOPPED,
+    Facts,
+    Story,
+)
 from at_once_dask.ticker import Silent, Ticker
 from at_once_dask.window import Sink, Window
 
@@ -45,6 +60,8 @@ class Run:
         self.id = uuid.uuid4().hex[:12]
         # What may yet be wrong with the call, before anything is drawn from the list.
         self.logfile = journal.writable_path()
+        path = options.report_path
+        self.report_path = None if path is None else os.path.abspath(os.fspath(path))
         self.client = cluster.lent(options.client)
         job = Job(
             options.check_inp,
@@ -60,7 +77,11 @@ class Run:
         self.groups = Groups()
         self.reduced: dict[int, tuple[Any, Any]] = {}  # by position: key, value
         self.dashboard_link: str | None = None
-        self._begun = time.monotonic()
+        self.stopped: str | None = None  # why it stopped early
+        self.told: Report | None = None
+        self._settings = options.settings
+        self._log_begun = journal.size(self.logfile)
+        self._begun, self._begun_at = time.monotonic(), time.time()
 
     def open(self) -> None:
         """Look at the list; to shuffle it takes drawing all of it."""
@@ -106,18 +127,47 @@ class Run:
             also = window.run()
             return stopped or also
 
-    def report(self) -> Report:
-        """What became of the inputs; however far the run came."""
-        self.ledger.draw(self._n_inputs())
-        facts = Facts(
+    def end(self, error: BaseException | None = None) -> Report:
+        """What became of the inputs, however far the run came; made once.
+
+        Parameters
+        ----------
+        error
+            What ended it, if something did.
+        """
+        if self.told is None:
+            self.ledger.draw(self._n_inputs())
+            self.told = Report(Story(self._facts(error), self.ledger), self.replay)
+        return self.told
+
+    def _facts(self, error: BaseException | None) -> Facts:
+        ended, reason, traceback = self._ending(error)
+        return Facts(
             run=self.id,
+            begun=self._begun_at,
             seconds=time.monotonic() - self._begun,
+            ended=ended,
+            reason=reason,
+            traceback=traceback,
             dashboard_link=self.dashboard_link,
             logfile=self.logfile,
+            log_part=(self._log_begun, journal.size(self.logfile)),
             checked=self.options.check_inp is not None,
-            replay=self.replay,
+            settings=self._settings,
+            versions=versions(),
         )
-        return Report(facts, self.ledger)
+
+    def _ending(self, error: BaseException | None) -> tuple[str, str, str]:
+        """How it ended, why, and the traceback of what broke it."""
+        if error is None:
+            return (STOPPED, self.stopped, "") if self.stopped else (FINISHED, "", "")
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            signal = "Ctrl-C" if isinstance(error, KeyboardInterrupt) else "SIGTERM"
+            return INTERRUPTED, signal, ""
+        failure = from_exception(-1, "send", error)
+        whose = "the list itself raised " if error is self.source.error else ""
+        line = cut(first_line(failure.message), MESSAGE_IN_TEXT).rstrip(".")
+        return BROKEN, f"{whose}{failure.error}: {line}", failure.traceback
 
     def reduction(self, report: Report) -> Reduction[Any, Any]:
         """What was reduced, keys in order of first appearance."""
@@ -253,6 +303,19 @@ class _ReduceSink(Sink):
 
     def log(self, failure: Failure, inp: Group) -> None:
         self._run.log_failure(failure, inp.key, None)
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Of what the run was made with."""
+    system = os.uname()
+    return {
+        "at_once_dask": sys.modules["at_once_dask"].__version__,
+        "dask": dask.__version__,  # type: ignore[attr-defined]
+        "distributed": distributed.__version__,  # type: ignore[attr-defined]
+        "Python": platform.python_version(),
+        "system": f"{system.sysname} {system.release} {system.machine}",
+    }
 
 
 def _source(options: Options, interrupts: Interrupts) -> Source:

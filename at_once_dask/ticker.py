@@ -269,6 +269,11 @@ def show_link(link: str, stream: TextIO | None = None) -> None:
         print(text, file=_Stream(stream), flush=True)
 
 
+def warn(text: str) -> None:
+    """Say something on stderr that must not be lost, and must not break anything."""
+    print(f"at_once_dask: {text}", file=_Stream(None), flush=True)
+
+
 def let_inspect(report: Report) -> None:
     """Wait for Enter or Ctrl-C, so that somebody can look at the dashboard; needs a terminal."""
     stdin, stderr = sys.stdin, _Stream(None)

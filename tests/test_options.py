@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import pickle
 import re
 import socket
@@ -72,7 +73,7 @@ RUN = CALL + ")"
 ALL_OF_RUN = (
     CALL + ", do_shuffle=False, reduce_fn=None, *, combine_fn=None, on_error='raise',"
     " max_failures=None, retries=0, timeout=None, verify=False, inspect=False,"
-    " client=None, progress=True, random_state=None)"
+    " report_path=None, client=None, progress=True, random_state=None)"
 )
 ALL_OF_PLAN = "plan(inp_list, check_inp, *, client=None, progress=True)"
 LIST = "it takes a list or another iterable of inputs: "
@@ -453,13 +454,10 @@ SIGNATURES: dict[str, Wrong] = {
         lambda: run([1], check, process, seed=1),
         f"run() has no argument 'seed'; write {CALL}, do_shuffle=True, random_state=1)",
     ),
-    **{
-        name: (
-            functools.partial(run, [1], check, process, **{name: None}),
-            f"run() has no argument {name!r}; {PLANNED}",
-        )
-        for name in ("capture_output", "report_path")
-    },
+    "capture_output": (
+        lambda: run([1], check, process, capture_output=None),
+        f"run() has no argument 'capture_output'; {PLANNED}",
+    ),
     "misspelt": (
         lambda: run([1], check, process, on_errors="return"),
         f"run() has no argument 'on_errors'; did you mean 'on_error'? It takes {ALL_OF_RUN}",
@@ -775,9 +773,44 @@ def check_logfile_text(text: str, given: str) -> None:
     )
 
 
+NAME_IT = (
+    "it takes the path of the HTML file to write, in a folder that exists:"
+    f" {CALL}, report_path='report.html')"
+)
+PATHS = {
+    3: "3, which is no path",
+    "": "'', which is no path",
+    b"report.html": "b'report.html', which is no path",
+    "a\0b": r"'a\x00b', which is no path",
+    ".": "'.', which is a folder",
+    "/dev/null": "'/dev/null', which is no file and will not be replaced",
+}
+
+
+@pytest.mark.parametrize("given", PATHS)
+def test_a_report_path_that_is_none(untouched: None, given: Any) -> None:
+    expected = f"report_path is {PATHS[given]}; {NAME_IT}"
+    assert refused(lambda: run([1], check, process, report_path=given)) == expected
+
+
+def test_a_report_path_in_no_folder(untouched: None, folder: Path) -> None:
+    given = folder / "no such folder" / "report.html"
+    where = f"whose folder {str(given.parent)!r} does not exist"
+    expected = f"report_path is {given!r}, {where}; {NAME_IT}"
+    assert refused(lambda: run([1], check, process, report_path=given)) == expected
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_report_path_where_nobody_may_write(untouched: None) -> None:
+    given = "/report.html"
+    expected = f"report_path is {given!r}, whose folder '/' may not be written to; {NAME_IT}"
+    assert refused(lambda: run([1], check, process, report_path=given)) == expected
+
+
 LATE: dict[str, Callable[[Iterable[int]], object]] = {
     "do_shuffle": lambda inputs: run(inputs, check, process, sum),
-    "keyword": lambda inputs: run(inputs, check, process, report_path="x"),
+    "keyword": lambda inputs: run(inputs, check, process, capture_output=True),
+    "report_path": lambda inputs: run(inputs, check, process, report_path="no such folder/x"),
     "both": lambda inputs: run(inputs, check, process, True, sum, combine_fn=max),
     "client": lambda inputs: run(inputs, check, process, do_shuffle=True, client=3),
 }

@@ -36,6 +36,7 @@ def count_letters(word):
     return [(letter, weight) for letter in word]
 
 print(at_once_dask.run(["ab", "b"], None, count_letters, reduce_fn=sum))
+at_once_dask.last_report().to_html("report.html")
 print(Path(at_once_dask.__file__).is_relative_to(sys.prefix))
 """
 STDOUT = """\

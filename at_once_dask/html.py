@@ -1,0 +1,105 @@
+"""The report as one HTML file that needs no network, and the small displays in notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from at_once_dask import charts
+from at_once_dask.excerpt import excerpt
+from at_once_dask.failure import safe_repr
+from at_once_dask.ledger import Failed
+from at_once_dask.story import Story, message_line, named
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+CAUSES_IN_CARD = 5
+ENTRIES_IN_CARD = 10
+VALUE_LIMIT = 100  # characters of a key, a value or an input in a card
+
+
+def page(story: Story) -> str:
+    """The whole report, as the text of an HTML file."""
+    return _rendered(
+        "report.html",
+        story=story,
+        begun=_local(story.facts.begun),
+        found=excerpt(story),
+        workers=charts.workers(story.ledger),
+        histogram=charts.histogram(story.ledger),
+        slowest=story.ledger.slowest(),
+        n_workers=len(story.ledger.names),
+    )
+
+
+def report_card(story: Story) -> str:
+    """What one wants to see first of a run."""
+    causes = story.ledger.causes()
+    return _rendered(
+        "report_card.html",
+        story=story,
+        causes=causes[:CAUSES_IN_CARD],
+        n_causes_hidden=max(0, len(causes) - CAUSES_IN_CARD),
+    )
+
+
+def reduction_card(items: Iterable[tuple[Any, Any]], n: int) -> str:
+    """The first keys and values of `n`."""
+    first = [
+        (safe_repr(key, VALUE_LIMIT), safe_repr(value, VALUE_LIMIT))
+        for (key, value), _ in zip(items, range(ENTRIES_IN_CARD), strict=False)
+    ]
+    return _rendered("reduction_card.html", n=n, first=first)
+
+
+def plan_card(n_inputs: int, n_done: int, pending: Sequence[Any], failed: Sequence[Failed]) -> str:
+    """What a run would do."""
+    return _rendered(
+        "plan_card.html",
+        n_inputs=n_inputs,
+        n_done=n_done,
+        n_pending=len(pending),
+        n_failed=len(failed),
+        pending=[safe_repr(inp, VALUE_LIMIT) for inp in pending[:ENTRIES_IN_CARD]],
+        failed=failed[:CAUSES_IN_CARD],
+    )
+
+
+def _rendered(template: str, **values: Any) -> str:
+    return _environment().get_template(template).render(values)
+
+
+@cache
+def _environment() -> Environment:
+    """With autoescape: inputs, messages and tracebacks are text, whatever stands in them."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    made = Environment(
+        loader=PackageLoader("at_once_dask"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"number": "{:,}".format, "took": charts.took, "repr": safe_repr}
+    made.globals |= {
+        "named": named,
+        "message_line": message_line,
+        "is_address": _is_address,
+        "chart_width": charts.WIDTH,
+        "chart_height": charts.HEIGHT,
+        "n_bins": charts.N_BINS,
+    }
+    return made
+
+
+def _local(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+
+
+def _is_address(link: str | None) -> bool:
+    """Whether to make a link of it; behind JupyterHub's proxy it may have no host."""
+    return link is not None and link.startswith(("http://", "https://", "/"))

@@ -1,0 +1,168 @@
+"""What is told of a run in words: how it ended, counts, causes, the next step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from at_once_dask.failure import cut, first_line, safe_repr
+from at_once_dask.ledger import Cause, Failed, Ledger
+from at_once_dask.states import FAILED, LEFT, PROCESSED, SKIPPED
+
+CAUSES_IN_TEXT = 5
+MESSAGE_IN_TEXT = 300  # characters
+
+FINISHED, STOPPED, INTERRUPTED, BROKEN = "finished", "stopped early", "interrupted", "broken off"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a run besides what the ledger holds.
+
+    Attributes
+    ----------
+    run : str
+    begun : float
+        Seconds since the epoch.
+    seconds : float
+    ended : str
+        FINISHED, STOPPED, INTERRUPTED or BROKEN.
+    reason, traceback : str
+        Why, where it did not finish; and where what broke it was raised.
+    dashboard_link : str or None
+    logfile : str
+    log_part : tuple of int
+        Where in the log the run began and ended, in bytes.
+    checked : bool
+        Whether there is a ``check_inp``.
+    settings, versions : mapping of str to str
+    """
+
+    run: str
+    begun: float
+    seconds: float
+    ended: str
+    reason: str
+    traceback: str
+    dashboard_link: str | None
+    logfile: str
+    log_part: tuple[int, int]
+    checked: bool
+    settings: Mapping[str, str]
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Story:
+    """A run as it is told, wherever that is: in a terminal, a notebook, a file."""
+
+    facts: Facts
+    ledger: Ledger
+
+    @property
+    def n_inputs(self) -> int:
+        return sum(self.ledger.counts)
+
+    @property
+    def n_skipped(self) -> int:
+        return self.ledger.counts[SKIPPED]
+
+    @property
+    def n_processed(self) -> int:
+        return self.ledger.counts[PROCESSED]
+
+    @property
+    def n_failed(self) -> int:
+        return self.ledger.counts[FAILED]
+
+    @property
+    def n_left(self) -> int:
+        return self.ledger.counts[LEFT]
+
+    @cached_property
+    def n_keys_failed(self) -> int:
+        return sum(failed.index is None for failed in self.ledger.failed)
+
+    @property
+    def ok(self) -> bool:
+        return not (self.n_failed or self.n_keys_failed or self.n_left)
+
+    @property
+    def ending(self) -> str:
+        """How it ended, in one line."""
+        if self.facts.ended != FINISHED:
+            return f"{self.facts.ended.capitalize()}: {self.facts.reason}."
+        failed = [
+            f"{n:,} {what if n == 1 else f'{what}s'}"
+            for n, what in ((self.n_failed, "input"), (self.n_keys_failed, "key"))
+            if n
+        ]
+        return f"Finished; {' and '.join(failed)} failed." if failed else "Finished; all is done."
+
+    @property
+    def tally(self) -> list[tuple[str, int]]:
+        """The counts with their names."""
+        keys = [("keys failed", self.n_keys_failed)] if self.n_keys_failed else []
+        return [
+            ("inputs", self.n_inputs),
+            ("processed", self.n_processed),
+            ("skipped", self.n_skipped),
+            ("failed", self.n_failed),
+            ("left", self.n_left),
+            *keys,
+        ]
+
+    @property
+    def counts(self) -> str:
+        text = (
+            f"{self.n_inputs:,} inputs in {self.facts.seconds:.1f} s: {self.n_processed:,}"
+            f" processed, {self.n_skipped:,} skipped, {self.n_failed:,} failed,"
+            f" {self.n_left:,} left"
+        )
+        if self.n_keys_failed:
+            text += f"; {self.n_keys_failed:,} keys failed"
+        return text
+
+    @property
+    def summary(self) -> str:
+        """The run in a few lines: counts, largest causes with an example, log and next step."""
+        lines = [self.counts]
+        causes = self.ledger.causes()
+        lines += [f"  {cause_line(cause)}" for cause in causes[:CAUSES_IN_TEXT]]
+        if len(causes) > CAUSES_IN_TEXT:
+            lines.append(f"  and {len(causes) - CAUSES_IN_TEXT} more: see report.causes")
+        lines.append(f"Log: {self.facts.logfile}")
+        if not self.ok:
+            lines.append(f"Next: {self.next_step}")
+        return "\n".join(lines)
+
+    @property
+    def next_step(self) -> str:
+        if self.n_failed or self.n_keys_failed:
+            step = "fix the cause and run the same again"
+        else:
+            step = "run the same again to go on"
+        done = self.n_processed + self.n_skipped
+        if self.facts.checked:
+            return f"{step}: the {done:,} inputs that are done will be skipped."
+        return f"{step}; pass a check_inp, so that the {done:,} inputs done can be skipped."
+
+
+def cause_line(cause: Cause) -> str:
+    """One line: how often, what and where, with an example."""
+    failure = cause.example.failure
+    place = f" at {failure.where}" if failure.where else ""
+    return (
+        f"{cause.count:,} x {failure.error} in {failure.stage}{place},"
+        f" e.g. {named(cause.example)}: {message_line(cause.example)}"
+    )
+
+
+def named(failed: Failed) -> str:
+    """Whose failure it is."""
+    return f"{'key' if failed.index is None else 'input'} {safe_repr(failed.inp)}"
+
+
+def message_line(failed: Failed) -> str:
+    return cut(first_line(failed.failure.message), MESSAGE_IN_TEXT)

@@ -1,0 +1,68 @@
+"""Runs that are told of without having happened: as large as a test wants them, in no time."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from typing import Any
+
+from at_once_dask.failure import Failure
+from at_once_dask.flow import Outcome
+from at_once_dask.ledger import Ledger
+from at_once_dask.report import Report
+from at_once_dask.states import FAILED, PROCESSED
+from at_once_dask.story import FINISHED, Facts, Story
+
+PARTITION = 1_000
+BEGUN = 1.7e9  # seconds since the epoch
+
+
+def ledger_of(
+    n: int,
+    seconds: float = 0.001,
+    n_workers: int = 2,
+    failure: Callable[[int], Failure] | None = None,
+) -> Ledger:
+    """`n` inputs, all equally long, by workers that take partitions in turn.
+
+    Parameters
+    ----------
+    failure : callable, optional
+        Of a position; all inputs fail then.
+    """
+    ledger = Ledger()
+    ledger.draw(n)
+    for start in range(0, n, PARTITION):
+        size = min(PARTITION, n - start)
+        turn, worker = divmod(start // PARTITION, n_workers)
+        begun = turn * PARTITION * seconds
+        outcome = Outcome(
+            stop=start + size,
+            worker=f"tls://127.0.0.1:{40_000 + worker}",
+            states=bytearray([PROCESSED if failure is None else FAILED]) * size,
+            marks=array("d", [begun + place * seconds for place in range(size + 1)]),
+            epoch=BEGUN,
+        )
+        if failure is not None:
+            outcome.failures = [failure(position) for position in range(start, start + size)]
+        ledger.record(start, outcome, list(range(start, start + size)))
+    return ledger
+
+
+def report_of(ledger: Ledger, **facts: Any) -> Report:
+    """As ``run`` would give it."""
+    known: dict[str, Any] = {
+        "run": "0123456789ab",
+        "begun": BEGUN,
+        "seconds": 12.3,
+        "ended": FINISHED,
+        "reason": "",
+        "traceback": "",
+        "dashboard_link": None,
+        "logfile": "/nowhere/log.jsonl",
+        "log_part": (0, 0),
+        "checked": True,
+        "settings": {"timeout": "60"},
+        "versions": {"Python": "3"},
+    }
+    return Report(Story(Facts(**known | facts), ledger), print)

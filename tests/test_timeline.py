@@ -1,0 +1,191 @@
+"""The timeline of the workers, and `report.plot()`: nothing is lost where neighbours are merged."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+import numpy as np
+import pytest
+from bokeh.core.validation import check_integrity, silence
+from bokeh.core.validation.warnings import MISSING_RENDERERS
+from bokeh.models import HoverTool
+from distributed import Client
+from hypothesis import given
+from hypothesis import strategies as st
+from runs import BEGUN, ledger_of, report_of
+
+import at_once_dask
+from at_once_dask import charts, plots, timeline
+from at_once_dask.flow import Outcome
+from at_once_dask.ledger import Ledger
+from at_once_dask.states import FAILED, NAMES, PROCESSED, SKIPPED
+
+# For each worker: gaps, and after each how long an input took and what became of it.
+works = st.lists(
+    st.lists(
+        st.tuples(st.floats(0, 5), st.floats(0, 5), st.sampled_from([PROCESSED, SKIPPED, FAILED])),
+        min_size=1,
+        max_size=30,
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def ledger_from(works: list[list[tuple[float, float, int]]]) -> Ledger:
+    """Every input is a partition of its own."""
+    ledger, position = Ledger(), 0
+    ledger.draw(sum(map(len, works)) + 3)  # three are left
+    for worker, work in enumerate(works):
+        at = 0.0
+        for gap, seconds, state in work:
+            marks = array("d", [at + gap, at + gap + seconds])
+            at = marks[1]
+            outcome = Outcome(position + 1, f"w{worker}", bytearray([state]), marks, BEGUN)
+            ledger.record(position, outcome, [position])
+            position += 1
+    return ledger
+
+
+@given(works, st.integers(1, 200), st.integers(1, 50))
+def test_all_inputs_are_in_it(
+    works: list[list[tuple[float, float, int]]], most_bars: int, most_bins: int
+) -> None:
+    ledger = ledger_from(works)
+    n_timed = sum(map(len, works))
+
+    found = timeline.timeline(ledger, most_bars, most_bins)
+
+    assert len(found.n) <= max(most_bars, len(works) * len(NAMES))
+    assert sum(found.n) == n_timed
+    assert found.rows == [f"w{worker}" for worker in range(len(works))]
+    assert list(found.start >= 0).count(False) == 0
+    assert max(found.end) == pytest.approx(found.span, abs=1e-5)
+    for state in (PROCESSED, SKIPPED, FAILED):
+        assert sum(found.n[found.state == state]) == ledger.counts[state]
+    for row, start, end, state, position, longest in zip(
+        found.row,
+        found.start,
+        found.end,
+        found.state,
+        found.position,
+        found.longest,
+        strict=True,
+    ):
+        assert ledger.names[ledger.workers[position]] == found.rows[row]
+        assert ledger.states[position] == state
+        assert ledger.seconds[position] == longest <= end - start + 1e-5
+
+
+def test_positions_are_those_of_the_list_as_given() -> None:
+    ledger = Ledger(array("q", [1, 0]))
+    ledger.draw(2)
+    ledger.record(
+        0, Outcome(2, "w", bytearray([PROCESSED] * 2), array("d", [0, 1, 3]), BEGUN), [1, 2]
+    )
+    assert timeline.timeline(ledger, 10, 10).position == [1, 0]
+    (longest,) = timeline.timeline(ledger, 1, 1).position
+    assert longest == 0
+
+
+def test_of_very_many_workers_the_next_goes_on_where_one_has_ended() -> None:
+    """Each input ends its worker: two run at a time."""
+    ledger = Ledger()
+    ledger.draw(200)
+    for position in range(200):
+        begun = float(position // 2)
+        marks = array("d", [begun, begun + 0.9])
+        ledger.record(
+            position,
+            Outcome(position + 1, f"w{position}", bytearray([FAILED]), marks, BEGUN),
+            [0] * 200,
+        )
+
+    found = timeline.timeline(ledger, 1_000, 1_000)
+
+    assert found.rows == ["w0", "w1"]
+    assert np.bincount(found.row).tolist() == [100, 100]
+    assert found.n_hidden == 0
+
+
+def test_more_rows_than_one_can_look_at_are_told_of() -> None:
+    found = timeline.timeline(ledger_of(300_000, n_workers=300), 1_000, 1_000)
+
+    assert len(found.rows) == timeline.MOST_LANES
+    assert found.n_hidden == 200
+    assert sum(found.n) == 100_000
+
+
+@given(st.floats(1e-9, 1e8))
+def test_ticks_of_time_are_few_and_within(span: float) -> None:
+    ticks = charts.time_ticks(span)
+    assert 2 <= len(ticks) <= 6
+    assert all(0 <= tick.percent <= 100.001 for tick in ticks)
+    assert len({tick.text for tick in ticks}) == len(ticks)
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50))
+def test_each_duration_is_in_the_histogram(seconds: list[float]) -> None:
+    ledger = ledger_from([[(0.0, one, PROCESSED) for one in seconds]])
+    found = charts.histogram(ledger)
+    assert found is not None
+    assert 1 <= found.most <= len(seconds)
+    assert 1 <= len(found.bars) <= min(len(seconds), charts.N_BINS)
+    assert max(height for _, height, _ in found.bars) == charts.HEIGHT
+    assert 2 <= len(found.ticks) <= 6
+    assert len({tick.text for tick in found.ticks}) == len(found.ticks)
+    assert all(-0.001 <= tick.percent <= 100.001 for tick in found.ticks)
+
+
+def test_without_work_there_is_no_chart() -> None:
+    ledger = ledger_from([[(0.0, 1.0, SKIPPED)]])
+    assert charts.histogram(ledger) is None
+    assert charts.workers(Ledger()).rows == []
+
+
+# ----- report.plot()
+
+
+def bars_of(figure: Any) -> dict[str, Any]:
+    (renderer,) = figure.renderers
+    return dict(renderer.data_source.data)
+
+
+def test_plot(cluster: Client) -> None:
+    report = at_once_dask.run(
+        [2, 1, 0], lambda n: [n == 2, None], invert, on_error="return", progress=False
+    )
+
+    figure: Any = report.plot()
+
+    bars = bars_of(figure)
+    assert dict(zip(bars["what"], bars["status"], strict=True)) == {
+        "position 0": "skipped",
+        "position 1": "processed",
+        "position 2": "failed",
+    }
+    assert set(bars["worker"]) == set(figure.y_range.factors)
+    assert set(bars["worker"]) == set(report.items["worker"])
+    assert bars["status"][-1] == "failed"
+    assert len(set(bars["colour"])) == 3
+    tips: Any
+    (tips,) = (tool.tooltips for tool in figure.tools if isinstance(tool, HoverTool))
+    assert tips[:2] == [("input", "@what"), ("took", "@took")]
+
+
+def invert(inp: float) -> float:
+    return 1 / inp
+
+
+def test_plot_of_a_million_inputs_stays_usable() -> None:
+    bars = bars_of(report_of(ledger_of(1_000_000)).plot())
+
+    assert 1_000 < len(bars["left"]) <= plots.MOST_BARS
+    assert bars["what"][0].startswith("334 inputs, the longest at position ")
+    assert float(max(bars["right"])) == pytest.approx(500)
+
+
+def test_plot_of_nothing() -> None:
+    silence(MISSING_RENDERERS, True)
+    check_integrity([at_once_dask.run([], None, print).plot()])
