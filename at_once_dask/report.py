@@ -95,11 +95,21 @@ class Report:
 
     @property
     def ok(self) -> bool:
+        """No input or key failed and none is left."""
         return not (self.n_failed or self.n_keys_failed or self.n_left)
 
     @property
     def failures(self) -> pd.DataFrame:
-        """One row an input that failed, or a key; see `failures_frame`."""
+        """One row an input that failed, by its position in the list; keys that failed come last.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Indexed by position (Int64, named ``index``, ``<NA>`` for keys): ``input``, ``key``,
+            ``stage`` (check, process, verify, reduce, send or collect), ``kind`` (exception, crash,
+            memory or timeout), ``error``, ``message``, ``traceback``, ``worker``, ``seconds``
+            (float64), ``attempts`` (int64) and ``exit`` (signal or exit code of a death).
+        """
         return failures_frame(self._ledger.failed)
 
     @property
