@@ -45,8 +45,8 @@ crashes: $(VENV)/.installed-bench ## what one bad input costs, here and with oth
 soak: $(VENV)/.installed ## 100,000 inputs, one in a hundred bad: a quarter of an hour
 	$(VENV)/bin/python benchmarks/soak.py $(ARGS)
 
-docs: $(VENV)/.installed-docs ## the manual, as pages: docs/_build/index.html
-	$(RUN) sphinx -q -E -W --keep-going -c docs . docs/_build
+docs: $(VENV)/.installed-docs ## the manual, as pages: docs/_build/html/index.html
+	$(RUN) sphinx -q -E -W --keep-going -c docs . docs/_build/html
 
 notebooks: $(VENV)/.installed-test ## run the notebooks, and store what they show
 	$(VENV)/bin/python notebooks/execute.py $(ARGS)

@@ -35,7 +35,7 @@ html_theme_options = {
     "footer_start": [],
     "footer_end": [],
 }
-html_sidebars = {page: [] for page in ("*", "docs/*")}  # others have neighbours to show
+html_sidebars = {"**": []}  # the room is for code
 html_context = {"default_mode": "light"}
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]

@@ -1,8 +1,8 @@
 """Run notebooks from top to bottom and store what they show: ``make notebooks``.
 
-Each runs in a folder of its own that is new, so what is stored depends on nobody's files. Left out is
-what names this machine or is gone when a run is over: the progress, the link to the dashboard, the
-path of that folder, and the file under which a kernel keeps a cell. Nothing else is.
+Each runs in a new folder of its own, so what is stored depends on nobody's files. Left out is what
+names this machine or is gone when a run is over: the progress, the link to the dashboard, the path
+of that folder, and the file under which a kernel keeps a cell. Nothing else is.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ def test_every_public_name_is_in_the_reference() -> None:
 
 
 def test_the_pages_are_built_without_a_warning(tmp_path: Path) -> None:
-    pages = tmp_path / "pages"
+    pages = tmp_path / "html"
     build = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs"]
 
     done = subprocess.run(
