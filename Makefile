@@ -12,7 +12,8 @@ export PIP_NO_INPUT = 1
 RUN = $(VENV)/bin/python -m
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-slow test-lowest bench growth crashes soak lint types format clean
+.PHONY: help demo test test-slow test-lowest bench growth crashes soak docs notebooks \
+	lint types format clean
 
 help: ## list these words
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +45,12 @@ crashes: $(VENV)/.installed-bench ## what one bad input costs, here and with oth
 soak: $(VENV)/.installed ## 100,000 inputs, one in a hundred bad: a quarter of an hour
 	$(VENV)/bin/python benchmarks/soak.py $(ARGS)
 
+docs: $(VENV)/.installed-docs ## the manual, as pages: docs/_build/html/index.html
+	$(RUN) sphinx -q -E -W --keep-going -c docs . docs/_build/html
+
+notebooks: $(VENV)/.installed-test ## run the notebooks, and store what they show
+	$(VENV)/bin/python notebooks/execute.py $(ARGS)
+
 lint: $(VENV)/.installed-test ## ruff: mistakes, and the format
 	$(RUN) ruff check
 	$(RUN) ruff format --check
@@ -57,7 +64,7 @@ format: $(VENV)/.installed-test ## let ruff put the format right
 
 clean: ## remove the environments and all that was made here
 	rm -rf .venv .venv-lowest build dist *.egg-info .*_cache .hypothesis
-	rm -rf at_once_demo at_once_log.jsonl
+	rm -rf at_once_demo at_once_log.jsonl docs/_build
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
@@ -70,6 +77,10 @@ $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/pip
 
 $(VENV)/.installed-bench: pyproject.toml | $(VENV)/bin/pip
 	$(RUN) pip install --quiet --editable '.[bench]'
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-docs: pyproject.toml | $(VENV)/bin/pip
+	$(RUN) pip install --quiet --editable '.[docs]'
 	@touch $(VENV)/.installed $@
 
 # Each dependency at its lower bound: `>=` in pyproject.toml becomes `==`.

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
+from at_once_dask import cells
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
@@ -52,7 +54,8 @@ class Failure:
         The exception's type name, its text and its traceback; of a death its signal or exit code,
         what is known of it, and the stack where one could be had.
     where : str
-        The innermost place in the user's own code, ``file:line in function``.
+        The innermost place in the user's own code, ``file:line in function``; of a notebook's
+        cell ``In[3]:line in function``.
     worker : str
         The worker's address; empty for what failed in the driver.
     seconds : float
@@ -102,8 +105,8 @@ def from_answer(position: int, stage: str, message: str) -> Failure:
 @cache
 def is_users_file(filename: str) -> bool:
     """Whether `filename` is outside the standard library, site-packages and this package."""
-    if filename.startswith("<frozen "):
-        return False
+    if not os.path.isabs(filename):  # no file: a notebook's cell, standard input
+        return not filename.startswith("<frozen ")
     path = os.path.abspath(filename)
     return not path.startswith(_NOT_THE_USERS) and not is_ours(path)
 
@@ -188,4 +191,4 @@ def _where(error: BaseException) -> str:
     if found is None:
         return ""
     code = found.tb_frame.f_code
-    return f"{code.co_filename}:{found.tb_lineno} in {code.co_name}"
+    return f"{cells.shown(code.co_filename)}:{found.tb_lineno} in {code.co_name}"

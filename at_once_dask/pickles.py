@@ -15,6 +15,8 @@ from typing import IO, Any, ClassVar
 
 import cloudpickle
 
+from at_once_dask import cells
+
 
 def dumps(value: object) -> bytes:
     """`value` in one piece; raises whatever its pickling raises.
@@ -58,7 +60,17 @@ def _dumps_by_value(value: object) -> bytes:
 
 def _reduce_code(code: CodeType) -> tuple[Callable[..., CodeType], tuple[Any, ...]]:
     made_by = cloudpickle.Pickler.dispatch_table[CodeType](code)
+    cell = cells.cell_of(code.co_filename)
+    if cell is not None:
+        return _code_of_cell, (cell, *made_by)
     return _code_of_file, (code.co_filename, *made_by)
+
+
+def _code_of_cell(
+    cell: cells.Cell, make: Callable[..., CodeType], arguments: tuple[Any, ...]
+) -> CodeType:
+    cells.know(cell)
+    return _code_of_file(cell[0], make, arguments)
 
 
 def _code_of_file(name: str, make: Callable[..., CodeType], arguments: tuple[Any, ...]) -> CodeType:
@@ -68,7 +80,7 @@ def _code_of_file(name: str, make: Callable[..., CodeType], arguments: tuple[Any
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """Leaves functions the name of their file: tracebacks tell it, and where something failed.
 
-    cloudpickle from 3.1.3 on puts ``<dynamic-code>`` in its place.
+    cloudpickle from 3.1.3 on puts ``<dynamic-code>`` in its place. In a notebook it is the cell's.
     """
 
     dispatch_table: ClassVar[Any] = ChainMap(

@@ -81,18 +81,21 @@ class Report:
 
     @property
     def ok(self) -> bool:
+        """No input or key failed and none is left."""
         return self._story.ok
 
     @property
     def failures(self) -> pd.DataFrame:
-        """One row an input that failed, or a key, by position in the list as given; keys come last.
+        """One row an input that failed, by its position in the list; keys that failed come last.
 
         Returns
         -------
         pandas.DataFrame
             Indexed by position (Int64, named ``index``, ``<NA>`` for keys): ``input``, ``key``,
-            ``stage``, ``kind``, ``error``, ``message``, ``traceback``, ``worker``, ``exit``
-            (object), ``seconds`` (float64) and ``attempts`` (int64); the same when empty.
+            ``stage`` (check, process, verify, reduce, send or collect), ``kind`` (exception, crash,
+            memory or timeout), ``error``, ``message``, ``traceback``, ``worker``, ``seconds``
+            (float64), ``attempts`` (int64) and ``exit`` (signal or exit code of a death); the same
+            columns when empty.
         """
         return frames.failures_frame(self._story.ledger.failed)
 

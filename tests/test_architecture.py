@@ -16,6 +16,7 @@ PACKAGE = Path(at_once_dask.__file__).parent
 
 ORDER = (
     "errors",
+    "cells",
     "failure",
     "files",
     "pickles",
