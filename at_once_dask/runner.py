@@ -45,6 +45,7 @@ class Run:
         self.id = uuid.uuid4().hex[:12]
         # What may yet be wrong with the call, before anything is drawn from the list.
         self.logfile = journal.writable_path()
+        journal.capture_output()
         self.client = cluster.lent(options.client)
         job = Job(
             options.check_inp,

@@ -29,6 +29,7 @@ ORDER = (
     "crumb",
     "lease",
     "journal",
+    "output",
     "gather",
     "item",
     "reduction",

@@ -453,13 +453,17 @@ SIGNATURES: dict[str, Wrong] = {
         lambda: run([1], check, process, seed=1),
         f"run() has no argument 'seed'; write {CALL}, do_shuffle=True, random_state=1)",
     ),
-    **{
-        name: (
-            functools.partial(run, [1], check, process, **{name: None}),
-            f"run() has no argument {name!r}; {PLANNED}",
-        )
-        for name in ("capture_output", "report_path")
-    },
+    "capture_output": (
+        lambda: run([1], check, process, capture_output=False),
+        (
+            "run() has no argument 'capture_output'; assign at_once_dask.capture_output = False"
+            f" first, then {RUN}"
+        ),
+    ),
+    "report_path": (
+        lambda: run([1], check, process, report_path="report.html"),
+        f"run() has no argument 'report_path'; {PLANNED}",
+    ),
     "misspelt": (
         lambda: run([1], check, process, on_errors="return"),
         f"run() has no argument 'on_errors'; did you mean 'on_error'? It takes {ALL_OF_RUN}",
