@@ -282,7 +282,7 @@ class Stream(io.TextIOBase):
         return getattr(self.original, name)
 
     def __reduce_ex__(self, protocol: object) -> Any:
-        return getattr, (sys, self._attribute)
+        return _current, (self._attribute,)
 
 
 class _Buffer(io.BufferedIOBase):
@@ -437,6 +437,10 @@ def _is_dasks(thread: threading.Thread) -> bool:
         return False
     is_main = thread is threading.main_thread()
     return is_main or "Dask-" in thread.name or thread.name == "Profile"
+
+
+def _current(name: str) -> Any:
+    return getattr(sys, name)
 
 
 def _install() -> None:

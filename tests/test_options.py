@@ -751,6 +751,19 @@ def test_a_logfile_that_is_no_path(
     assert refused(lambda: at_once_dask.log("hello")) == expected
 
 
+@pytest.mark.parametrize("given", [None, "no", 0, []])
+def test_capture_output_is_true_or_false(
+    untouched: None, monkeypatch: pytest.MonkeyPatch, given: Any
+) -> None:
+    monkeypatch.setattr(at_once_dask, "capture_output", given)
+    expected = (
+        f"at_once_dask.capture_output is {given!r}; assign True or False, for example"
+        " at_once_dask.capture_output = False"
+    )
+    assert refused(lambda: run([1], check, process)) == expected
+    assert refused(lambda: plan([1], check)) == expected
+
+
 @pytest.mark.parametrize("given", ["no such folder/log.jsonl", "."])
 def test_a_logfile_that_cannot_be_written(
     untouched: None, monkeypatch: pytest.MonkeyPatch, given: str
