@@ -97,6 +97,9 @@ def log(msg: object) -> None:
     On a worker the record names the input that is being worked on. From another host than the
     driver's it is sent there, and the last second before a crash may be missing.
 
+    What the functions print, and their `logging` records, go to the log by themselves, unless
+    ``at_once_dask.capture_output`` is False.
+
     Examples
     --------
     >>> import at_once_dask

@@ -3,8 +3,9 @@
 In a worker, for the time of a run, ``sys.stdout`` and ``sys.stderr`` are objects that look who
 writes. What threads of the run's inputs write goes to the log, a record a line, each in the file
 before ``print`` returns: the next thing may be a segfault. What others write (Dask, other people's
-tasks) goes where it went before. Nothing is done for an input that prints nothing: a line without
-an end is kept until its thread writes for another input, or the partition ends.
+tasks) goes where it went before. Nothing is done for an input that prints nothing: that another
+input has begun, which ends a line without an end, is noticed when its thread writes again, when
+the partition ends, or when the worker looks after it (`tidy`).
 
 Only what Python writes is seen: C code and subprocesses have the file descriptors.
 """
@@ -85,11 +86,16 @@ def settle(mine: Lease) -> None:
         return
     _close([page for page in list(_pages) if page.lease is mine])
     if mine.book is not None:
-        post(mine.book.run)
+        _send(mine.book.run)
 
 
-def post(run: str) -> None:
-    """Send the lines that wait for a driver on another host."""
+def tidy(run: str) -> None:
+    """From time to time: lines of inputs that are over, and those for a driver on another host."""
+    _close([page for page in list(_pages) if page.book.run == run and page.is_over()])
+    _send(run)
+
+
+def _send(run: str) -> None:
     if run in _posts:
         with _lock:
             _posts[run].send()
@@ -114,6 +120,10 @@ class _Page:
         if self not in _pages or self.lease is not mine or self.book is not book:
             return False
         return mine is None or (mine.inp is self.inp and mine.current == self.position)
+
+    def is_over(self) -> bool:
+        mine = self.lease
+        return mine is not None and mine.current != self.position
 
     def write(self, level: str, text: str) -> None:
         """Put whole lines into the log, and keep the rest."""
@@ -406,6 +416,7 @@ def _close(pages: list[_Page]) -> None:
         with _lock:
             page.end_lines()
             _pages.discard(page)
+            page.inp = page.lease = None  # its thread may live on, and keep it
 
 
 def _is_captured() -> bool:

@@ -19,7 +19,7 @@ from at_once_dask.surroundings import Surroundings
 
 TELL_SECONDS = 1.0  # how often a worker tells what it is working on
 COUNT_SECONDS = 0.4  # how often it looks whether something has failed
-POST_SECONDS = 0.5  # how often output goes to a driver on another host
+TIDY_SECONDS = 0.5  # how often it looks after output that nobody brings to the log
 LOOK_SECONDS = 0.1  # how often the time of the running inputs is looked at, without a nanny
 LONG_SECONDS = 2.0  # when an input counts as one that runs long
 
@@ -118,7 +118,7 @@ class RunPlugin(WorkerPlugin):
         self._callbacks = [
             PeriodicCallback(lambda: self._tell(worker), TELL_SECONDS * 1000),
             PeriodicCallback(lambda: self._tell_failing(worker), COUNT_SECONDS * 1000),
-            PeriodicCallback(lambda: output.post(self.run), POST_SECONDS * 1000),
+            PeriodicCallback(lambda: output.tidy(self.run), TIDY_SECONDS * 1000),
         ]
         if worker.nanny is None and self.timeout is not None:
             self._callbacks.append(PeriodicCallback(self._end_when_overdue, LOOK_SECONDS * 1000))

@@ -101,6 +101,33 @@ def test_combine_fn_prints_with_the_key(cluster: Client) -> None:
     assert {text for _, _, text in found} == {"adding"}
 
 
+def test_a_plan_prints_nothing_either(cluster: Client) -> None:
+    at_once_dask.plan([1, 2], lambda n: [print("looking at", n), None], progress=False)
+    assert sorted(records()) == [
+        ("STDOUT", "1", "looking at 1"),
+        ("STDOUT", "2", "looking at 2"),
+    ]
+
+
+class Opened:
+    """Prints when a worker unpickles it."""
+
+    def __call__(self, n: int) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        print("opened")
+
+    def __getstate__(self) -> object:
+        return "something"
+
+
+def test_what_the_functions_print_when_they_are_unpickled(cluster: Client) -> None:
+    """As their modules do when they are imported: it is of no input."""
+    report = at_once_dask.run(range(2), None, Opened(), progress=False)
+    assert set(records(report.run)) == {("STDOUT", None, "opened")}
+
+
 def test_threads_of_an_input(cluster: Client) -> None:
     def talk(n: int) -> None:
         def within() -> None:
@@ -178,6 +205,21 @@ def test_lines(cluster: Client) -> None:
 def test_a_line_without_an_end_ends_with_its_input(cluster: Client) -> None:
     report = at_once_dask.run(range(6), None, lambda n: print(n, end=""), progress=False)
     assert sorted(records(report.run)) == [("STDOUT", str(n), str(n)) for n in range(6)]
+
+
+def test_a_line_without_an_end_does_not_wait_for_the_next_input(
+    cluster: Client, folder: Path
+) -> None:
+    """Of the same partition, which prints nothing."""
+
+    def work(n: int) -> None:
+        if n % 2 == 0:
+            print(f"end of {n}", end="")
+        else:
+            text = f"end of {n - 1}"
+            poll_for(lambda: text in (folder / "log.jsonl").read_text(), "not logged")
+
+    assert at_once_dask.run(range(8), None, work, progress=False).ok
 
 
 def test_of_a_progress_bar_the_last_state_stays(cluster: Client) -> None:
@@ -465,7 +507,7 @@ def work(n):
     logging.getLogger("mine").warning("logged %s", n)
 
 
-at_once_dask.start(2, dashboard_address="127.0.0.1:0")
+at_once_dask.start(1, dashboard_address="127.0.0.1:0")  # of two, lines could mix
 at_once_dask.run(range(20), None, work)
 print("done")
 """
