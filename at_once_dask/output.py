@@ -78,6 +78,7 @@ def of_run(book: Book, worker: str) -> Iterator[None]:
         if page is not None:
             _close([page])
             _here.page = None  # or it would keep its input
+            _send(book.run)
 
 
 def settle(mine: Lease) -> None:
@@ -187,17 +188,18 @@ class _Post:
         self._sent = time.monotonic()
 
     def add(self, lines: str) -> None:
-        if len(lines) > self._room:
-            self._missing += lines.count("\n")
-            return
-        self._room -= len(lines)
-        self._lines.append(lines)
+        for line in lines.splitlines(keepends=True):
+            if len(line) > self._room:
+                self._missing += 1
+            else:
+                self._room -= len(line)
+                self._lines.append(line)
 
     def send(self) -> None:
         now = time.monotonic()
         self._room = min(BURST_BYTES, self._room + (now - self._sent) * BYTES_A_SECOND)
         self._sent = now
-        if self._missing and self._room > BYTES_A_SECOND / 2:
+        if self._missing:
             self._lines.append(journal.line(self._omission()))
             self._missing = 0
         if self._lines:
@@ -395,6 +397,7 @@ def _writing() -> Iterator[_Page | None]:
     try:
         page = _page(*whose)  # not with the lock: a `repr` may wait for another thread
         with _lock:
+            _pages.add(page)  # it may just have been closed
             yield page
     finally:
         _here.busy = False
@@ -407,7 +410,6 @@ def _page(book: Book, worker: str, mine: Lease | None) -> _Page:
     if page is not None:
         _close([page])
     page = _here.page = _Page(book, worker, mine)
-    _pages.add(page)
     return page
 
 
