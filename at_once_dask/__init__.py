@@ -13,6 +13,9 @@ __version__ = "0.1.0"
 logfile: str | _os.PathLike[str] = "at_once_log.jsonl"
 """Where the log goes; assign a path. A relative one counts from the run's current directory."""
 
+capture_output: bool = True
+"""Whether what the functions print, and their `logging` records, go to the log; assign a bool."""
+
 __all__ = [
     "AtOnceError",
     "InputError",
@@ -23,6 +26,7 @@ __all__ = [
     "RunStopped",
     "__version__",
     "atomic_write",
+    "capture_output",
     "close",
     "last_report",
     "log",

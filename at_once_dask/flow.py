@@ -25,7 +25,7 @@ from typing import Any
 from dask.bag import Bag
 from dask.local import get_sync
 
-from at_once_dask import journal, lease, pickles
+from at_once_dask import journal, lease, output, pickles
 from at_once_dask.crumb import CLOSING, FAILURE, STOP, VALUE, Crumb, Trail
 from at_once_dask.failure import Failure, from_exception
 from at_once_dask.gather import Folds, Lists, Pairs, Piece, alone
@@ -220,6 +220,7 @@ def work(
         return Outcome(partition.start, worker, unreadable=True)
     finally:
         crumb.head[STOP] = max(crumb.head[STOP], partition.start)
+        output.settle(mine)
         lease.enter(None)
         lease.end(partition.id)
         crumb.close()
@@ -435,6 +436,7 @@ class _Slice:
             indices = partition.indices
             index = failure.position if indices is None else indices[offset]
         assert mine.book is not None
+        output.settle(mine)  # what it printed comes before its failure
         journal.note_failure(failure, mine.book, inp, index, partition.attempts)
 
     def _outcome(self, made: Piece | bytes | None) -> Outcome:

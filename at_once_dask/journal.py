@@ -47,18 +47,31 @@ class Book:
         Absolute, on the driver's host.
     file : tuple of str and int
         What tells the file from all others: the host's boot id, device and inode.
+    captures : bool
+        Whether what the functions print goes to it.
     """
 
     run: str
     path: str
     file: tuple[str, int, int]
+    captures: bool = True
+
+    @property
+    def is_near(self) -> bool:
+        """Whether `path` is the driver's file here."""
+        return _tell is None or _identity(self.path) == self.file
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append here where `path` is the driver's file, else send the record to the driver."""
-        if _tell is None or _identity(self.path) == self.file:
+        """Append the record, or send it to the driver where the file is not near."""
+        if self.is_near:
             append(self.path, record)
         else:
-            _tell(topic(self.run), {"log": line(record)})
+            self.send(line(record))
+
+    def send(self, lines: str) -> None:
+        """Have the driver append them."""
+        assert _tell is not None
+        _tell(topic(self.run), {"log": lines})
 
 
 def topic(run: str) -> str:
@@ -86,6 +99,9 @@ def log(msg: object) -> None:
     On a worker the record names the input that is being worked on. From another host than the
     driver's it is sent there, and the last second before a crash may be missing.
 
+    What the functions print, and their `logging` records, go to the log by themselves, unless
+    ``at_once_dask.capture_output`` is False.
+
     Examples
     --------
     >>> import at_once_dask
@@ -98,12 +114,12 @@ def log(msg: object) -> None:
     others = lease.running()
     if mine is not None and mine.book is not None:
         inp = safe_repr(mine.inp)
-        mine.book.write(_record("INFO", mine.book.run, mine.index, inp, mine.worker, msg))
+        mine.book.write(entry("INFO", mine.book.run, mine.index, inp, mine.worker, msg))
     elif others and others[0].book is not None:  # a thread of one of several inputs
         book, worker = others[0].book, others[0].worker
-        book.write(_record("INFO", book.run, None, None, worker, msg))
+        book.write(entry("INFO", book.run, None, None, worker, msg))
     else:
-        append(log_path(), _record("INFO", _run, None, None, "driver", msg))
+        append(log_path(), entry("INFO", _run, None, None, "driver", msg))
 
 
 def note_failure(
@@ -122,7 +138,7 @@ def note_failure(
         text += f"\n{failure.traceback}"
     worker = failure.worker or "driver"
     try:
-        book.write(_record(level, book.run, index, safe_repr(inp), worker, text))
+        book.write(entry(level, book.run, index, safe_repr(inp), worker, text))
     except OSError as error:
         print(f"at_once_dask: cannot write the log: {error}", file=sys.stderr)
 
@@ -138,7 +154,7 @@ def open_book(run: str) -> Book:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")
-    return Book(run, path, _identity(path))
+    return Book(run, path, _identity(path), capture_output())
 
 
 def writable_path() -> str:
@@ -184,6 +200,17 @@ def log_path() -> str:
     return os.path.abspath(os.fspath(logfile))
 
 
+def capture_output() -> bool:
+    """``at_once_dask.capture_output``."""
+    given = sys.modules["at_once_dask"].capture_output
+    if not isinstance(given, bool):
+        raise InputError(
+            f"at_once_dask.capture_output is {safe_repr(given)}; assign True or False, for example"
+            " at_once_dask.capture_output = False"
+        )
+    return given
+
+
 def tell_by(tell: Callable[[str, Any], None]) -> None:
     """This process is a worker; `tell` may be called from any thread."""
     global _tell
@@ -200,7 +227,7 @@ def append(path: str, record: dict[str, Any]) -> None:
 
 
 def append_line(path: str, text: str) -> None:
-    """One record, one write: lines of several processes never mix."""
+    """In one write: lines of several processes never mix."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         os.write(descriptor, text.encode("ascii"))
@@ -225,6 +252,10 @@ def read_log(path: str | os.PathLike[str] | None = None, run: str | None = None)
         position in the list as given), ``input`` (its repr, at most 200 characters), ``worker``,
         ``pid`` (Int64) and ``msg``. Lines that are not whole, as a crash may leave them, are
         passed over.
+
+        ``level`` is ``INFO`` for ``log()``, ``STDOUT`` and ``STDERR`` for a line that was printed,
+        the record's own level for ``logging`` (``msg`` begins with the logger's name), ``ERROR``
+        for a failure and ``WARNING`` for one that is tried again.
 
     Raises
     ------
@@ -307,9 +338,10 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and set(COLUMNS) <= set(record) else None
 
 
-def _record(
+def entry(
     level: str, run: str | None, index: int | None, inp: str | None, worker: str, msg: object
 ) -> dict[str, Any]:
+    """A record of now and of this process."""
     time = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     values = (time, level, run, index, inp, worker, os.getpid(), msg)
     return dict(zip(COLUMNS, values, strict=True))

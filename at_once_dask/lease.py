@@ -186,10 +186,16 @@ def here() -> Lease | None:
 
     Also in a thread that an input started by itself, where only one input is running.
     """
-    lease: Lease | None = getattr(_here, "lease", None)
+    lease = own()
     if lease is None:
         begun = running()
         return begun[0] if len(begun) == 1 else None
+    return lease
+
+
+def own() -> Lease | None:
+    """The lease that this very thread was given."""
+    lease: Lease | None = getattr(_here, "lease", None)
     return lease
 
 

@@ -44,7 +44,7 @@ _ELSEWHERE = {
         ("seed", "random_seed"),
         "write run(inp_list, check_inp, process_inp, do_shuffle=True, random_state=1)",
     ),
-    "capture_output": "leave it out, it is planned and not in this version: {call}",
+    "capture_output": "assign at_once_dask.capture_output = False first, then {call}",
     **dict.fromkeys(
         ("time_limit", "timeout_seconds", "max_seconds"),
         "write run(inp_list, check_inp, process_inp, timeout=60)",

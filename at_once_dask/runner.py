@@ -60,6 +60,7 @@ class Run:
         self.id = uuid.uuid4().hex[:12]
         # What may yet be wrong with the call, before anything is drawn from the list.
         self.logfile = journal.writable_path()
+        journal.capture_output()
         path = options.report_path
         self.report_path = None if path is None else os.path.abspath(os.fspath(path))
         self.client = cluster.lent(options.client)

@@ -1,5 +1,7 @@
 """The workers' surroundings are the driver's: directory, environment, import path, edited modules.
 
+And the level of the root logger, so that ``logging.basicConfig(level=...)`` in a script counts.
+
 For the own cluster only; a borrowed one keeps its own.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import multiprocessing.spawn
 import os
 import sys
@@ -30,11 +33,14 @@ class Surroundings:
     environment : dict of str
     path : list of str
         ``sys.path``.
+    log_level : int
+        Of the root logger.
     """
 
     directory: str | None
     environment: dict[str, str]
     path: list[str]
+    log_level: int
 
     @classmethod
     def of_this_process(cls) -> Surroundings:
@@ -42,7 +48,7 @@ class Surroundings:
         with contextlib.suppress(FileNotFoundError):
             directory = os.getcwd()
         environment = forkserver.THREAD_LIMITS | dict(os.environ) | dict([processes.mark()])
-        return cls(directory, environment, list(sys.path))
+        return cls(directory, environment, list(sys.path), logging.getLogger().level)
 
     def adopt(self) -> None:
         """Make them this process's; modules edited since they were imported are forgotten."""
@@ -53,9 +59,18 @@ class Surroundings:
         os.environ.update(self.environment)
         processes.mark_as_worker()
         sys.path[:] = self.path
+        self._adopt_log_level()
         forget_edited_modules()
 
+    def _adopt_log_level(self) -> None:
+        """Only what the driver has changed since: the functions may have set one of their own."""
+        global _log_level
+        if self.log_level != _log_level:
+            logging.getLogger().setLevel(self.log_level)
+            _log_level = self.log_level
 
+
+_log_level = logging.WARNING  # the driver's, as far as this process knows: Python's own
 _looked_at = time.time_ns()  # when this process last looked for edited modules
 _known: dict[str, tuple[int, int]] = {}
 

@@ -11,7 +11,7 @@ from typing import Any
 from distributed import WorkerPlugin, get_worker
 from tornado.ioloop import PeriodicCallback
 
-from at_once_dask import journal, lease, pickles, processes, stack
+from at_once_dask import journal, lease, output, pickles, processes, stack
 from at_once_dask.crumb import OVERDUE, Trail
 from at_once_dask.flow import Job, Outcome, Partition, work
 from at_once_dask.journal import Book
@@ -19,6 +19,7 @@ from at_once_dask.surroundings import Surroundings
 
 TELL_SECONDS = 1.0  # how often a worker tells what it is working on
 COUNT_SECONDS = 0.4  # how often it looks whether something has failed
+TIDY_SECONDS = 0.5  # how often it looks after output that nobody brings to the log
 LOOK_SECONDS = 0.1  # how often the time of the running inputs is looked at, without a nanny
 LONG_SECONDS = 2.0  # when an input counts as one that runs long
 
@@ -117,11 +118,13 @@ class RunPlugin(WorkerPlugin):
         self._callbacks = [
             PeriodicCallback(lambda: self._tell(worker), TELL_SECONDS * 1000),
             PeriodicCallback(lambda: self._tell_failing(worker), COUNT_SECONDS * 1000),
+            PeriodicCallback(lambda: output.tidy(self.run), TIDY_SECONDS * 1000),
         ]
         if worker.nanny is None and self.timeout is not None:
             self._callbacks.append(PeriodicCallback(self._end_when_overdue, LOOK_SECONDS * 1000))
         for callback in self._callbacks:
             callback.start()
+        output.begin(self.book)
 
     def _end_when_overdue(self) -> None:
         assert self.timeout is not None
@@ -144,6 +147,7 @@ class RunPlugin(WorkerPlugin):
     def teardown(self, worker: Any) -> None:
         for callback in self._callbacks:
             callback.stop()
+        output.end(self.book)
         if self._writes_stack:
             stack.end()
         self._stack.close()
@@ -157,6 +161,7 @@ def run_partition(partition: Partition) -> Outcome:
     sealed = _JOBS[partition.run]
     try:
         worker = get_worker().address
-        return work(sealed.open, sealed.book, partition, worker, sealed.trail, sealed.shelves)
+        with output.of_run(sealed.book, worker):
+            return work(sealed.open, sealed.book, partition, worker, sealed.trail, sealed.shelves)
     except (SystemExit, KeyboardInterrupt) as error:
         raise RuntimeError(f"{type(error).__name__}: {error}") from error  # or the worker would end

@@ -30,6 +30,7 @@ ORDER = (
     "crumb",
     "lease",
     "journal",
+    "output",
     "gather",
     "item",
     "reduction",

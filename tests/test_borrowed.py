@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -322,6 +323,66 @@ def test_two_partitions_at_once_in_a_process(borrowed: Client, folder: Path) -> 
         inp = records["input"].iloc[0]
         assert list(records["msg"]) == ["begun", f"at {inp}"]
         assert records["input"].nunique() == records["worker"].nunique() == 1
+
+
+def test_output_of_two_partitions_at_once(borrowed: Client, folder: Path) -> None:
+    """Threads of one process print in turn, parts of lines too; records do not mix."""
+
+    def talk(n: int) -> None:
+        print("begun", end="")
+        (folder / f"{os.getpid()} {threading.get_ident()}").touch()
+        poll_for(
+            lambda: len(list(folder.glob(f"{os.getpid()} *"))) == 2, "the other thread is idle"
+        )
+        for part in range(5):
+            print("", part, end="")
+        logging.getLogger("mine").error("at %s", n)
+
+    report = at_once_dask.run(range(100, 300), None, talk, client=borrowed, progress=False)
+    log = at_once_dask.read_log(run=report.run)
+    assert len(log) == 400
+    for _, records in log.groupby("index"):
+        inp = records["input"].iloc[0]
+        assert sorted(records["msg"]) == ["begun 0 1 2 3 4", f"mine: at {inp}"]
+        assert records["input"].nunique() == records["worker"].nunique() == 1
+
+
+def test_what_others_print_there_goes_where_it_went(
+    borrowed: Client, scheduler_file: Path, folder: Path
+) -> None:
+    """Somebody else's tasks, in the same processes at the same time; and all of it afterwards."""
+
+    def others(n: int) -> None:
+        print("others", n, flush=True)
+        print("others as well", n, file=sys.stderr, flush=True)
+        logging.getLogger("others").warning("others too %s", n)
+
+    def work(n: int) -> None:
+        print("mine")
+        poll_for((folder / "go").exists, "nobody lets it go on")
+
+    def streams() -> tuple[str, str, bool]:
+        above = logging.getLogger().parent
+        return type(sys.stdout).__name__, type(sys.stderr).__name__, above is None
+
+    def let_others_print() -> None:
+        poll_for(lambda: log.exists() and len(log.read_text().splitlines()) == 3, "nobody works")
+        try:
+            borrowed.gather(borrowed.map(others, range(20), pure=False))
+        finally:
+            (folder / "go").touch()
+
+    log = folder / "log.jsonl"
+    before = borrowed.run(streams)
+    thread = threading.Thread(target=let_others_print)
+    thread.start()
+    report = at_once_dask.run(range(3), None, work, client=borrowed, progress=False)
+    thread.join()
+    assert borrowed.run(streams) == before
+    assert list(at_once_dask.read_log(run=report.run)["msg"]) == ["mine"] * 3
+    elsewhere = (scheduler_file.parent / "worker.log").read_text()
+    for text in ("others", "others as well", "others too"):
+        assert all(f"{text} {n}\n" in elsewhere for n in range(20))
 
 
 OTHER_DRIVER = """

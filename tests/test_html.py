@@ -227,7 +227,7 @@ def of_three_causes(n: int, log: Path) -> Report:
     ledger = ledger_of(n, failure=failure)
     with log.open("w") as file:
         for position in range(0, n, 10):
-            record = journal._record("INFO", "0123456789ab", position, "", "", f"about {position}")
+            record = journal.entry("INFO", "0123456789ab", position, "", "", f"about {position}")
             file.write(journal.line(record))
     return report_of(ledger, logfile=str(log), log_part=(0, log.stat().st_size))
 
@@ -266,7 +266,7 @@ def test_many_records_have_a_budget(folder: Path) -> None:
         file.write("torn\n")
         for number in range(30):
             for index in range(2_000):
-                record = journal._record("INFO", run, index, "", "", f"{number} " + "x" * 2_000)
+                record = journal.entry("INFO", run, index, "", "", f"{number} " + "x" * 2_000)
                 file.write(journal.line(record))
     ledger = ledger_of(2_000, failure=lambda n: Failure(n, "process", "exception", "E", "no"))
     report = report_of(ledger, logfile=str(log), log_part=(0, log.stat().st_size))
@@ -476,14 +476,14 @@ def test_records_of_others_are_not_shown(folder: Path) -> None:
     log = folder / "log.jsonl"
     at_once_dask.log({"run": "0123456789ab", "index": 0, "secret": "nested"})
     records = [
-        journal._record("INFO", "0123456789ab", 0, "", "", "mine"),
-        journal._record("INFO", "another run.", 0, "", "", "of another run"),
-        journal._record("INFO", "0123456789ab", 1, "", "", "of another input"),
+        journal.entry("INFO", "0123456789ab", 0, "", "", "mine"),
+        journal.entry("INFO", "another run.", 0, "", "", "of another run"),
+        journal.entry("INFO", "0123456789ab", 1, "", "", "of another input"),
     ]
     with log.open("a") as file:
         file.writelines(map(journal.line, records))
         size = file.tell()
-        file.write(journal.line(journal._record("INFO", "0123456789ab", 0, "", "", "later")))
+        file.write(journal.line(journal.entry("INFO", "0123456789ab", 0, "", "", "later")))
     ledger = ledger_of(1, failure=lambda n: Failure(n, "process", "exception", "E", "no"))
 
     report_of(ledger, logfile=str(log), log_part=(0, size)).to_html("report.html")

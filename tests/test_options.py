@@ -118,7 +118,6 @@ TIMEOUT = (
     + CALL
     + ", timeout=60)"
 )
-PLANNED = "leave it out, it is planned and not in this version: " + RUN
 START = "call at_once_dask.start(n_workers=4) first, then "
 
 Wrong = tuple[Callable[[], object], str]
@@ -455,8 +454,11 @@ SIGNATURES: dict[str, Wrong] = {
         f"run() has no argument 'seed'; write {CALL}, do_shuffle=True, random_state=1)",
     ),
     "capture_output": (
-        lambda: run([1], check, process, capture_output=None),
-        f"run() has no argument 'capture_output'; {PLANNED}",
+        lambda: run([1], check, process, capture_output=False),
+        (
+            "run() has no argument 'capture_output'; assign at_once_dask.capture_output = False"
+            f" first, then {RUN}"
+        ),
     ),
     "misspelt": (
         lambda: run([1], check, process, on_errors="return"),
@@ -743,6 +745,19 @@ def test_a_logfile_that_is_no_path(
     assert refused(lambda: run([1], check, process)) == expected
     assert refused(lambda: plan([1], check)) == expected
     assert refused(lambda: at_once_dask.log("hello")) == expected
+
+
+@pytest.mark.parametrize("given", [None, "no", 0, []])
+def test_capture_output_is_true_or_false(
+    untouched: None, monkeypatch: pytest.MonkeyPatch, given: Any
+) -> None:
+    monkeypatch.setattr(at_once_dask, "capture_output", given)
+    expected = (
+        f"at_once_dask.capture_output is {given!r}; assign True or False, for example"
+        " at_once_dask.capture_output = False"
+    )
+    assert refused(lambda: run([1], check, process)) == expected
+    assert refused(lambda: plan([1], check)) == expected
 
 
 @pytest.mark.parametrize("given", ["no such folder/log.jsonl", "."])

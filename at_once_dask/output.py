@@ -1,0 +1,520 @@
+"""What the functions print, and their `logging` records: into the log, with their input.
+
+In a worker, for the time of a run, ``sys.stdout`` and ``sys.stderr`` are objects that look who
+writes. What threads of the run's inputs write goes to the log, a record a line, each in the file
+before ``print`` returns: the next thing may be a segfault. What others write (Dask, other people's
+tasks) goes where it went before. Nothing is done for an input that prints nothing: that another
+input has begun, which ends a line without an end, is noticed when its thread writes again, when
+the partition ends, or when the worker looks after it (`tidy`).
+
+Only what Python writes is seen: C code and subprocesses have the file descriptors.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from itertools import islice
+from types import FrameType
+from typing import Any
+
+from at_once_dask import journal, lease
+from at_once_dask.failure import cut, safe_repr
+from at_once_dask.journal import Book
+from at_once_dask.lease import Lease
+
+LINE_LIMIT = 10_000  # characters of a line, or of a logging record; the rest is cut
+TOGETHER = 100  # lines of one text are appended in one write, at most
+BURST_BYTES = 2**18  # of records for a driver on another host, at once
+BYTES_A_SECOND = 2**15  # and in the long run: its scheduler keeps a thousand messages
+
+_STREAMS = {"stdout": "STDOUT", "stderr": "STDERR"}  # and the levels of their records
+
+_here = threading.local()  # of each thread: page, run, busy
+_lock = threading.RLock()  # what a line is about must not change while it is written
+_pages: set[_Page] = set()  # those in use
+_runs: set[str] = set()  # those of this worker whose output is captured
+_posts: dict[str, _Post] = {}  # by run, where the driver is on another host
+_streams: dict[str, Stream] = {}  # in place, by name
+_is_child = False  # of a worker: an input has forked it
+
+
+def begin(book: Book) -> None:
+    """A run begins in this worker."""
+    global _is_child
+    _is_child = False  # the worker itself was forked, too
+    if not book.captures:
+        return
+    if not _runs:
+        _install()
+    _runs.add(book.run)
+
+
+def end(book: Book) -> None:
+    """The run is over: after the last one, all is as it was before the first."""
+    _close([page for page in list(_pages) if page.book.run == book.run])
+    _runs.discard(book.run)
+    _posts.pop(book.run, None)
+    if not _runs:
+        _uninstall()
+
+
+@contextlib.contextmanager
+def of_run(book: Book, worker: str) -> Iterator[None]:
+    """This thread works for a run: what is written while it is at no input yet belongs to that."""
+    _here.run = book, worker
+    try:
+        yield
+    finally:
+        _here.run = None
+        page = getattr(_here, "page", None)
+        if page is not None:
+            _close([page])
+            _here.page = None  # or it would keep its input
+            _send(book.run)
+
+
+def settle(mine: Lease) -> None:
+    """Bring what inputs of `mine` have written on lines without an end into the log."""
+    if not _pages:
+        return
+    _close([page for page in list(_pages) if page.lease is mine])
+    if mine.book is not None:
+        _send(mine.book.run)
+
+
+def tidy(run: str) -> None:
+    """From time to time: lines of inputs that are over, and those for a driver on another host."""
+    _close([page for page in list(_pages) if page.book.run == run and page.is_over()])
+    _send(run)
+
+
+def _send(run: str) -> None:
+    if run in _posts:
+        with _lock:
+            _posts[run].send()
+
+
+class _Page:
+    """Who writes in a thread, and the lines that have no end yet."""
+
+    def __init__(self, book: Book, worker: str, mine: Lease | None) -> None:
+        self.book = book
+        self.worker = worker
+        self.lease = mine
+        self.position = -1 if mine is None else mine.current
+        self.index = None if mine is None else mine.index
+        self.inp = None if mine is None else mine.inp
+        self.shown = None if mine is None else safe_repr(mine.inp)  # once: it may take its time
+        self._open = dict.fromkeys(_STREAMS.values(), "")
+        self._decoders: dict[str, codecs.IncrementalDecoder] = {}
+
+    def is_of(self, book: Book, mine: Lease | None) -> bool:
+        """Whether it is still the same input that writes."""
+        if self not in _pages or self.lease is not mine or self.book is not book:
+            return False
+        return mine is None or (mine.inp is self.inp and mine.current == self.position)
+
+    def is_over(self) -> bool:
+        mine = self.lease
+        return mine is not None and mine.current != self.position
+
+    def write(self, level: str, text: str) -> None:
+        """Put whole lines into the log, and keep the rest."""
+        rest = self._open[level]
+        if len(rest) > LINE_LIMIT and "\n" not in text and "\r" not in text:
+            return
+        lines = io.StringIO(rest + text, newline="\n")  # a huge text is not to be split in memory
+        while few := list(islice(lines, TOGETHER)):
+            self._open[level] = "" if few[-1].endswith("\n") else _shortened(few.pop())
+            if few:
+                self.note(level, [_last_state(line[:-1]) for line in few])
+
+    def write_bytes(self, level: str, data: bytes) -> None:
+        if level not in self._decoders:
+            self._decoders[level] = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+        self.write(level, self._decoders[level].decode(data))
+
+    def end_lines(self) -> None:
+        """What has no end yet has it now."""
+        for level, rest in self._open.items():
+            self._open[level] = ""
+            if _last_state(rest).strip():  # blanks are what wipes a progress bar away
+                self.note(level, [_last_state(rest)])
+
+    def has_progress(self) -> bool:
+        """Whether a line that is written again and again has no end yet."""
+        return any("\r" in rest for rest in self._open.values())
+
+    def note(self, level: str, texts: list[str]) -> None:
+        """Write records. What hinders that (a full disk) must not fail the input."""
+        lines = "".join(
+            journal.line(
+                journal.entry(
+                    level, self.book.run, self.index, self.shown, self.worker, _clean(text)
+                )
+            )
+            for text in texts
+        )
+        try:
+            self._put(lines)
+        except OSError:
+            _tell_original(level, texts)
+
+    def _put(self, lines: str) -> None:
+        if self.book.is_near:
+            journal.append_line(self.book.path, lines)
+        elif _is_child:
+            raise OSError("only the worker itself has a connection")
+        else:
+            _posts.setdefault(self.book.run, _Post(self)).add(lines)
+
+
+class _Post:
+    """Records on their way to a driver on another host: together, and no more than it can take."""
+
+    def __init__(self, page: _Page) -> None:
+        self._book, self._worker = page.book, page.worker
+        self._lines: list[str] = []
+        self._room: float = BURST_BYTES
+        self._missing = 0
+        self._sent = time.monotonic()
+
+    def add(self, lines: str) -> None:
+        for line in lines.splitlines(keepends=True):
+            if len(line) > self._room:
+                self._missing += 1
+            else:
+                self._room -= len(line)
+                self._lines.append(line)
+
+    def send(self) -> None:
+        now = time.monotonic()
+        self._room = min(BURST_BYTES, self._room + (now - self._sent) * BYTES_A_SECOND)
+        self._sent = now
+        if self._missing:
+            self._lines.append(journal.line(self._omission()))
+            self._missing = 0
+        if self._lines:
+            lines, self._lines = "".join(self._lines), []
+            self._book.send(lines)
+
+    def _omission(self) -> dict[str, Any]:
+        text = (
+            f"{self._missing:,} lines of output are missing here: from another host than the"
+            f" driver's at most {BYTES_A_SECOND // 1024} KiB a second go to the log"
+        )
+        return journal.entry("WARNING", self._book.run, None, None, self._worker, text)
+
+
+class Stream(io.TextIOBase):
+    """In place of ``sys.stdout`` or ``sys.stderr``.
+
+    Parameters
+    ----------
+    name : {"stdout", "stderr"}
+    original : text stream
+        What was there before.
+    """
+
+    def __init__(self, name: str, original: Any) -> None:
+        self.level = _STREAMS[name]
+        self.original = original
+        self._attribute = name
+        self._buffer = _Buffer(self)
+
+    def write(self, text: str) -> int:
+        with _writing() as page:
+            if page is not None:
+                if not isinstance(text, str):
+                    kind = type(text).__name__
+                    raise TypeError(f"write() argument must be str, not {kind}")
+                if not _is_noted(sys._getframe(1)):
+                    page.write(self.level, str.__str__(text))
+                return len(text)
+        written: int = self.original.write(text)
+        return written
+
+    def flush(self) -> None:
+        """A line without an end stays where it is, but in a forked child, of whose end none tells.
+
+        There a progress bar stays: it is flushed with each of its states.
+        """
+        if not _is_captured():
+            self.original.flush()
+        elif _is_child:
+            with _writing() as page:
+                if page is not None and not page.has_progress():
+                    page.end_lines()
+
+    def isatty(self) -> bool:
+        return not _is_captured() and bool(self.original.isatty())
+
+    def fileno(self) -> int:
+        number: int = self.original.fileno()
+        return number
+
+    def writable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        """It goes on: who closes it may be the garbage collector."""
+
+    @property
+    def closed(self) -> bool:
+        return bool(self.original.closed)
+
+    def detach(self) -> Any:
+        return self._buffer
+
+    def reconfigure(self, **options: Any) -> None:
+        if not _is_captured():
+            self.original.reconfigure(**options)
+
+    @property
+    def buffer(self) -> _Buffer:
+        return self._buffer
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return "utf-8" if _is_captured() else self.original.encoding
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]
+        return "backslashreplace" if _is_captured() else self.original.errors
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.original, name)
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        return _current, (self._attribute,)
+
+
+class _Buffer(io.BufferedIOBase):
+    """The bytes below a Stream."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    def write(self, data: Any) -> int:
+        with _writing() as page:
+            if page is not None:
+                read = bytes(memoryview(data))
+                page.write_bytes(self._stream.level, read)
+                return len(read)
+        written: int = self._stream.original.buffer.write(data)
+        return written
+
+    def flush(self) -> None:
+        if not _is_captured():
+            self._stream.original.buffer.flush()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def writable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        """As the Stream."""
+
+    @property
+    def closed(self) -> bool:
+        return self._stream.closed
+
+
+class _Records(logging.Handler):
+    """Takes the `logging` records of inputs, those that reach the root logger."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            if not _is_captured():
+                _as_before(record)
+                return
+            text = self.format(record)
+            with _writing() as page:
+                if page is not None:
+                    page.note(record.levelname, [text])
+        except Exception:
+            self.handleError(record)
+
+
+_records = _Records()
+_records.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+# Above the root logger, not in it: where that has a handler, basicConfig() does nothing.
+_above_root = logging.Logger("at_once_dask.output")
+_above_root.addHandler(_records)
+
+
+def _as_before(record: logging.LogRecord) -> None:
+    """A record of somebody else for which there is no handler but this, which ends up on stderr."""
+    logger: logging.Logger | None = logging.getLogger(record.name)
+    while logger is not None and logger is not _above_root:
+        if logger.handlers:
+            return
+        logger = logger.parent
+    last = logging.lastResort
+    if last is not None and record.levelno >= last.level:
+        last.handle(record)
+
+
+_EMIT = logging.StreamHandler.emit.__code__
+
+
+def _is_noted(caller: FrameType) -> bool:
+    """Whether it is a handler that writes, of a record that comes to `_records`, too."""
+    if caller.f_code is not _EMIT:
+        return False
+    logger: logging.Logger | None = logging.getLogger(caller.f_locals["record"].name)
+    while logger is not None and logger.propagate:
+        logger = logger.parent
+        if logger is _above_root:
+            return True
+    return False
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[_Page | None]:
+    """The page of this thread, which is its alone meanwhile; None where it is no input's.
+
+    What writing itself makes somebody print (a `repr`, a destructor) goes the old way.
+    """
+    whose = _whose()
+    if whose is None:
+        yield None
+        return
+    _here.busy = True
+    try:
+        page = _page(*whose)  # not with the lock: a `repr` may wait for another thread
+        with _lock:
+            _pages.add(page)  # it may just have been closed
+            yield page
+    finally:
+        _here.busy = False
+
+
+def _page(book: Book, worker: str, mine: Lease | None) -> _Page:
+    page: _Page | None = getattr(_here, "page", None)
+    if page is not None and page.is_of(book, mine):
+        return page
+    if page is not None:
+        _close([page])
+    page = _here.page = _Page(book, worker, mine)
+    return page
+
+
+def _close(pages: list[_Page]) -> None:
+    for page in pages:
+        with _lock:
+            page.end_lines()
+            _pages.discard(page)
+            page.inp = page.lease = None  # its thread may live on, and keep it
+
+
+def _is_captured() -> bool:
+    return _whose() is not None
+
+
+def _whose() -> tuple[Book, str, Lease | None] | None:
+    """Log, worker and input of what this thread writes; None where it is of no captured run."""
+    if getattr(_here, "busy", False):
+        return None
+    mine = lease.own()
+    if mine is None:
+        run = getattr(_here, "run", None)
+        if run is not None:
+            book, worker = run
+            return (book, worker, None) if book.captures else None
+        if _is_dasks(threading.current_thread()):
+            return None
+        mine = lease.here()
+    one = mine if mine is not None else next(iter(lease.running()), None)
+    if one is None or one.book is None or not one.book.captures:
+        return None
+    return one.book, one.worker, mine
+
+
+def _is_dasks(thread: threading.Thread) -> bool:
+    """Whether it is the worker's own thread; all others are taken for the inputs'."""
+    if _is_child:
+        return False
+    is_main = thread is threading.main_thread()
+    return is_main or "Dask-" in thread.name or thread.name == "Profile"
+
+
+def _current(name: str) -> Any:
+    return getattr(sys, name)
+
+
+def _install() -> None:
+    for name in _STREAMS:
+        original = getattr(sys, name)
+        if original is not None:
+            _streams[name] = Stream(name, original)
+            setattr(sys, name, _streams[name])
+    logging.getLogger().parent = _above_root
+
+
+def _uninstall() -> None:
+    """Somebody who has put something else there meanwhile keeps it: what is below it goes on."""
+    for name, stream in _streams.items():
+        if getattr(sys, name) is stream:
+            setattr(sys, name, stream.original)
+    _streams.clear()
+    logging.getLogger().parent = None
+
+
+def _tell_original(level: str, texts: list[str]) -> None:
+    name = "stdout" if level == "STDOUT" else "stderr"
+    if name in _streams:
+        with contextlib.suppress(OSError, ValueError):
+            _streams[name].original.write("".join(f"{text}\n" for text in texts))
+
+
+def _last_state(line: str) -> str:
+    """What stands there in the end: each ``\\r`` begins the line again.
+
+    >>> _last_state("1 %\\r2 %\\r")
+    '2 %'
+    """
+    return line.rstrip("\r").rpartition("\r")[2]
+
+
+def _shortened(rest: str) -> str:
+    r"""No more of a line without an end than will be needed.
+
+    Its last ``\r`` stays: nothing is overwritten before something follows. And so does one before
+    its last state: it tells a progress bar.
+    """
+    state = _last_state(rest)[: LINE_LIMIT + 1]
+    ends_so = rest.endswith("\r")
+    return ("\r" if "\r" in rest else "") + state + ("\r" if ends_so else "")
+
+
+def _clean(text: str) -> str:
+    """As the log can hold it."""
+    return cut(text, LINE_LIMIT).encode(errors="backslashreplace").decode()
+
+
+def _after_fork() -> None:
+    """The child of an input writes its own lines; its parent may just have held the lock."""
+    global _lock, _is_child
+    _lock = threading.RLock()
+    _is_child = True
+    _pages.clear()
+    _posts.clear()
+    _here.page = None
+    _here.busy = False
+
+
+os.register_at_fork(after_in_child=_after_fork)
