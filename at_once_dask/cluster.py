@@ -28,10 +28,11 @@ from distributed import Client, LocalCluster, Nanny, WorkerPlugin
 from distributed.core import Status
 from distributed.security import Security
 
-from at_once_dask import dashboard, forkserver, processes, surroundings, watchdog
+from at_once_dask import dashboard, forkserver, processes, sight, surroundings, watchdog
 from at_once_dask.errors import AtOnceError, InputError
 from at_once_dask.failure import safe_repr
 from at_once_dask.options import DASHBOARD, checked_client
+from at_once_dask.sight import Sight
 
 T = TypeVar("T", Client, LocalCluster)
 
@@ -70,11 +71,12 @@ class _Own:
 
     def __init__(self, settings: _Settings) -> None:
         self.settings = settings
+        self.sight = Sight()
         self._undo = contextlib.ExitStack()
         try:
             with _interrupts_wait():
                 self._cluster = self._to_close(self._start())
-                dashboard.build_on_demand(self._cluster.scheduler)
+                dashboard.build_on_demand(self._cluster.scheduler, self.sight)
                 self.client: Client = self._to_close(Client(self._cluster, set_as_default=False))
                 self.client.register_plugin(_OwnWorker(), name="at_once_dask")
         except BaseException:
@@ -284,6 +286,12 @@ class Cluster:
     def scratch(self) -> str | None:
         """A folder that the driver and all workers see; None where nobody knows of any."""
         return _own.scratch if self.own and _own is not None else None
+
+    @property
+    def sight(self) -> Sight | None:
+        """Where its runs can be seen; None on a borrowed cluster, which has no page of ours."""
+        own = _own if self.own and sight.switched_on else None
+        return None if own is None else own.sight
 
     @property
     def dashboard_link(self) -> str | None:

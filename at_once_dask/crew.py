@@ -117,6 +117,9 @@ class Crew(Protocol):
     def end(self, workers: set[str]) -> None:
         """End these workers, whatever they do; their partitions never come back."""
 
+    def trail(self, worker: str) -> Trail | None:
+        """Where the worker leaves its crumbs, when that can be seen from here."""
+
     def inquest(self, worker: str) -> Death:
         """What is known of a worker that is gone and of which nobody has told."""
 
@@ -182,7 +185,7 @@ class ClusterCrew:
             self._client.unsubscribe_topic(self._topic)
         self._client._event_handlers.pop(self._topic, None)  # Dask keeps it, and with it the run
         for worker, known in self._known.items():  # guards and living workers do so themselves
-            trail = self._trail(worker) if known.nanny is None else None
+            trail = self.trail(worker) if known.nanny is None else None
             if trail is not None:
                 trail.clear()
         nannies = sorted({known.nanny for known in self._known.values() if known.nanny})
@@ -382,7 +385,7 @@ class ClusterCrew:
         return new[-1] if new else None
 
     def inquest(self, worker: str) -> Death:
-        trail = self._trail(worker)
+        trail = self.trail(worker)
         found = None if trail is None else _read(trail.traces())
         overdue = [(id, trace.current) for id, trace in (found or {}).items() if trace.overdue]
         now = time.monotonic()
@@ -395,8 +398,7 @@ class ClusterCrew:
             timeout=self._timeout,
         )
 
-    def _trail(self, worker: str) -> Trail | None:
-        """Where the worker leaves its crumbs, when that can be seen from here."""
+    def trail(self, worker: str) -> Trail | None:
         if worker not in self._known:
             return None
         trail = Trail(self._known[worker].scratch, self._book.run, worker)
@@ -409,7 +411,7 @@ class ClusterCrew:
         future = self._futures.pop(id, None)
         if future is not None:
             self._client.cancel([future], force=True)
-        trail = self._trail(worker)
+        trail = self.trail(worker)
         if trail is not None:
             trail.forget((id,))
 
@@ -468,6 +470,9 @@ class InlineCrew:
 
     def end(self, workers: set[str]) -> None:
         self._waiting.clear()
+
+    def trail(self, worker: str) -> Trail | None:
+        return None
 
     def inquest(self, worker: str) -> Death:
         return Death(worker)

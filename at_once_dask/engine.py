@@ -61,11 +61,14 @@ def _one(options: Options, interrupts: Interrupts) -> Iterator[Run]:
             this.open()
             yield this
             interrupts.check()
-            report.latest = this.report()
-        except InputError:
-            raise  # nothing has begun
+            report.latest = told = this.report()
+            this.ended(told)
+        except InputError as error:  # nothing has begun
+            this.ended(this.report(), error)
+            raise
         except BaseException as error:
-            report.latest = error.report = this.report()  # type: ignore[attr-defined]
+            report.latest = error.report = told = this.report()  # type: ignore[attr-defined]
+            this.ended(told, error)
             raise
         finally:
             journal.enter_run(None)
@@ -80,6 +83,8 @@ def _crew(this: Run) -> Iterator[Crew]:
     found = cluster.find(this.client)
     this.dashboard_link = found.dashboard_link
     label = function_name(options.process_inp or options.check_inp)
+    if found.sight is not None:
+        this.show(found.sight, label)
     with ClusterCrew(found, this.job, this.book, label, options.timeout, this.interrupts) as crew:
         if options.progress and found.dashboard_link is not None:
             show_link(found.dashboard_link)

@@ -75,6 +75,11 @@ class Failure:
     attempts: int = 1
     exit: str | None = None
 
+    @property
+    def cause(self) -> tuple[str, str, str, str]:
+        """Failures are equal when they have this in common."""
+        return self.kind, self.stage, self.error, self.where
+
     def line(self) -> str:
         """One line for people: where, what, why."""
         place = f" at {self.where}" if self.where else ""
@@ -92,6 +97,11 @@ def from_exception(position: int, stage: str, error: BaseException) -> Failure:
         traceback=_traceback_text(error),
         where=_where(error),
     )
+
+
+def line_of(error: BaseException) -> str:
+    """The type of an exception, and the first line of its text."""
+    return f"{type(error).__name__}: {cut(first_line(_text(error)), MESSAGE_LIMIT)}"
 
 
 def from_answer(position: int, stage: str, message: str) -> Failure:
