@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import urljoin
 
 import dask
 import distributed.utils
@@ -28,7 +29,7 @@ from distributed import Client, LocalCluster, Nanny, WorkerPlugin
 from distributed.core import Status
 from distributed.security import Security
 
-from at_once_dask import dashboard, forkserver, processes, sight, surroundings, watchdog
+from at_once_dask import dashboard, forkserver, page, processes, sight, surroundings, watchdog
 from at_once_dask.errors import AtOnceError, InputError
 from at_once_dask.failure import safe_repr
 from at_once_dask.options import DASHBOARD, checked_client
@@ -297,6 +298,13 @@ class Cluster:
     def dashboard_link(self) -> str | None:
         link: str | None = self.client.dashboard_link
         return link
+
+    @property
+    def page_link(self) -> str | None:
+        """Address of the page of our own; None on a borrowed cluster."""
+        if self.sight is None or self.dashboard_link is None:
+            return None
+        return urljoin(self.dashboard_link, page.ADDRESS)
 
     def surroundings(self) -> surroundings.Surroundings | None:
         """What the workers are to adopt: nothing on a borrowed cluster."""

@@ -128,7 +128,8 @@ class ClusterCrew:
     """The workers of a Dask cluster, for one run; a context manager.
 
     Everything that waits for the network does so on the client's event loop, so the window's loop
-    in the main thread never hangs on a worker that does not answer.
+    in the main thread never hangs on a worker that does not answer. In Dask's own dashboard the
+    tasks of the map pass have the first of the `labels`, those of the reduction the second.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class ClusterCrew:
         cluster: Cluster,
         job: bytes,
         book: Book,
-        label: str,
+        labels: tuple[str, str],
         timeout: float | None = None,
         interrupts: Interrupts | None = None,
     ) -> None:
@@ -144,7 +145,7 @@ class ClusterCrew:
         self._client = cluster.client
         self._job = job
         self._book = book
-        self._label = f"{label}-{book.run}"
+        self._labels = [f"{label}-{book.run}" for label in labels]
         self._timeout = timeout
         self._interrupts = Interrupts() if interrupts is None else interrupts
         self._shelves = None  # a folder for values that are too many bytes to cross
@@ -304,7 +305,7 @@ class ClusterCrew:
             future = self._client.submit(
                 run_partition,
                 partition,
-                key=(self._label, self._sent),
+                key=(self._labels[partition.reducing], self._sent),
                 workers=[worker],
                 allow_other_workers=False,
                 pure=False,

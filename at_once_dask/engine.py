@@ -82,12 +82,14 @@ def _crew(this: Run) -> Iterator[Crew]:
     this.interrupts.check()
     found = cluster.find(this.client)
     this.dashboard_link = found.dashboard_link
+    this.page_link = found.page_link
     label = function_name(options.process_inp or options.check_inp)
     if found.sight is not None:
         this.show(found.sight, label)
-    with ClusterCrew(found, this.job, this.book, label, options.timeout, this.interrupts) as crew:
+    labels = label, function_name(options.reduce_fn or options.combine_fn)
+    with ClusterCrew(found, this.job, this.book, labels, options.timeout, this.interrupts) as crew:
         if options.progress and found.dashboard_link is not None:
-            show_link(found.dashboard_link)
+            show_link(found.dashboard_link, page=found.page_link)
         yield crew
 
 
@@ -96,7 +98,7 @@ def _verdict(this: Run, stopped: str | None) -> Report | Reduction[Any, Any]:
     told = this.report()
     reduction = this.reduction(told) if this.options.reducing else None
     if this.options.inspect and not told.ok:
-        let_inspect(told)
+        let_inspect(told, this.page_link)
     if stopped is not None:
         raise RunStopped(told, reduction, stopped)
     if not told.ok and this.options.on_error != "return":

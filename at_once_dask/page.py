@@ -15,7 +15,8 @@ What the address answers is one JSON object:
 
 ``runs``
     The latest runs of this cluster (20 at most), the latest first; each with ``id``, ``name`` (the
-    function's), ``begun`` (UTC), ``state``, ``phase``, ``seconds`` and ``inputs``, as below.
+    function's), ``begun`` (UTC), ``state``, ``phase``, ``seconds``, ``inputs`` and ``keys``, as
+    below.
 ``run``
     One of them with all that is known of it, or null before the first one:
 

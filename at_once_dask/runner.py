@@ -62,6 +62,7 @@ class Run:
         self.groups = Groups()
         self.reduced: dict[int, tuple[Any, Any]] = {}  # by position: key, value
         self.dashboard_link: str | None = None
+        self.page_link: str | None = None
         self.view: RunView | None = None  # where the page of the own cluster shows it
         self.stopped: str | None = None
         self._begun = time.monotonic()

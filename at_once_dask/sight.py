@@ -15,7 +15,7 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import PosixPath
 from statistics import median
@@ -42,6 +42,7 @@ LONG_SECONDS = 2.0  # an input that runs for less is not called long, ...
 LONG_TIMES = 5  # ... nor one that takes less than so many times the usual
 SAMPLE = 1_000  # inputs that tell what is usual
 
+_BRIEF = "id", "name", "begun", "state", "phase", "seconds", "inputs", "keys"
 _PLAIN = {str, bytes, int, float, bool, type(None), PosixPath}  # their `repr` is none of the user's
 
 
@@ -120,6 +121,7 @@ class RunView:
         """A pass begins: ``map``, ``reduce`` or ``check``."""
         assert self._live is not None
         view = PassView(phase, ledger, source, self._live.names)
+        self._live.close()
         self._live.passes.append(view)
         return view
 
@@ -128,8 +130,7 @@ class RunView:
         live = self._live
         if live is None:
             return
-        for view in live.passes:
-            view.close()
+        live.close()
         facts = self._facts(live, []) | {"state": state, "reason": reason, "workers": []}
         facts["inputs"] = {
             "total": report.n_inputs,
@@ -150,10 +151,7 @@ class RunView:
         """Its name, how far it is, and how it ended."""
         live = self._live
         facts = self._kept if live is None else self._summary(live)
-        return {
-            key: facts[key]
-            for key in ("id", "name", "begun", "state", "phase", "seconds", "inputs")
-        }
+        return {key: facts[key] for key in _BRIEF}
 
     async def facts(self) -> dict[str, Any]:
         """All that there is to see; waits a moment for the names of the current inputs."""
@@ -186,6 +184,7 @@ class RunView:
             "phase": "start" if now is None else now.phase,
             "seconds": round(time.monotonic() - self._begun, 3),
             "inputs": live.inputs(),
+            "keys": live.keys(),
         }
 
     def _facts(self, live: _Live, working: list[_Working]) -> dict[str, Any]:
@@ -194,7 +193,6 @@ class RunView:
         usual = None if now is None else _usual(now.ledger)
         return self._summary(live) | {
             "reason": None,
-            "keys": live.keys(),
             "rate": None if now is None else _rounded(now.rate()),
             "eta": None if now is None else _rounded(now.eta()),
             "rates": self._rates(live),
@@ -316,6 +314,11 @@ class _Live:
         self.passes: list[PassView] = []
         self.names = Names()
 
+    def close(self) -> None:
+        """The latest pass is over."""
+        if self.passes:
+            self.passes[-1].close()
+
     def inputs(self) -> dict[str, int | None]:
         first = self.passes[0].failing_now if self.passes else 0
         return _counts(self.ledger, self.source, first)
@@ -344,9 +347,9 @@ class _Live:
         for at in working:
             if at.flight is not None and at.flight.id in out:
                 for failure in at.failures():
-                    index = at.index(failure.position)
-                    new = _Group(failure, index, "", 0, at)
-                    groups.setdefault(failure.cause, new).count += at.count(failure)
+                    new = _Group(failure, at.index(failure.position), "", at.count(failure), at)
+                    known = groups.get(failure.cause)
+                    groups[failure.cause] = new if known is None else known.with_more(new)
         return sorted(groups.values(), key=lambda group: -group.count)
 
     def _flights(self) -> Flights | None:
@@ -445,6 +448,11 @@ class _Group:
     @classmethod
     def of(cls, cause: Cause) -> _Group:
         return cls(cause.example.failure, cause.example.index, cause.inp, cause.count)
+
+    def with_more(self, other: _Group) -> _Group:
+        """Both together; the example is the earlier one, where one can tell."""
+        is_earlier = None not in (self.index, other.index) and other.index < self.index  # type: ignore[operator]
+        return replace(other if is_earlier else self, count=self.count + other.count)
 
     @property
     def id(self) -> str:

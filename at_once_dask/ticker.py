@@ -205,25 +205,35 @@ class Silent:
         pass
 
 
-def show_link(link: str, stream: TextIO | None = None) -> None:
-    """The dashboard's address at the start of a run: to click on, in a notebook."""
-    text = f"Dask dashboard: {link}"
+def show_link(link: str, stream: TextIO | None = None, *, page: str | None = None) -> None:
+    """The dashboard's address at the start of a run, and its page's: to click on, in a notebook.
+
+    Each ends a line: so terminals know where it ends.
+    """
+    links = {"Dask dashboard": link} | ({} if page is None else {"This run": page})
+    text = "\n".join(f"{name}: {link}" for name, link in links.items())
     if in_notebook():
         from IPython.display import display
 
-        html = f'Dask dashboard: <a href="{link}" target="_blank">{link}</a>'
+        html = "<br>".join(
+            f'{name}: <a href="{link}" target="_blank">{link}</a>' for name, link in links.items()
+        )
         display({"text/plain": text, "text/html": html}, raw=True)
     else:
         print(text, file=_Stream(stream), flush=True)
 
 
-def let_inspect(report: Report) -> None:
+def let_inspect(report: Report, page: str | None = None) -> None:
     """Wait for Enter or Ctrl-C, so that somebody can look at the dashboard; needs a terminal."""
     stdin, stderr = sys.stdin, _Stream(None)
     if stdin is None or not stdin.isatty() or not stderr.isatty():
         return
     print(report.summary(), file=stderr)
-    print(f"Inspect: {report.dashboard_link}\nEnter or Ctrl-C goes on.", file=stderr, flush=True)
+    print(
+        f"Inspect: {page or report.dashboard_link}\nEnter or Ctrl-C goes on.",
+        file=stderr,
+        flush=True,
+    )
     with contextlib.suppress(KeyboardInterrupt):
         stdin.readline()
 

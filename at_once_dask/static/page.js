@@ -57,7 +57,7 @@
         facts.push(["time", duration(run.seconds)]);
         if (run.state === "running") {
             facts.push(["rate", run.rate === null ? "?" : speed(run.rate)]);
-            facts.push(["ETA", run.eta === null ? "?" : duration(run.eta)]);
+            facts.push(["ETA", run.eta === null ? "?" : duration(Math.max(1, Math.round(run.eta)))]);
         }
         find("counts").replaceChildren(...facts.map(([name, value, kind]) => {
             const made = make("div", null, kind);
@@ -142,7 +142,8 @@
             link.href = n ? "?run=" + encodeURIComponent(run.id) : "?";
             const cell = make("td", null, "input");
             cell.append(link);
-            const failed = run.inputs.failed ? ", " + number(run.inputs.failed) + " failed" : "";
+            const n_failed = run.inputs.failed + (run.keys ? run.keys.failed : 0);
+            const failed = n_failed ? ", " + number(n_failed) + " failed" : "";
             const total = run.inputs.total === null ? "?" : number(run.inputs.total);
             return row([clock(run.begun), cell, run.state, total + failed], run.id === chosen ? "chosen" : "");
         }));
@@ -158,6 +159,7 @@
         find("about").textContent = "begun at " + clock(run.begun) + ", run " + run.id;
         find("reason").hidden = !run.reason;
         find("reason").textContent = run.reason;
+        find("what").textContent = run.keys ? "Inputs, then keys, a second" : "Inputs a second";
         showCounts(run);
         showWorkers(run);
         showCauses(run);
