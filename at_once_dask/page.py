@@ -153,7 +153,7 @@ def _document(sight: Sight, scheduler: Any, variables: dict[str, Any], document:
     from distributed.dashboard.components.scheduler import BOKEH_THEME
 
     asked = document.session_context.request.arguments.get("run")
-    plot = _Plot(sight, asked[0].decode() if asked else None)
+    plot = _Plot(sight, asked[0].decode(errors="replace") if asked else None)
     plot.update()
     document.title = "At once"
     document.theme = BOKEH_THEME

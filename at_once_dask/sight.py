@@ -22,7 +22,7 @@ from statistics import median
 from typing import Any, Protocol
 
 from at_once_dask.crumb import Step, Trail
-from at_once_dask.failure import Failure, cut, safe_repr
+from at_once_dask.failure import REPR_LIMIT, Failure, cut, safe_repr
 from at_once_dask.ledger import Cause, Ledger
 from at_once_dask.rates import Eta, Series
 from at_once_dask.reduction import Group
@@ -34,7 +34,7 @@ switched_on = True  # for a benchmark of what it costs
 
 RUNS = 20  # that are kept
 CAUSES = 20  # of a run; those with the most failures
-MESSAGE_LIMIT = 500  # characters
+MESSAGE_LIMIT = 300  # characters
 RECORD_BYTES = 65_536  # of each partition in flight, for failures that are not delivered yet
 NAME_SECONDS = 0.5  # for the run's thread to name the current inputs
 NAMES_KEPT = 1_000
@@ -468,7 +468,7 @@ class _Group:
             "count": self.count,
             "kind": failure.kind,
             "stage": failure.stage,
-            "error": cut(failure.error, MESSAGE_LIMIT),
+            "error": cut(failure.error, REPR_LIMIT),
             "where": cut(failure.where, MESSAGE_LIMIT),
             "message": cut(failure.message, MESSAGE_LIMIT),
             "example": inp,

@@ -107,6 +107,12 @@ def facts(page: str, **query: str) -> Any:
         return json.load(answer)
 
 
+def seen(page: str, part: str) -> Any:
+    """A list among the facts; empty before there is a run."""
+    run = facts(page)["run"]
+    return [] if run is None else run[part]
+
+
 def refused(address: str) -> tuple[int, bytes]:
     """Status and text of an answer that is an error."""
     with pytest.raises(HTTPError) as caught:
@@ -390,10 +396,39 @@ def test_a_repr_is_called_where_the_run_is(page: str, folder: Path) -> None:
     with Going(folder, [Slow(n) for n in range(8)], None, process) as run:
         name = run._thread.name
         poll_for(
-            lambda: "slow 3" in [at["input"] for at in (facts(page)["run"] or {})["workers"]],
+            lambda: "slow 3" in [at["input"] for at in seen(page, "workers")],
             "the input has no name",
         )
     assert threads == {name}
+
+
+def test_it_answers_while_the_iterable_waits(page: str, folder: Path) -> None:
+    """The run's thread is in the user's iterator then; what it knows can be seen all the same."""
+
+    def slowly() -> Iterator[Any]:
+        yield from [Evil(0), *["a name"] * 7]  # so many are drawn before anything is sent
+        wait_in(folder)
+        yield "the last"
+
+    def process(inp: Any) -> None:
+        if isinstance(inp, Evil):
+            raise ValueError(inp.n)
+        if inp != "the last":
+            wait_in(folder)
+
+    with Going(folder, slowly(), None, process) as run:
+        poll_for(
+            lambda: [cause["index"] for cause in seen(page, "causes")] == [0],
+            "the failure is not shown",
+            lambda: facts(page),
+        )
+        told = facts(page)["run"]
+        assert (told["workers"][0]["input"], told["workers"][0]["index"]) == ("'a name'", 1)
+        assert (told["inputs"]["total"], told["inputs"]["left"], told["eta"]) == (None, None, None)
+        assert told["causes"][0]["example"] is None  # its repr is the user's code
+        report = run.release()
+    assert facts(page)["run"]["inputs"] == counts_of(report)
+    assert (report.n_inputs, report.n_failed) == (9, 1)
 
 
 def test_names_are_bounded() -> None:
@@ -406,7 +441,7 @@ def test_names_are_bounded() -> None:
 
 
 LOOKING = """
-import json, sys, urllib.request
+import json, sys, time, urllib.request
 import at_once_dask
 
 client = at_once_dask.start(1, dashboard_address="127.0.0.1:0")
@@ -417,7 +452,7 @@ told = json.load(urllib.request.urlopen(address + ".json"))["run"]
 print(told["inputs"]["failed"], "bokeh" in sys.modules)
 print(b"reloads itself" in urllib.request.urlopen(address).read())
 while b"at-once.json" not in urllib.request.urlopen(address).read():
-    pass
+    time.sleep(0.1)
 print("bokeh" in sys.modules)
 at_once_dask.close()
 """
