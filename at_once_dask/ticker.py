@@ -229,11 +229,8 @@ def let_inspect(report: Report, page: str | None = None) -> None:
     if stdin is None or not stdin.isatty() or not stderr.isatty():
         return
     print(report.summary(), file=stderr)
-    print(
-        f"Inspect: {page or report.dashboard_link}\nEnter or Ctrl-C goes on.",
-        file=stderr,
-        flush=True,
-    )
+    links = " or ".join(filter(None, (page, report.dashboard_link)))
+    print(f"Inspect: {links}\nEnter or Ctrl-C goes on.", file=stderr, flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         stdin.readline()
 
