@@ -431,6 +431,24 @@ def test_it_answers_while_the_iterable_waits(page: str, folder: Path) -> None:
     assert (report.n_inputs, report.n_failed) == (9, 1)
 
 
+def test_what_is_tried_again_has_not_failed_yet(page: str, folder: Path) -> None:
+    def process(n: int) -> None:
+        if n == 0:
+            raise ValueError("for now")
+        if n == 1:
+            wait_in(folder)
+
+    with Going(folder, range(8), None, process, retries=1) as run:
+        poll_for(
+            lambda: [at["input"] for at in seen(page, "workers")][:1] == ["1"],
+            "the input is not shown",
+        )
+        told = facts(page)["run"]
+        assert (told["causes"], told["inputs"]["failed"]) == ([], 0)
+        assert run.release().n_failed == 1
+    assert [cause["count"] for cause in seen(page, "causes")] == [1]
+
+
 def test_names_are_bounded() -> None:
     names = Names()
     for n in range(3_000):
