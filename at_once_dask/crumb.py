@@ -257,7 +257,7 @@ class Trail:
         """A crumb for partition `id`; AtOnceError where none can be written."""
         try:
             os.makedirs(self.folder, mode=0o700, exist_ok=True)
-            return Crumb(start, n, os.path.join(self.folder, self._prefix + id))
+            return Crumb(start, n, self._path(id))
         except OSError as error:
             raise AtOnceError(
                 f"a worker cannot note how far it is: {error}; see that there is space in"
@@ -268,7 +268,7 @@ class Trail:
     @property
     def stack(self) -> str:
         """Path of the file for the worker's last stack."""
-        return os.path.join(self.folder, self._prefix + _STACK)
+        return self._path(_STACK)
 
     def open(self) -> None:
         """Make it known that this worker leaves crumbs in this folder."""
@@ -281,7 +281,7 @@ class Trail:
 
     @property
     def _here(self) -> str:
-        return os.path.join(self.folder, self._prefix + _HERE)
+        return self._path(_HERE)
 
     def open_stack(self) -> TextIO:
         return open(self.stack, "a", encoding="utf-8", errors="replace")
@@ -310,13 +310,19 @@ class Trail:
                     file.seek(_HEAD + 8 * (position - head[START]))
                     yield id, position, struct.unpack("=d", file.read(8))[0]
 
+    def thread_of(self, id: str) -> int | None:
+        """Which thread works on this partition; None when it has gone."""
+        with contextlib.suppress(OSError, struct.error), open(self._path(id), "rb") as file:
+            return int(struct.unpack("=8q", file.read(_HEAD))[THREAD])
+        return None
+
     def step(self, id: str, limit: int) -> Step | None:
         """What partition `id` is at, with `limit` bytes of records; None when it does not go on.
 
         Made to be called while the worker writes: it may be a moment old, and raises nothing.
         """
         with contextlib.suppress(OSError, struct.error, IndexError, ValueError):
-            with open(os.path.join(self.folder, self._prefix + id), "rb") as file:
+            with open(self._path(id), "rb") as file:
                 return _step(file, limit)
         return None
 
@@ -324,7 +330,7 @@ class Trail:
         """These were delivered."""
         for id in ids:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(self.folder, self._prefix + id))
+                os.unlink(self._path(id))
 
     def clear(self) -> None:
         """Remove the crumbs of this worker, and the folder when it was the last."""
@@ -333,6 +339,9 @@ class Trail:
                 os.unlink(path)
         with contextlib.suppress(OSError):
             os.rmdir(self.folder)
+
+    def _path(self, id: str) -> str:
+        return os.path.join(self.folder, self._prefix + id)
 
     def _paths(self) -> list[tuple[str, str]]:
         try:

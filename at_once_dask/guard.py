@@ -5,6 +5,7 @@ A nanny outlives its worker, and is on the same host. Those of the own cluster a
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import time
@@ -16,12 +17,13 @@ from tornado.ioloop import PeriodicCallback
 from at_once_dask import journal
 from at_once_dask.crumb import Trail
 from at_once_dask.processes import end_tree, exit_codes_read_once
-from at_once_dask.stack import ASK
+from at_once_dask.stack import ASK, is_written
 
 _GUARDS = "at_once_dask_guards"  # an attribute of a nanny
 _READING = "at_once_dask_reading"  # another one: what is undone when the last guard leaves
 LOOK_SECONDS = 0.1  # how often the time of the running inputs is looked at
-STACK_SECONDS = 0.05  # for a worker to write down where it is
+STACK_SECONDS = 0.5  # a worker has at most this long to write down where it is
+STACK_LOOK_SECONDS = 0.01  # how often it is looked whether it has
 
 
 class Guard(NannyPlugin):
@@ -67,10 +69,9 @@ class Guard(NannyPlugin):
         self._overdue = self._find_overdue(trail)
         if self._overdue is None:
             return
-        if os.path.exists(trail.stack):  # a moment to write down where it is
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, ASK)
-            self._nanny.loop.call_later(STACK_SECONDS, self._end, pid, trail)
+        if os.path.exists(trail.stack):
+            thread = trail.thread_of(self._overdue[0])
+            self._nanny.loop.add_callback(self._ask_and_end, pid, trail, thread)
         else:
             self._end(pid, trail)
 
@@ -82,6 +83,16 @@ class Guard(NannyPlugin):
             if since < latest and id not in self._told:
                 return id, position
         return None
+
+    async def _ask_and_end(self, pid: int, trail: Trail, thread: int | None) -> None:
+        """End it when it has written down where it is: on a busy machine that takes a while."""
+        before = len(trail.read_stack())
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, ASK)
+        latest = time.monotonic() + STACK_SECONDS
+        while time.monotonic() < latest and not is_written(trail.read_stack()[before:], thread):
+            await asyncio.sleep(STACK_LOOK_SECONDS)
+        self._end(pid, trail)
 
     def _end(self, pid: int, trail: Trail) -> None:
         """SIGKILL, unless it went on in that moment: then the next input is innocent."""

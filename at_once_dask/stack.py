@@ -47,6 +47,14 @@ def end() -> None:
     faulthandler.unregister(ASK)
 
 
+def is_written(written: str, thread: int | None) -> bool:
+    """Whether the stack of `thread` is in there to its end.
+
+    The main thread's comes last, and nothing tells that it is complete. Inputs run in others.
+    """
+    return any(int(header[2], 16) == thread for header in list(_THREAD.finditer(written))[:-1])
+
+
 @dataclass(frozen=True)
 class Stack:
     """What is known of a process's last moment.
@@ -88,7 +96,8 @@ def read(written: str, exit: int, thread: int | None) -> Stack:
     ]
     if found:
         frames = next((frames for header, frames in threads if header[1] == "Current thread"), [])
-    else:
+    else:  # the last: it may have been asked before, and have gone on
+        threads.reverse()
         frames = next((frames for header, frames in threads if int(header[2], 16) == thread), [])
     users = []
     for file, line, name in frames:  # the innermost first

@@ -4,6 +4,11 @@ The folder it reads is the project's own, so README, ARCHITECTURE and the notebo
 they are, and links between them hold here as they do anywhere else.
 """
 
+from pathlib import Path
+from typing import Any
+
+import bokeh
+
 import at_once_dask
 
 project = "at_once_dask"
@@ -37,9 +42,19 @@ html_theme_options = {
 }
 html_sidebars = {"**": []}  # the room is for code
 html_context = {"default_mode": "light"}
-html_static_path = ["_static"]
+html_static_path = ["_static", f"{Path(bokeh.__file__).parent}/server/static/js/bokeh.min.js"]
 html_css_files = ["pages.css"]
 html_show_sourcelink = False
 html_copy_source = False
 html_additional_pages = {"index": "to_index.html"}  # the start page, where one looks for it
 templates_path = ["_templates"]
+
+
+def setup(app: Any) -> None:
+    app.connect("html-page-context", add_bokeh)
+
+
+def add_bokeh(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Its script is a megabyte: only pages with a figure load it."""
+    if "Bokeh.embed" in context.get("body", ""):
+        app.add_js_file("bokeh.min.js")

@@ -1,8 +1,9 @@
 """Run notebooks from top to bottom and store what they show: ``make notebooks``.
 
 Each runs in a new folder of its own, so what is stored depends on nobody's files. Left out is what
-names this machine or is gone when a run is over: the progress, the link to the dashboard, the path
-of that folder, and the file under which a kernel keeps a cell. Nothing else is.
+names this machine or is gone when a run is over: the progress, the link to the dashboard, the
+addresses of workers, the path of that folder, and the file under which a kernel keeps a cell; and
+Bokeh's script, of four megabytes, which the pages of `make docs` have beside them. Nothing else is.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ SETTINGS = ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUN
 
 PROGRESS = re.compile(r"[^\r\n]*\b(?:map|reduce|check): \d[^\r\n]*")
 LINK = "Dask dashboard: "
-WIDGET = "application/vnd.jupyter.widget-view+json"
+LINK_IN_REPORT = re.compile(r'<a href="[^"]*"[^>]*>Dask dashboard</a> &middot; ')
+WORKER = re.compile(r"(?:tcp|tls)://127\.0\.0\.1:\d+")
+LEFT_OUT = (
+    "application/vnd.jupyter.widget-view+json",  # progress
+    "application/vnd.bokehjs_load.v0+json",
+)
+EMPTY = "application/vnd.bokehjs_exec.v0+json"  # says that there is a script beside it
 FILE_OF_CELL = re.compile(r"[^\s\"']*/ipykernel_\d+/(\d+)\.py")
 
 
@@ -52,9 +59,9 @@ def execute(notebook: Any) -> None:
         )
         client.execute(cwd=folder)
     notebook.metadata.pop("widgets", None)
-    names = {name_of_file(cell): f"In[{cell.execution_count}]" for cell in code_cells(notebook)}
+    without_machine = WithoutMachine(notebook, folder)
     for cell in code_cells(notebook):
-        shown = [without_machine(output, folder, names) for output in cell.outputs]
+        shown = [without_machine(output) for output in cell.outputs]
         cell.outputs = [output for output in map(without_progress, shown) if output is not None]
 
 
@@ -67,23 +74,40 @@ def name_of_file(cell: Any) -> str:
     return str(murmur2_x86(cell.source, get_tmp_hash_seed()))
 
 
-def without_machine(shown: Any, folder: str, names: dict[str, str]) -> Any:
-    """The same output, or part of one, without the paths of this run."""
-    if isinstance(shown, dict):
-        return type(shown)({k: without_machine(v, folder, names) for k, v in shown.items()})
-    if isinstance(shown, list):
-        return [without_machine(part, folder, names) for part in shown]
-    if isinstance(shown, str):
-        shown = shown.replace(folder + os.sep, "")
-        return FILE_OF_CELL.sub(lambda found: names.get(found[1], found[0]), shown)
-    return shown
+class WithoutMachine:
+    """Makes of an output, or part of one, the same without what is of this machine and this run."""
+
+    def __init__(self, notebook: Any, folder: str) -> None:
+        self.folder = folder
+        self.cells = {name_of_file(cell): cell.execution_count for cell in code_cells(notebook)}
+        self.workers: dict[str, int] = {}
+
+    def __call__(self, shown: Any) -> Any:
+        if isinstance(shown, dict):
+            return type(shown)({key: self(value) for key, value in shown.items()})
+        if isinstance(shown, list):
+            return [self(part) for part in shown]
+        return self.text(shown) if isinstance(shown, str) else shown
+
+    def text(self, text: str) -> str:
+        text = text.replace(self.folder + os.sep, "")
+        text = LINK_IN_REPORT.sub("", text)
+        text = FILE_OF_CELL.sub(self.cell, text)
+        return WORKER.sub(self.worker, text)
+
+    def cell(self, file: re.Match[str]) -> str:
+        return f"In[{self.cells[file[1]]}]" if file[1] in self.cells else file[0]
+
+    def worker(self, address: re.Match[str]) -> str:
+        return f"worker {self.workers.setdefault(address[0], len(self.workers))}"
 
 
 def without_progress(output: Any) -> Any:
     """The output without what is gone when a run is over; None when nothing else is in it."""
     data = output.get("data", {})
-    if WIDGET in data or str(data.get("text/plain", "")).startswith(LINK):
+    if any(kind in data for kind in LEFT_OUT) or str(data.get("text/plain", "")).startswith(LINK):
         return None
+    data.pop(EMPTY, None)
     if output.output_type == "stream" and output.name == "stderr":
         output.text = PROGRESS.sub("", output.text).replace("\r", "").strip("\n")
         return output if output.text else None

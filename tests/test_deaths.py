@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
+import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,13 @@ from typing import Any
 import deaths
 import pytest
 from distributed import Client
-from helpers import oracle, same
+from helpers import oracle, poll_for, same
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from test_borrowed import client_of, dask_command
 
 import at_once_dask
+from at_once_dask import stack
 
 run: Any = at_once_dask.run  # what it gives depends on what is passed here
 
@@ -205,6 +209,39 @@ def test_no_worker_stops_for_another_ones_time_limit(cluster: Client, folder: Pa
     hung = noted(folder / "begun")[0][1]
     meanwhile = [when for inp, when in noted(folder / "begun") if hung < when < hung + 1]
     assert len(meanwhile) > 20
+
+
+def test_a_worker_on_a_busy_machine_has_the_time_to_tell_where_it_hangs(
+    cluster: Client, folder: Path
+) -> None:
+    def process(inp: int) -> None:
+        with at_once_dask.atomic_write(folder / "pid") as file:
+            file.write(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGSTOP)
+        deaths.hang()
+
+    def resume() -> None:
+        """A fifth of a second after it was asked."""
+        poll_for((folder / "pid").exists, "the input has not begun")
+        pid = int((folder / "pid").read_text())
+        poll_for(lambda: is_pending(pid, stack.ASK), "it is not asked")
+        time.sleep(0.2)
+        os.kill(pid, signal.SIGCONT)
+
+    with ThreadPoolExecutor(1) as pool:
+        resumed = pool.submit(resume)
+        report = run([0], None, process, timeout=1, on_error="return", progress=False)
+        resumed.result()
+
+    failure = report.failures.loc[0]
+    assert failure["kind"] == "timeout"
+    assert "in process\n" in failure["traceback"]
+
+
+def is_pending(pid: int, number: int) -> bool:
+    """Whether a signal waits for a process to go on."""
+    pending = re.search(r"^ShdPnd:\s*([0-9a-f]+)$", Path(f"/proc/{pid}/status").read_text(), re.M)
+    return pending is not None and bool(int(pending[1], 16) >> (number - 1) & 1)
 
 
 def test_a_healthy_input_may_hold_the_gil(folder: Path) -> None:

@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from browser import chromium, complaints
+from helpers import poll_for
+
 import at_once_dask
 
 ROOT = Path(__file__).parents[1]
@@ -19,15 +23,22 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert sorted(names) == sorted(at_once_dask.__all__)
 
 
-def test_the_pages_are_built_without_a_warning(tmp_path: Path) -> None:
-    pages = tmp_path / "html"
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All pages, built without a warning."""
+    folder = tmp_path_factory.mktemp("pages")
     build = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs"]
-
     done = subprocess.run(
-        [*build, "-d", tmp_path / "doctrees", ".", pages], cwd=ROOT, capture_output=True, text=True
+        [*build, "-d", folder / "doctrees", ".", folder / "html"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
-
     assert done.returncode == 0, done.stderr
+    return folder / "html"
+
+
+def test_the_pages_fetch_nothing(pages: Path) -> None:
     for page in ("index", "README", "docs/api", "notebooks/first_steps"):
         assert (pages / f"{page}.html").exists()
     assert elsewhere(pages) == [], "a page would fetch something"
@@ -37,3 +48,38 @@ def elsewhere(pages: Path) -> list[str]:
     """What pages would fetch from the network as they are shown."""
     fetched = re.compile(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=\"(?:https?:)?//[^\"]*")
     return [found for page in pages.rglob("*.html") for found in fetched.findall(page.read_text())]
+
+
+def test_a_notebook_page_draws_the_timeline(pages: Path, tmp_path: Path) -> None:
+    with chromium(tmp_path / "profile", "--host-resolver-rules=MAP * ~NOTFOUND") as chrome:
+        chrome.get((pages / "notebooks" / "analysis_with_pandas.html").as_uri())
+        drawn = "return document.querySelectorAll('.bk-Figure').length"
+        poll_for(lambda: chrome.execute_script(drawn) == 1, "nothing is drawn")
+        assert complaints(chrome) == []
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_a_report_is_legible_on_its_page(pages: Path, tmp_path: Path, mode: str) -> None:
+    with chromium(tmp_path / "profile") as chrome:
+        chrome.get((pages / "notebooks" / "when_something_breaks.html").as_uri())
+        chrome.execute_script(f"document.documentElement.dataset.theme = '{mode}'")
+        assert chrome.execute_script(CONTRASTS), "no report is on the page"
+        assert min(chrome.execute_script(CONTRASTS)) > 4.5  # what WCAG asks for
+
+
+CONTRASTS = """
+const light = (colour) => {  // relative luminance, as WCAG has it
+    const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255)
+        .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const ground = (element) => {
+    const own = getComputedStyle(element).backgroundColor;
+    const is_clear = own === "transparent" || own.endsWith(", 0)");
+    return is_clear && element.parentElement ? ground(element.parentElement) : own;
+};
+return [...document.querySelectorAll(".at_once_dask :is(b, p, td, th, li, code)")].map((text) => {
+    const both = [light(getComputedStyle(text).color), light(ground(text))];
+    return (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
+});
+"""

@@ -116,6 +116,30 @@ def test_a_process_that_is_ended_tells_of_the_thread_asked_for(script: Path) -> 
     assert stack.read(written, -signal.SIGKILL, None) == stack.NOWHERE
 
 
+def test_a_stack_is_written_when_the_next_one_has_begun(script: Path) -> None:
+    script.write_text(THREADS)
+    with subprocess.Popen([sys.executable, str(script)]) as process:
+        poll_for(Path("ready").exists, "the threads do not start")
+        thread = int(Path("hangs").read_text())
+        os.kill(process.pid, stack.ASK)
+        poll_for(lambda: stack.is_written(Path("stack").read_text(), thread), "no stack")
+        process.kill()
+    written = Path("stack").read_text()
+    whole = stack.read(written, -signal.SIGKILL, thread)
+    first = next(end for end in range(len(written)) if stack.is_written(written[:end], thread))
+    assert stack.read(written[:first], -signal.SIGKILL, thread) == whole
+    assert whole.where.endswith("in hangs")
+    assert not stack.is_written(written, None)
+
+
+def test_of_a_thread_that_was_asked_twice_the_last_stack_counts() -> None:
+    asked = "".join(
+        f'Thread 0x1 (most recent call first):\n  File "s.py", line {line} in f\n\n'
+        for line in (1, 2)
+    )
+    assert stack.read(asked, -signal.SIGKILL, 1).where == "s.py:2 in f"
+
+
 def test_nothing_was_written() -> None:
     assert stack.read("", -signal.SIGSEGV, None) == stack.NOWHERE
 
