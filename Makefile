@@ -12,7 +12,7 @@ export PIP_NO_INPUT = 1
 RUN = $(VENV)/bin/python -m
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-slow test-lowest bench growth crashes soak docs notebooks \
+.PHONY: help demo test test-slow test-lowest bench growth overhead crashes soak docs notebooks \
 	lint types format clean
 
 help: ## list these words
@@ -37,6 +37,9 @@ bench: $(VENV)/.installed-bench ## how fast, beside other tools; ARGS="--scenari
 growth: $(VENV)/.installed-bench ## how cost grows with inputs and workers; the driver's memory
 	$(VENV)/bin/python benchmarks/growth.py
 	$(VENV)/bin/python benchmarks/memory.py
+
+overhead: $(VENV)/.installed ## what the page and the capturing of output cost when nobody looks
+	$(VENV)/bin/python benchmarks/overhead.py $(ARGS)
 
 crashes: $(VENV)/.installed-bench ## what one bad input costs, here and with other tools
 	$(VENV)/bin/python benchmarks/crashes.py $(ARGS)

@@ -144,8 +144,10 @@ class Story:
         else:
             step = "run the same again to go on"
         done = self.n_processed + self.n_skipped
-        if self.facts.checked:
+        if self.facts.checked and done:
             return f"{step}: the {done:,} inputs that are done will be skipped."
+        if not done:
+            return f"{step}."
         return f"{step}; pass a check_inp, so that the {done:,} inputs done can be skipped."
 
 

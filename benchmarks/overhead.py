@@ -1,11 +1,11 @@
-"""What the page "At once" costs a run that nobody looks at.
+"""What the page "At once" and the capturing of output cost a run that nobody looks at.
 
-The same list goes through `run` with the page and with the page switched off, side by side, on the
-same warm cluster of two workers, in pairs whose order alternates, so that what else the machine
+The same list goes through `run` with both and with both switched off, side by side, on the same
+warm cluster of two workers, in pairs whose order alternates, so that what else the machine
 does hits both alike. It is measured for inputs of about a millisecond, as many as take some two
 seconds, and for inputs that do nothing, which come back in the largest partitions.
 
-    python benchmarks/page.py
+    python benchmarks/overhead.py
 
 prints the table and writes it to benchmarks/results/, as JSON and as Markdown. The exit code is 1
 when the median of the pairs' ratios is above the target.
@@ -98,10 +98,10 @@ class Row:
         return name, str(self.pairs), *seconds, *ratios, "yes" if self.holds else "NO"
 
 
-def once(scenario: str, page: bool) -> float:
+def once(scenario: str, on: bool) -> float:
     """Seconds of one run."""
     function, n = SCENARIOS[scenario]
-    sight.switched_on = page
+    sight.switched_on = at_once_dask.capture_output = on
     begun = time.perf_counter()
     report = at_once_dask.run(range(n), None, function, progress=False)
     seconds = time.perf_counter() - begun
@@ -111,11 +111,11 @@ def once(scenario: str, page: bool) -> float:
 
 
 def measure(scenario: str, n_pairs: int) -> list[Pair]:
-    once(scenario, page=True)  # the first one imports
+    once(scenario, on=True)  # the first one imports
     pairs = []
     for number in range(n_pairs):
         order = (False, True) if number % 2 else (True, False)
-        seconds = {page: once(scenario, page) for page in order}
+        seconds = {on: once(scenario, on) for on in order}
         first = "on" if order[0] else "off"
         pairs.append(Pair(scenario, first, off=seconds[False], on=seconds[True]))
     return pairs
@@ -161,15 +161,15 @@ def as_markdown(rows: Sequence[Row]) -> str:
     told = ", ".join(f"{name} {number}" for name, number in versions().items())
     lines = [HEAD, ("---",) * len(HEAD), *(row.cells for row in rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"""# What the page costs when nobody looks
+    return f"""# What the page and the capturing of output cost when nobody looks
 
-Made on {today()} by `python benchmarks/page.py` with {told}, on {os.cpu_count()} cores.
-The same run on a warm cluster of {WORKERS} workers, with the page "At once" and with the page
-switched off, in pairs whose order alternates. The target: a median ratio of at most {TARGET:g}.
+Made on {today()} by `python benchmarks/overhead.py` with {told}, on {os.cpu_count()} cores.
+The same run on a warm cluster of {WORKERS} workers, with the page "At once" and `capture_output`, and with
+both switched off, in pairs whose order alternates. The target: a median ratio of at most {TARGET:g}.
 
 {table}
 
-- **ratio**: with the page to without, of the two runs of a pair.
+- **ratio**: with both to without, of the two runs of a pair.
 """
 
 
@@ -182,7 +182,7 @@ def as_text(rows: Sequence[Row]) -> str:
 def benchmark(n_pairs: int) -> bool:
     """Whether the target is reached."""
     pairs = []
-    with tempfile.TemporaryDirectory(prefix="page-") as folder:
+    with tempfile.TemporaryDirectory(prefix="overhead-") as folder:
         at_once_dask.logfile = str(Path(folder, "log.jsonl"))
         # The dashboard's usual port may be taken.
         at_once_dask.start(WORKERS, dashboard_address="127.0.0.1:0")
@@ -194,8 +194,8 @@ def benchmark(n_pairs: int) -> bool:
     rows = [row(name, [pair for pair in pairs if pair.scenario == name]) for name in SCENARIOS]
     print(as_text(rows))
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "page.json").write_text(as_json(pairs, rows), "utf-8")
-    (RESULTS / "page.md").write_text(as_markdown(rows), "utf-8")
+    (RESULTS / "overhead.json").write_text(as_json(pairs, rows), "utf-8")
+    (RESULTS / "overhead.md").write_text(as_markdown(rows), "utf-8")
     return all(row.holds for row in rows)
 
 
