@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import urljoin
 
 import dask
 import distributed.utils
@@ -27,10 +28,20 @@ from dask.utils import parse_bytes
 from distributed import Client, LocalCluster, Nanny
 from distributed.core import Status
 
-from at_once_dask import credentials, dashboard, forkserver, processes, surroundings, watchdog
+from at_once_dask import (
+    credentials,
+    dashboard,
+    forkserver,
+    page,
+    processes,
+    sight,
+    surroundings,
+    watchdog,
+)
 from at_once_dask.errors import AtOnceError, InputError
 from at_once_dask.failure import safe_repr
 from at_once_dask.options import DASHBOARD, checked_client
+from at_once_dask.sight import Sight
 from at_once_dask.worker import OwnWorker
 
 T = TypeVar("T", Client, LocalCluster)
@@ -70,11 +81,12 @@ class _Own:
 
     def __init__(self, settings: _Settings) -> None:
         self.settings = settings
+        self.sight = Sight()
         self._undo = contextlib.ExitStack()
         try:
             with _interrupts_wait():
                 self._cluster = self._to_close(self._start())
-                dashboard.build_on_demand(self._cluster.scheduler)
+                dashboard.build_on_demand(self._cluster.scheduler, self.sight)
                 self.client: Client = self._to_close(self._connect())
         except BaseException:
             self.close()
@@ -289,9 +301,22 @@ class Cluster:
         return _own.scratch if self.own and _own is not None else None
 
     @property
+    def sight(self) -> Sight | None:
+        """Where its runs can be seen; None on a borrowed cluster, which has no page of ours."""
+        own = _own if self.own and sight.switched_on else None
+        return None if own is None else own.sight
+
+    @property
     def dashboard_link(self) -> str | None:
         link: str | None = self.client.dashboard_link
         return link
+
+    @property
+    def page_link(self) -> str | None:
+        """Address of the page of our own; None on a borrowed cluster."""
+        if self.sight is None or self.dashboard_link is None:
+            return None
+        return urljoin(self.dashboard_link, page.ADDRESS)
 
     def surroundings(self) -> surroundings.Surroundings | None:
         """What the workers are to adopt: nothing on a borrowed cluster."""

@@ -117,6 +117,9 @@ class Crew(Protocol):
     def end(self, workers: set[str]) -> None:
         """End these workers, whatever they do; their partitions never come back."""
 
+    def trail(self, worker: str) -> Trail | None:
+        """Where the worker leaves its crumbs, when that can be seen from here."""
+
     def inquest(self, worker: str) -> Death:
         """What is known of a worker that is gone and of which nobody has told."""
 
@@ -125,7 +128,8 @@ class ClusterCrew:
     """The workers of a Dask cluster, for one run; a context manager.
 
     Everything that waits for the network does so on the client's event loop, so the window's loop
-    in the main thread never hangs on a worker that does not answer.
+    in the main thread never hangs on a worker that does not answer. In Dask's own dashboard the
+    tasks of the map pass have the first of the `labels`, those of the reduction the second.
     """
 
     def __init__(
@@ -133,7 +137,7 @@ class ClusterCrew:
         cluster: Cluster,
         job: bytes,
         book: Book,
-        label: str,
+        labels: tuple[str, str],
         timeout: float | None = None,
         interrupts: Interrupts | None = None,
     ) -> None:
@@ -141,7 +145,7 @@ class ClusterCrew:
         self._client = cluster.client
         self._job = job
         self._book = book
-        self._label = f"{label}-{book.run}"
+        self._labels = [f"{label}-{book.run}" for label in labels]
         self._timeout = timeout
         self._interrupts = Interrupts() if interrupts is None else interrupts
         self._shelves = None  # a folder for values that are too many bytes to cross
@@ -182,7 +186,7 @@ class ClusterCrew:
             self._client.unsubscribe_topic(self._topic)
         self._client._event_handlers.pop(self._topic, None)  # Dask keeps it, and with it the run
         for worker, known in self._known.items():  # guards and living workers do so themselves
-            trail = self._trail(worker) if known.nanny is None else None
+            trail = self.trail(worker) if known.nanny is None else None
             if trail is not None:
                 trail.clear()
         nannies = sorted({known.nanny for known in self._known.values() if known.nanny})
@@ -301,7 +305,7 @@ class ClusterCrew:
             future = self._client.submit(
                 run_partition,
                 partition,
-                key=(self._label, self._sent),
+                key=(self._labels[partition.reducing], self._sent),
                 workers=[worker],
                 allow_other_workers=False,
                 pure=False,
@@ -382,7 +386,7 @@ class ClusterCrew:
         return new[-1] if new else None
 
     def inquest(self, worker: str) -> Death:
-        trail = self._trail(worker)
+        trail = self.trail(worker)
         found = None if trail is None else _read(trail.traces())
         overdue = [(id, trace.current) for id, trace in (found or {}).items() if trace.overdue]
         now = time.monotonic()
@@ -395,8 +399,7 @@ class ClusterCrew:
             timeout=self._timeout,
         )
 
-    def _trail(self, worker: str) -> Trail | None:
-        """Where the worker leaves its crumbs, when that can be seen from here."""
+    def trail(self, worker: str) -> Trail | None:
         if worker not in self._known:
             return None
         trail = Trail(self._known[worker].scratch, self._book.run, worker)
@@ -409,7 +412,7 @@ class ClusterCrew:
         future = self._futures.pop(id, None)
         if future is not None:
             self._client.cancel([future], force=True)
-        trail = self._trail(worker)
+        trail = self.trail(worker)
         if trail is not None:
             trail.forget((id,))
 
@@ -468,6 +471,9 @@ class InlineCrew:
 
     def end(self, workers: set[str]) -> None:
         self._waiting.clear()
+
+    def trail(self, worker: str) -> Trail | None:
+        return None
 
     def inquest(self, worker: str) -> Death:
         return Death(worker)

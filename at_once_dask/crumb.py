@@ -21,11 +21,11 @@ import time
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from at_once_dask.errors import AtOnceError
 from at_once_dask.failure import Failure
-from at_once_dask.states import LEFT, OPEN, is_final
+from at_once_dask.states import COLLECT, LEFT, OPEN, is_final
 
 # Places in the head.
 START, SIZE, CURRENT, STOP, CLOSING, OVERDUE, THREAD = range(7)
@@ -196,6 +196,45 @@ def _records(content: bytes) -> Iterator[tuple[int, int, bytes]]:
         offset += _RECORD.size + size
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a partition is at while it goes on.
+
+    Attributes
+    ----------
+    position : int or None
+        Of the current input; None where it is about several, or about none.
+    state : int
+        What is being done with it.
+    since : float
+        Since when (``time.monotonic``).
+    failures : list of Failure
+        Those before it, as many as were asked for.
+    """
+
+    position: int | None
+    state: int
+    since: float
+    failures: list[Failure]
+
+
+def _step(file: BinaryIO, limit: int) -> Step | None:
+    start, n, current, stop, closing, *_ = struct.unpack("=8q", file.read(_HEAD))
+    if not n or (stop != UNKNOWN and not closing):
+        return None
+    marks, states = _HEAD, _HEAD + 8 * (n + 1)
+    position = stop if closing else current
+    file.seek(marks + 8 * (position - start))
+    (since,) = struct.unpack("=d", file.read(8))
+    file.seek(states + current - start)
+    state = COLLECT if closing else file.read(1)[0]
+    file.seek(states + n)
+    records = _records(file.read(limit))
+    failures = [pickle.loads(data) for _, kind, data in records if kind == FAILURE]
+    of_several = closing or is_final(state) or (state == OPEN and n > 1)
+    return Step(None if of_several else position, state, since, failures)
+
+
 class Trail:
     """The folder of the crumbs of one run on one host, those of one worker among them.
 
@@ -270,6 +309,16 @@ class Trail:
                 if head[SIZE] and (head[STOP] == UNKNOWN or head[CLOSING]):
                     file.seek(_HEAD + 8 * (position - head[START]))
                     yield id, position, struct.unpack("=d", file.read(8))[0]
+
+    def step(self, id: str, limit: int) -> Step | None:
+        """What partition `id` is at, with `limit` bytes of records; None when it does not go on.
+
+        Made to be called while the worker writes: it may be a moment old, and raises nothing.
+        """
+        with contextlib.suppress(OSError, struct.error, IndexError, ValueError):
+            with open(os.path.join(self.folder, self._prefix + id), "rb") as file:
+                return _step(file, limit)
+        return None
 
     def forget(self, ids: tuple[str, ...]) -> None:
         """These were delivered."""

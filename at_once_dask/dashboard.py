@@ -12,6 +12,9 @@ from typing import Any
 
 from tornado.web import Application, RequestHandler
 
+from at_once_dask import page
+from at_once_dask.sight import Sight
+
 RELOAD_SECONDS = 1
 
 _PAGE = """<!doctype html>
@@ -21,22 +24,26 @@ _PAGE = """<!doctype html>
 <body><p>{text}</p></body></html>"""
 
 
-def build_on_demand(scheduler: Any) -> None:
+def build_on_demand(scheduler: Any, sight: Sight) -> None:
     """Have `scheduler`, which was started without a dashboard, build it at the first request.
 
     Parameters
     ----------
     scheduler : distributed.Scheduler
         Of this process. Its HTTP server is listening.
+    sight : Sight
+        What the page of our own shows, and from the start its JSON address.
     """
-    _Dashboard(scheduler)
+    page.answer(scheduler, sight)
+    _Dashboard(scheduler, sight)
 
 
 class _Dashboard:
     """Stands in the place of Dask's pages until they are there."""
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: Any, sight: Sight) -> None:
         self._scheduler = scheduler
+        self._sight = sight
         self._begun = False
         self.text = (
             "The dashboard is being loaded (Bokeh takes a moment); this page reloads itself."
@@ -64,6 +71,7 @@ class _Dashboard:
         application = self._scheduler.http_application
         try:
             connect(application, self._scheduler.http_server, self._scheduler, prefix="/")
+            page.add(self._scheduler, self._sight)
         except Exception as error:
             self._fail(error)
         else:

@@ -23,9 +23,9 @@ def run(options: Options, interrupts: Interrupts) -> Report | Reduction[Any, Any
     with _one(options, interrupts) as this:
         if not this.source.is_empty():
             with _crew(this) as crew:
-                this.stopped = this.map(crew)
+                this.map(crew)
                 if this.source.error is None and len(this.groups):
-                    this.stopped = this.reduce(crew, this.stopped)
+                    this.reduce(crew)
         if this.source.error is not None:
             raise this.source.error
     return _verdict(this)
@@ -37,7 +37,7 @@ def plan(options: Options, interrupts: Interrupts) -> Plan[Any]:
         sink = PlanSink(this)
         if not this.source.is_empty():
             with _crew(this) as crew:
-                this.stopped = this.map(crew, sink, "check")
+                this.map(crew, sink, "check")
         if this.source.error is not None:
             raise this.source.error
     if this.stopped is not None:
@@ -64,10 +64,11 @@ def _one(options: Options, interrupts: Interrupts) -> Iterator[Run]:
             _write(this)
             interrupts.check()  # again: to write takes its time
         except BaseException as error:
+            is_written = this.told is not None
+            told = this.end(error)
             if isinstance(error, InputError) and error is not this.source.error:
                 raise  # nothing has begun
-            is_written = this.told is not None
-            report.latest = error.report = this.end(error)  # type: ignore[attr-defined]
+            report.latest = error.report = told  # type: ignore[attr-defined]
             if not is_written:
                 with contextlib.suppress(KeyboardInterrupt):  # a further one: it takes too long
                     _write(this)
@@ -101,10 +102,14 @@ def _crew(this: Run) -> Iterator[Crew]:
     this.interrupts.check()
     found = cluster.find(this.client)
     this.dashboard_link = found.dashboard_link
+    this.page_link = found.page_link
     label = function_name(options.process_inp or options.check_inp)
-    with ClusterCrew(found, this.job, this.book, label, options.timeout, this.interrupts) as crew:
+    if found.sight is not None:
+        this.show(found.sight, label)
+    labels = label, function_name(options.reduce_fn or options.combine_fn)
+    with ClusterCrew(found, this.job, this.book, labels, options.timeout, this.interrupts) as crew:
         if options.progress and found.dashboard_link is not None:
-            show_link(found.dashboard_link)
+            show_link(found.dashboard_link, page=found.page_link)
         yield crew
 
 
@@ -113,7 +118,7 @@ def _verdict(this: Run) -> Report | Reduction[Any, Any]:
     told = this.end()
     reduction = this.reduction(told) if this.options.reducing else None
     if this.options.inspect and not told.ok:
-        let_inspect(told)
+        let_inspect(told, this.page_link)
     if this.stopped is not None:
         raise RunStopped(told, reduction, this.stopped)
     if not told.ok and this.options.on_error != "return":

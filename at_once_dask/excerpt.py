@@ -71,11 +71,11 @@ def excerpt(story: Story) -> Excerpt:
     """The largest causes; of each the first failures, as many of all as there is room for."""
     causes = story.ledger.causes()
     some = causes[:MOST_CAUSES]
-    groups = {cause.example.cause: Group(cause, []) for cause in some}
+    groups = {cause.example.failure.cause: Group(cause, []) for cause in some}
     members: dict[Any, list[Failed]] = {same: [] for same in groups}
     for failed in sorted(story.ledger.failed, key=attrgetter("order")):
-        if failed.cause in members and len(members[failed.cause]) < MOST_FAILURES:
-            members[failed.cause].append(failed)
+        if failed.failure.cause in members and len(members[failed.failure.cause]) < MOST_FAILURES:
+            members[failed.failure.cause].append(failed)
     for shown, same in _within_budget(members):
         groups[same].shown.append(shown)
     found = Excerpt(list(groups.values()), len(causes) - len(some))
@@ -90,14 +90,14 @@ def _within_budget(members: dict[Any, list[Failed]]) -> Iterator[tuple[Shown, An
     room = FAILURE_BYTES
     for number, failed in enumerate(filter(None, by_rank)):
         shown = Shown(number, failed.failure, failed.index, safe_repr(failed.inp))
-        same = failed.cause, _frames(failed.failure)
+        same = failed.failure.cause, _frames(failed.failure)
         shown.like = known.setdefault(same, shown) if failed.failure.traceback else None
         if shown.like is shown:
             shown.like = None
         room -= _size(shown)
         if number == MOST_FAILURES or (room < 0 and number):
             return
-        yield shown, failed.cause
+        yield shown, failed.failure.cause
 
 
 def _frames(failure: Failure) -> str:

@@ -78,6 +78,11 @@ class Failure:
     attempts: int = 1
     exit: str | None = None
 
+    @property
+    def cause(self) -> tuple[str, str, str, str]:
+        """Failures are equal when they have this in common."""
+        return self.kind, self.stage, self.error, self.where
+
     def line(self) -> str:
         """One line for people: where, what, why."""
         place = f" at {self.where}" if self.where else ""

@@ -6,7 +6,6 @@ import heapq
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from at_once_dask.failure import Failure, safe_repr
@@ -33,19 +32,14 @@ class Failed:
         """Inputs by position as given, then keys by first appearance."""
         return self.index is None, self.failure.position if self.index is None else self.index
 
-    @property
-    def cause(self) -> tuple[str, str, str, str]:
-        """What equal failures have in common."""
-        failure = self.failure
-        return failure.kind, failure.stage, failure.error, failure.where
-
 
 @dataclass(slots=True)
 class Cause:
-    """Equal failures: how many, and the first of them."""
+    """Equal failures: how many, and the first of them, with the repr of its input or key."""
 
     example: Failed
     count: int = 0
+    inp: str = ""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -154,9 +148,10 @@ class Ledger:
 
     def _enter(self, failed: Failed) -> None:
         self.failed.append(failed)
-        cause = self._causes.setdefault(failed.cause, Cause(failed))
+        cause = self._causes.setdefault(failed.failure.cause, Cause(failed))
         cause.count += 1
-        cause.example = min(cause.example, failed, key=attrgetter("order"))
+        if cause.count == 1 or failed.order < cause.example.order:
+            cause.example, cause.inp = failed, safe_repr(failed.inp)
 
     def _note_slowest(self, start: int, seconds: Any, inputs: list[Any]) -> None:
         """Of a partition: what is among the slowest so far."""

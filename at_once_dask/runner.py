@@ -9,7 +9,8 @@ import sys
 import time
 import uuid
 from array import array
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
 from functools import cache, cached_property, partial
 from operator import itemgetter
 from typing import Any
@@ -18,7 +19,7 @@ import dask
 import distributed
 
 from at_once_dask import cluster, journal, pickles
-from at_once_dask.crew import Crew, pickled_job
+from at_once_dask.crew import Crew, Running, pickled_job
 from at_once_dask.failure import Failure, cut, first_line, from_exception
 from at_once_dask.flow import Job, Outcome
 from at_once_dask.gather import Piece
@@ -27,6 +28,7 @@ from at_once_dask.ledger import Ledger
 from at_once_dask.options import Options
 from at_once_dask.reduction import Group, Groups
 from at_once_dask.report import Plan, Reduction, Report
+from at_once_dask.sight import PassView, RunView, Sight
 from at_once_dask.source import Source
 from at_once_dask.states import FAILED, PENDING, PROCESSED, SKIPPED
 from at_once_dask.story import (
@@ -39,7 +41,7 @@ from at_once_dask.story import (
     Story,
 )
 from at_once_dask.ticker import Silent, Ticker
-from at_once_dask.window import Sink, Window
+from at_once_dask.window import Sink, Watcher, Window
 
 JUDGED_FROM = 20  # inputs, before a share of failures tells anything
 
@@ -78,6 +80,8 @@ class Run:
         self.groups = Groups()
         self.reduced: dict[int, tuple[Any, Any]] = {}  # by position: key, value
         self.dashboard_link: str | None = None
+        self.page_link: str | None = None
+        self.view: RunView | None = None  # where the page of the own cluster shows it
         self.stopped: str | None = None  # why it stopped early
         self.told: Report | None = None
         self._settings = options.settings
@@ -89,44 +93,47 @@ class Run:
         self.source = _source(self.options, self.interrupts)
         self.ledger = Ledger(self.source.order)
 
-    def map(self, crew: Crew, sink: Sink | None = None, what: str = "map") -> str | None:
-        """Every input through check and process; why it stopped early, or None."""
+    def map(self, crew: Crew, sink: Sink | None = None, what: str = "map") -> None:
+        """Every input through check and process."""
         sink = MapSink(self) if sink is None else sink
         options = self.options
-        with self._ticker(self.ledger, self.source.total, what) as ticker:
-            return Window(
+        with self._watcher(self.ledger, self.source, what) as watcher:
+            window = Window(
                 self.id,
                 self.source,
                 crew,
                 sink,
-                ticker,
+                watcher,
                 valued=options.reducing,
                 retries=options.retries,
                 cautious=options.on_error == "stop" or options.max_failures is not None,
                 allowed=self._allowed,
                 enough=self._too_many,
                 interrupted=self.interrupts.check,
-            ).run()
+            )
+            watcher.begin(window)
+            self.stopped = window.run()
 
-    def reduce(self, crew: Crew, stopped: str | None) -> str | None:
-        """Every key through the fold and `reduce_fn`; why the run `stopped` early, or None."""
+    def reduce(self, crew: Crew) -> None:
+        """Every key through the fold and `reduce_fn`; also of a run that has stopped early."""
         groups = Source(self.groups, len(self.groups))
         ledger = Ledger()
-        with self._ticker(ledger, groups.total, "reduce") as ticker:
+        with self._watcher(ledger, groups, "reduce") as watcher:
             sink = _ReduceSink(self, ledger)
             window = Window(
                 self.id,
                 groups,
                 crew,
                 sink,
-                ticker,
+                watcher,
                 reducing=True,
                 valued=True,
                 retries=self.options.retries,
                 interrupted=self.interrupts.check,
             )
-            also = window.run()
-            return stopped or also
+            watcher.begin(window)
+            stopped = window.run()
+            self.stopped = self.stopped or stopped
 
     def end(self, error: BaseException | None = None) -> Report:
         """What became of the inputs, however far the run came; made once.
@@ -138,7 +145,10 @@ class Run:
         """
         if self.told is None:
             self.ledger.draw(self._n_inputs())
-            self.told = Report(Story(self._facts(error), self.ledger), self.replay)
+            facts = self._facts(error)
+            self.told = Report(Story(facts, self.ledger), self.replay)
+            if self.view is not None:
+                self.view.end(self.told, facts.ended, facts.reason)
         return self.told
 
     def _facts(self, error: BaseException | None) -> Facts:
@@ -185,6 +195,10 @@ class Run:
         """What failed where nobody was left to log it."""
         journal.note_failure(failure, self.book, what, index, 1 + self.options.retries)
 
+    def show(self, sight: Sight, name: str) -> None:
+        """The page of the own cluster shows this run, from now on."""
+        self.view = sight.begin(self.id, name, self.ledger, self.source)
+
     def close(self) -> None:
         self.groups.close()
 
@@ -216,8 +230,36 @@ class Run:
         total, drawn = self.source.total, self.source.drawn
         return drawn if total is None or self.source.at_end else max(total, drawn)
 
-    def _ticker(self, ledger: Ledger, total: int | None, what: str) -> Ticker | Silent:
-        return Ticker(ledger, total, what) if self.options.progress else Silent()
+    @contextmanager
+    def _watcher(self, ledger: Ledger, source: Source, what: str) -> Iterator[_Watchers]:
+        total = source.total
+        with Ticker(ledger, total, what) if self.options.progress else Silent() as ticker:
+            seen = None if self.view is None else self.view.begin(what, ledger, source)
+            yield _Watchers(ticker, seen)
+
+
+class _Watchers:
+    """Who looks on: the progress, and the page of the own cluster."""
+
+    def __init__(self, ticker: Ticker | Silent, seen: PassView | None) -> None:
+        self._all: list[Watcher] = [ticker] if seen is None else [ticker, seen]
+        self._seen = seen
+
+    def begin(self, window: Window) -> None:
+        if self._seen is not None:
+            self._seen.flights = window
+
+    def tick(self) -> None:
+        for watcher in self._all:
+            watcher.tick()
+
+    def running(self, event: Running) -> None:
+        for watcher in self._all:
+            watcher.running(event)
+
+    def failing(self, n: int) -> None:
+        for watcher in self._all:
+            watcher.failing(n)
 
 
 class MapSink(Sink):

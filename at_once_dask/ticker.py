@@ -8,14 +8,12 @@ import os
 import sys
 import time
 import warnings
-from bisect import bisect_right
 from collections.abc import Callable
-from operator import itemgetter
-from statistics import fmean
 from typing import Any, TextIO
 
 from at_once_dask.crew import Running
 from at_once_dask.ledger import Ledger
+from at_once_dask.rates import Eta
 from at_once_dask.report import Report
 from at_once_dask.states import FAILED, PENDING, PROCESSED, SKIPPED
 
@@ -25,56 +23,6 @@ FORGET_SECONDS = 3.0  # a worker that has told nothing for so long is no longer 
 NAME_LENGTH = 40  # of an input in the progress, at most
 NAME_LEAST = 12  # and where the terminal is narrow
 BAR_LEAST = 12  # columns of percentage and bar, or neither is shown
-_EVENTS = 1000
-
-
-class Eta:
-    """How long the rest takes, by the speed of the latter half of the time so far.
-
-    Inputs that are skipped in an instant come first in many runs: a mean over all inputs would
-    promise far too much. So the time counts from when the first input that took work began.
-
-    Examples
-    --------
-    >>> eta = Eta(0.0)
-    >>> eta.note(5.0, 10_000, 0)
-    >>> for done in range(1, 11):
-    ...     eta.note(5.0 + done / 10, 10_000 + done, done)
-    >>> round(eta.seconds(90, 6.0), 3)
-    9.0
-    """
-
-    def __init__(self, now: float) -> None:
-        self._events = [(now, 0, 0)]
-
-    def note(self, now: float, handled: int, worked: int) -> None:
-        """So many inputs are handled by `now` (seconds), and so many of them took work."""
-        if handled == self._events[-1][1]:
-            return
-        self._events.append((now, handled, worked))
-        if len(self._events) > _EVENTS:
-            self._events[1:-1] = self._events[1:-1:2]  # every other one will do
-
-    def rate(self) -> float | None:
-        """Inputs a second, lately; None before any was handled."""
-        begun = bisect_right(self._events, 0, key=itemgetter(2)) - 1 if self._events[-1][2] else 0
-        start, now = self._events[begun][0], self._events[-1][0]
-        # Since several moments: equal inputs end in step, and one moment may be amid a step.
-        moments = [start + share * (now - start) for share in (0.3, 0.35, 0.4, 0.45, 0.5)]
-        return fmean(map(self._rate_since, moments)) if moments[-1] < now else None
-
-    def _rate_since(self, moment: float) -> float:
-        since, before, _ = self._events[bisect_right(self._events, moment, key=itemgetter(0)) - 1]
-        now, handled, _ = self._events[-1]
-        return (handled - before) / (now - since)
-
-    def seconds(self, left: int, now: float) -> float | None:
-        """Seconds until `left` more inputs are handled; None when nobody can know.
-
-        At least as long as nothing has come by now: the last input may be a slow one.
-        """
-        rate = self.rate()
-        return None if rate is None else max(left / rate, now - self._events[-1][0])
 
 
 class Ticker:
@@ -257,13 +205,19 @@ class Silent:
         pass
 
 
-def show_link(link: str, stream: TextIO | None = None) -> None:
-    """The dashboard's address at the start of a run: to click on, in a notebook."""
-    text = f"Dask dashboard: {link}"
+def show_link(link: str, stream: TextIO | None = None, *, page: str | None = None) -> None:
+    """The dashboard's address at the start of a run, and its page's: to click on, in a notebook.
+
+    Each ends a line: so terminals know where it ends.
+    """
+    links = {"Dask dashboard": link} | ({} if page is None else {"This run": page})
+    text = "\n".join(f"{name}: {link}" for name, link in links.items())
     if in_notebook():
         from IPython.display import display
 
-        html = f'Dask dashboard: <a href="{link}" target="_blank">{link}</a>'
+        html = "<br>".join(
+            f'{name}: <a href="{link}" target="_blank">{link}</a>' for name, link in links.items()
+        )
         display({"text/plain": text, "text/html": html}, raw=True)
     else:
         print(text, file=_Stream(stream), flush=True)
@@ -274,13 +228,14 @@ def warn(text: str) -> None:
     print(f"at_once_dask: {text}", file=_Stream(None), flush=True)
 
 
-def let_inspect(report: Report) -> None:
+def let_inspect(report: Report, page: str | None = None) -> None:
     """Wait for Enter or Ctrl-C, so that somebody can look at the dashboard; needs a terminal."""
     stdin, stderr = sys.stdin, _Stream(None)
     if stdin is None or not stdin.isatty() or not stderr.isatty():
         return
     print(report.summary(), file=stderr)
-    print(f"Inspect: {report.dashboard_link}\nEnter or Ctrl-C goes on.", file=stderr, flush=True)
+    links = " or ".join(filter(None, (page, report.dashboard_link)))
+    print(f"Inspect: {links}\nEnter or Ctrl-C goes on.", file=stderr, flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         stdin.readline()
 

@@ -31,11 +31,12 @@ from distributed.scheduler import KilledWorker
 from at_once_dask import pickles
 from at_once_dask.blame import Death, Settled, exit_name, settle
 from at_once_dask.crew import Broken, Crew, Delivered, Died, Event, Failing, Reclaimed, Running
-from at_once_dask.crumb import BegunBeforeError
+from at_once_dask.crumb import BegunBeforeError, Trail
 from at_once_dask.errors import AtOnceError
 from at_once_dask.failure import Failure
 from at_once_dask.flow import Outcome, Partition
 from at_once_dask.pace import PAYLOAD_BYTES, Pace
+from at_once_dask.sight import Flight
 from at_once_dask.source import Chunk, Source
 from at_once_dask.states import LEFT
 
@@ -196,6 +197,24 @@ class Window:
         except BaseException:
             self.stop()
             raise
+
+    def workers(self) -> list[str]:
+        """Addresses of those that may get something; to be called from any thread."""
+        return list(self._threads)
+
+    def in_flight(self) -> list[Flight]:
+        """What the workers hold; to be called from any thread."""
+        return [
+            Flight(id, out.worker, out.chunk, self._is_last_attempt(out))
+            for id, out in list(self._out.items())
+        ]
+
+    def trail(self, worker: str) -> Trail | None:
+        """Where `worker` leaves its crumbs, when that can be seen from here."""
+        return self._crew.trail(worker)
+
+    def _is_last_attempt(self, out: Out) -> bool:
+        return self._attempts.get(out.chunk.start, 0) >= self._retries
 
     def stop(self, grace: float = GRACE_SECONDS) -> None:
         """Nothing new begins; what runs gets `grace` seconds, then its worker is ended."""
@@ -358,7 +377,7 @@ class Window:
     def _count_failing(self, counts: dict[str, int]) -> None:
         for id, n in counts.items():
             out = self._out.get(id)
-            if out is not None and self._attempts.get(out.chunk.start, 0) >= self._retries:
+            if out is not None and self._is_last_attempt(out):
                 out.failed = n
 
     def _deliver(self, id: str, out: Out, outcome: Outcome) -> None:

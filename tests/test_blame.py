@@ -17,6 +17,7 @@ from at_once_dask.crumb import (
     VALUE,
     BegunBeforeError,
     Crumb,
+    Step,
     Trace,
     Trail,
 )
@@ -234,6 +235,9 @@ def test_a_crumb_outlives_whoever_left_it(folder: Any) -> None:
     assert found.failures == {100: failure}
     assert found.values == {101: b"value"}
     assert list(trail.current()) == [("run-m1", 101, 2.0)]
+    assert trail.step("run-m1", 10_000) == Step(101, COLLECT, 2.0, [failure])
+    assert trail.step("run-m1", 20) == Step(101, COLLECT, 2.0, [])  # of the record only a part
+    assert trail.step("run-m2", 10_000) is None
 
 
 def test_a_torn_record_is_not_there(folder: Any) -> None:
@@ -267,8 +271,10 @@ def test_what_ended_is_not_looked_at_and_what_is_closing_is(folder: Any) -> None
     crumb.head[STOP] = 2
     crumb.marks[2] = 7.0
     assert list(trail.current()) == []
+    assert trail.step("p", 100) is None
     crumb.head[CLOSING] = 1
     assert list(trail.current()) == [("p", 2, 7.0)]
+    assert trail.step("p", 100) == Step(None, COLLECT, 7.0, [])
     crumb.close()
 
 

@@ -463,8 +463,9 @@ def test_what_a_run_shows(cluster: Client, capfd: pytest.CaptureFixture[str]) ->
     at_once_dask.run(range(10), lambda n: [n < 3, {n: n}], lambda n: {n: n}, reduce_fn=sum)
     out, err = capfd.readouterr()
     assert out == ""
-    link, mapped, reduced = err.splitlines()
+    link, page, mapped, reduced = err.splitlines()
     assert re.fullmatch(r"Dask dashboard: http://127\.0\.0\.1:\d+/status", link)
+    assert re.fullmatch(r"This run: http://127\.0\.0\.1:\d+/at-once", page)
     assert re.fullmatch(f"map: 7 processed, 3 skipped, 0 failed, 0 left, {SECONDS}", mapped)
     assert re.fullmatch(f"reduce: 10 processed, 0 skipped, 0 failed, 0 left, {SECONDS}", reduced)
 
@@ -474,7 +475,9 @@ def test_what_a_plan_shows(cluster: Client, capfd: pytest.CaptureFixture[str]) -
     out, err = capfd.readouterr()
     assert out == ""
     assert re.fullmatch(
-        f"Dask dashboard: .*\ncheck: 7 pending, 3 skipped, 0 failed, 0 left, {SECONDS}\n", err
+        "Dask dashboard: .*\nThis run: .*\n"
+        f"check: 7 pending, 3 skipped, 0 failed, 0 left, {SECONDS}\n",
+        err,
     )
 
 
@@ -633,7 +636,9 @@ def test_a_kernel_without_ipywidgets(folder: Path, monkeypatch: pytest.MonkeyPat
     outputs = notebook.cells[0].outputs
     assert {output.get("name", "display") for output in outputs} == {"display", "stderr"}
     (link,) = [output.data for output in outputs if output.output_type == "display_data"]
-    assert re.fullmatch(r"Dask dashboard: http://127\.0\.0\.1:\d+/status", link["text/plain"])
+    address = r"http://127\.0\.0\.1:\d+"
+    shown = f"Dask dashboard: {address}/status\nThis run: {address}/at-once"
+    assert re.fullmatch(shown, link["text/plain"])
     assert '<a href="http://127.0.0.1:' in link["text/html"]
     text = "".join(output.text for output in outputs if output.output_type == "stream")
     assert "Warning" not in text
@@ -663,13 +668,14 @@ def test_a_script_in_a_terminal(folder: Path) -> None:
     assert out == ""
     assert "\x1b" not in shown  # nothing but text, and returns to the start of the line
     lines = screen(shown, 80)
-    assert len(lines) == 4
+    assert len(lines) == 6
     assert re.fullmatch(r"Dask dashboard: http://127\.0\.0\.1:\d+/status", lines[0])
+    assert re.fullmatch(r"This run: http://127\.0\.0\.1:\d+/at-once", lines[1])
     assert re.fullmatch(
-        rf"map: 70 processed, 30 skipped, 0 failed, 0 left, {SECONDS} 100%\|█+\|", lines[1]
+        rf"map: 70 processed, 30 skipped, 0 failed, 0 left, {SECONDS} 100%\|█+\|", lines[2]
     )
-    assert lines[2] == lines[0]
-    assert re.fullmatch(f"map: 10 processed, 0 skipped, 0 failed, {SECONDS}", lines[3])
+    assert lines[3:5] == lines[:2]
+    assert re.fullmatch(f"map: 10 processed, 0 skipped, 0 failed, {SECONDS}", lines[5])
     assert shown.endswith("\r\n")
 
 

@@ -249,7 +249,8 @@ def test_inspect_waits_for_enter(cluster: Client) -> None:
         while b"Enter or Ctrl-C goes on" not in shown:
             shown += os.read(screen, 4096)
         assert ended == []
-        assert cluster.dashboard_link.encode() in shown
+        page = cluster.dashboard_link.replace("/status", "/at-once")
+        assert f"Inspect: {page} or {cluster.dashboard_link}\r\n".encode() in shown
         assert b"ZeroDivisionError" in shown
         os.write(screen, b"\n")
         poll_for(lambda: ended, "Enter does not go on")

@@ -1,0 +1,209 @@
+"""What the page "At once" costs a run that nobody looks at.
+
+The same list goes through `run` with the page and with the page switched off, side by side, on the
+same warm cluster of two workers, in pairs whose order alternates, so that what else the machine
+does hits both alike. It is measured for inputs of about a millisecond, as many as take some two
+seconds, and for inputs that do nothing, which come back in the largest partitions.
+
+    python benchmarks/page.py
+
+prints the table and writes it to benchmarks/results/, as JSON and as Markdown. The exit code is 1
+when the median of the pairs' ratios is above the target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import at_once_dask
+from at_once_dask import sight
+
+PAIRS = 15
+WORKERS = 2
+WORK_SECONDS = 0.001
+TARGET = 1.02
+RESULTS = Path(__file__).parent / "results"
+HEAD = (
+    "inputs", "pairs", "off, median s", "on, median s", "median ratio", "smallest", "largest",
+    "holds",
+)  # fmt: skip
+
+
+def busy(inp: int) -> None:
+    """Keep a core busy for a millisecond."""
+    end = time.perf_counter() + WORK_SECONDS
+    while time.perf_counter() < end:
+        pass
+
+
+def nothing(inp: int) -> None:
+    """The least that an input can be."""
+
+
+# The function, and how many inputs take some two seconds.
+SCENARIOS: dict[str, tuple[Callable[[int], None], int]] = {
+    "of 1 ms": (busy, 4_000),
+    "that do nothing": (nothing, 2_000_000),
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two runs side by side, in seconds."""
+
+    scenario: str
+    first: str
+    off: float
+    on: float
+
+    @property
+    def ratio(self) -> float:
+        return self.on / self.off
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the pairs of one scenario say together."""
+
+    scenario: str
+    n: int
+    pairs: int
+    off: float
+    on: float
+    ratio: float
+    smallest: float
+    largest: float
+
+    @property
+    def holds(self) -> bool:
+        return self.ratio <= TARGET
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        seconds = (f"{value:.3f}" for value in (self.off, self.on))
+        ratios = (f"{value:.4f}" for value in (self.ratio, self.smallest, self.largest))
+        name = f"{self.n:,} {self.scenario}"
+        return name, str(self.pairs), *seconds, *ratios, "yes" if self.holds else "NO"
+
+
+def once(scenario: str, page: bool) -> float:
+    """Seconds of one run."""
+    function, n = SCENARIOS[scenario]
+    sight.switched_on = page
+    begun = time.perf_counter()
+    report = at_once_dask.run(range(n), None, function, progress=False)
+    seconds = time.perf_counter() - begun
+    assert report.ok
+    assert report.n_processed == n
+    return seconds
+
+
+def measure(scenario: str, n_pairs: int) -> list[Pair]:
+    once(scenario, page=True)  # the first one imports
+    pairs = []
+    for number in range(n_pairs):
+        order = (False, True) if number % 2 else (True, False)
+        seconds = {page: once(scenario, page) for page in order}
+        first = "on" if order[0] else "off"
+        pairs.append(Pair(scenario, first, off=seconds[False], on=seconds[True]))
+    return pairs
+
+
+def row(scenario: str, pairs: Sequence[Pair]) -> Row:
+    ratios = [pair.ratio for pair in pairs]
+    return Row(
+        scenario=scenario,
+        n=SCENARIOS[scenario][1],
+        pairs=len(pairs),
+        off=statistics.median(pair.off for pair in pairs),
+        on=statistics.median(pair.on for pair in pairs),
+        ratio=statistics.median(ratios),
+        smallest=min(ratios),
+        largest=max(ratios),
+    )
+
+
+def today() -> str:
+    return datetime.now(UTC).date().isoformat()
+
+
+def versions() -> dict[str, str]:
+    packages = ("at_once_dask", "dask", "distributed")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def as_json(pairs: Sequence[Pair], rows: Sequence[Row]) -> str:
+    about = {
+        "date": today(),
+        "versions": versions(),
+        "cores": os.cpu_count(),
+        "workers": WORKERS,
+        "target": TARGET,
+        "rows": [asdict(row) | {"holds": row.holds} for row in rows],
+        "pairs": [asdict(pair) | {"ratio": pair.ratio} for pair in pairs],
+    }
+    return json.dumps(about, indent=2) + "\n"
+
+
+def as_markdown(rows: Sequence[Row]) -> str:
+    told = ", ".join(f"{name} {number}" for name, number in versions().items())
+    lines = [HEAD, ("---",) * len(HEAD), *(row.cells for row in rows)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"""# What the page costs when nobody looks
+
+Made on {today()} by `python benchmarks/page.py` with {told}, on {os.cpu_count()} cores.
+The same run on a warm cluster of {WORKERS} workers, with the page "At once" and with the page
+switched off, in pairs whose order alternates. The target: a median ratio of at most {TARGET:g}.
+
+{table}
+
+- **ratio**: with the page to without, of the two runs of a pair.
+"""
+
+
+def as_text(rows: Sequence[Row]) -> str:
+    lines = [HEAD, *(row.cells for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def benchmark(n_pairs: int) -> bool:
+    """Whether the target is reached."""
+    pairs = []
+    with tempfile.TemporaryDirectory(prefix="page-") as folder:
+        at_once_dask.logfile = str(Path(folder, "log.jsonl"))
+        # The dashboard's usual port may be taken.
+        at_once_dask.start(WORKERS, dashboard_address="127.0.0.1:0")
+        try:
+            for scenario in SCENARIOS:
+                pairs += measure(scenario, n_pairs)
+        finally:
+            at_once_dask.close()
+    rows = [row(name, [pair for pair in pairs if pair.scenario == name]) for name in SCENARIOS]
+    print(as_text(rows))
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "page.json").write_text(as_json(pairs, rows), "utf-8")
+    (RESULTS / "page.md").write_text(as_markdown(rows), "utf-8")
+    return all(row.holds for row in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--pairs", type=int, default=PAIRS)
+    sys.exit(not benchmark(parser.parse_args().pairs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,567 @@
+"""The page "At once" in the dashboard, as a browser shows it, and the JSON address beside it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlencode, urljoin
+
+import psutil
+import pytest
+from browser import chromium, complaints
+from distributed import Client, LocalCluster
+from helpers import poll_for
+
+import at_once_dask
+from at_once_dask import Report
+from at_once_dask import cluster as own
+from at_once_dask.sight import Names
+
+HOSTILE = '<script>document.body.className = "taken"</script>"><img src=x onerror=document.title=1>'
+
+
+class Evil:
+    """An input whose repr would take over a page that did not escape it."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __repr__(self) -> str:
+        return f"{HOSTILE}{self.n}"
+
+
+@pytest.fixture(scope="module")
+def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with chromium(tmp_path_factory.mktemp("profile"), "--window-size=1200,1000") as driver:
+        yield driver
+
+
+@pytest.fixture(autouse=True)
+def _no_page_stays_open(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "chrome" in request.fixturenames:
+        request.getfixturevalue("chrome").get("about:blank")
+
+
+@pytest.fixture
+def page(cluster: Client) -> str:
+    """Its address."""
+    address: str = urljoin(cluster.dashboard_link, "at-once")
+    return address
+
+
+class Going:
+    """A run in another thread; its inputs may wait for `release`."""
+
+    def __init__(self, folder: Path, *args: Any, **kwargs: Any) -> None:
+        self._gate = folder / "go on"
+        self._results: list[Any] = []
+        run: Any = partial(at_once_dask.run, on_error="return", progress=False)
+        self._thread = threading.Thread(target=lambda: self._results.append(run(*args, **kwargs)))
+
+    def __enter__(self) -> Going:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()
+
+    def release(self) -> Any:
+        self._gate.touch()
+        self._thread.join()
+        return self._results[0]
+
+
+def waiting(folder: Path, hung: int, n: Callable[[Any], int] = int) -> Any:
+    """A `process_inp`: one input waits, of the others one in ten fails."""
+
+    def process(inp: Any) -> None:
+        if n(inp) == hung:
+            wait_in(folder)
+        elif n(inp) % 10 == 1:
+            raise ValueError(f"{HOSTILE} is no number")
+
+    return process
+
+
+def wait_in(folder: Path) -> None:
+    """Until it is released, or a minute has passed: a browser takes its time."""
+    end = time.monotonic() + 60
+    while not (folder / "go on").exists() and time.monotonic() < end:
+        threading.Event().wait(0.02)
+
+
+def facts(page: str, **query: str) -> Any:
+    with urllib.request.urlopen(f"{page}.json?{urlencode(query)}", timeout=10) as answer:
+        assert answer.headers.get_content_type() == "application/json"
+        assert "Access-Control-Allow-Origin" not in answer.headers
+        return json.load(answer)
+
+
+def seen(page: str, part: str) -> Any:
+    """A list among the facts; empty before there is a run."""
+    run = facts(page)["run"]
+    return [] if run is None else run[part]
+
+
+def refused(address: str) -> tuple[int, bytes]:
+    """Status and text of an answer that is an error."""
+    with pytest.raises(HTTPError) as caught:
+        urllib.request.urlopen(address, timeout=10)
+    with caught.value as answer:
+        return answer.code, answer.read()
+
+
+def see(chrome: Any, address: str) -> None:
+    """Open a page; the first one ever is there when Bokeh is loaded."""
+    chrome.get(address)
+    poll_for(lambda: chrome.title != "Dask dashboard", "the dashboard is not built")
+
+
+def text(chrome: Any, selector: str) -> str:
+    found: str = chrome.execute_script(
+        "return (document.querySelector(arguments[0]) || {textContent: ''}).textContent", selector
+    )
+    return found
+
+
+def count(chrome: Any, name: str) -> str:
+    return text(chrome, f'#counts [data-count="{name}"] dd')
+
+
+def shows(chrome: Any, selector: str, expected: str) -> None:
+    poll_for(
+        lambda: expected in text(chrome, selector),
+        f"{selector} does not show {expected!r}",
+        lambda: text(chrome, selector),
+    )
+
+
+def counts_of(report: Report) -> dict[str, int]:
+    return {
+        "total": report.n_inputs,
+        "processed": report.n_processed,
+        "skipped": report.n_skipped,
+        "failed": report.n_failed,
+        "pending": 0,
+        "left": report.n_left,
+    }
+
+
+# --- in a browser
+
+
+def test_a_run_from_its_start_to_its_end(page: str, chrome: Any, folder: Path) -> None:
+    see(chrome, page)
+    process = waiting(folder, hung=0)
+    with Going(folder, range(100), lambda n: [n > 0 and n % 10 == 0, None], process) as run:
+        shows(chrome, "#state", "running: map")
+        shows(chrome, '#counts [data-count="left"] dd', "1")
+        shows(chrome, '#counts [data-count="failed"] dd', "10")
+        assert text(chrome, "#workers tr:first-child .input") == "0"
+        assert text(chrome, "#name") == "process"
+        assert count(chrome, "ETA")
+        report = run.release()
+        shows(chrome, "#state", "failed")
+    shown = {name: count(chrome, name) for name in ("processed", "skipped", "failed", "left")}
+    assert shown == {
+        "processed": str(report.n_processed),
+        "skipped": str(report.n_skipped),
+        "failed": str(report.n_failed),
+        "left": "0",
+    }
+    assert report.n_failed == 10
+    assert complaints(chrome) == []
+
+
+def test_the_hung_input_stands_out(page: str, chrome: Any, folder: Path) -> None:
+    see(chrome, page)
+    process = waiting(folder, 33, lambda evil: int(evil.n))
+    with Going(folder, [Evil(n) for n in range(40)], None, process):
+        shows(chrome, "#workers tr.long .input", f"{HOSTILE}33")
+        (mine,) = [row for row in facts(page)["run"]["workers"] if row["long"]]
+        shows(chrome, "#workers tr.long", "process")
+        shows(chrome, "#workers tr.long", mine["worker"].removeprefix("tls://"))
+        assert (mine["index"], mine["input"]) == (33, f"{HOSTILE}33")
+        assert text(chrome, "#workers tr:first-child .input") == f"{HOSTILE}33"
+    assert complaints(chrome) == []
+
+
+def test_a_traceback_after_a_click_that_stays_open(page: str, chrome: Any, folder: Path) -> None:
+    """Also while the partition with the failure has not come back: it holds what hangs."""
+    see(chrome, page)
+    process = waiting(folder, 3, lambda evil: int(evil.n))
+    with Going(folder, [Evil(n) for n in range(40)], None, process) as run:
+        shows(chrome, "#causes", "ValueError")
+        chrome.find_element("css selector", "#causes summary").click()
+        shows(chrome, "#causes pre", "Traceback (most recent call last)")
+        assert f"ValueError: {HOSTILE} is no number" in text(chrome, "#causes pre")
+        assert text(chrome, "#causes .example") == f"for example {HOSTILE}1"
+        run.release()
+        shows(chrome, "#state", "failed")
+    assert chrome.find_element("css selector", "#causes pre").is_displayed()
+    shows(chrome, "#causes .count", "4 \N{MULTIPLICATION SIGN}")
+    assert chrome.execute_script("return document.querySelectorAll('#at-once img').length") == 0
+    assert chrome.execute_script("return document.querySelectorAll('#at-once script').length") == 0
+    assert chrome.execute_script("return document.body.className") == ""
+    assert "At once" in chrome.title
+    assert complaints(chrome) == []
+
+
+def test_a_failed_run_stays_and_earlier_ones_are_a_click_away(
+    page: str, chrome: Any, folder: Path
+) -> None:
+    def first(n: int) -> float:
+        return 1 / n
+
+    def second(n: int) -> None:
+        """Nothing fails."""
+
+    with pytest.raises(at_once_dask.RunFailed) as caught:
+        at_once_dask.run(range(3), None, first, progress=False)
+    see(chrome, page)
+    shows(chrome, "#causes", "ZeroDivisionError")
+    at_once_dask.run(range(3), None, second, progress=False)
+    shows(chrome, "#name", "second")
+    chrome.find_element("link text", "first").click()
+    shows(chrome, "#name", "first")
+    chrome.find_element("css selector", "#causes summary").click()
+    shows(chrome, "#causes pre", "ZeroDivisionError: division by zero")
+    assert caught.value.report.run in text(chrome, "#about")
+    assert complaints(chrome) == []
+
+
+def test_it_fits_a_phone(page: str, chrome: Any, folder: Path) -> None:
+    names = [f"/a/long/path/that/has/no/space/{'x' * 60}/{n}" for n in range(20)]
+    at_once_dask.run(names, None, lambda name: 1 / 0, on_error="return", progress=False)
+    see(chrome, page)
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    try:
+        shows(chrome, "#causes", "ZeroDivisionError")
+        chrome.find_element("css selector", "#causes summary").click()
+        shows(chrome, "#causes pre", "ZeroDivisionError")
+        assert chrome.execute_script("return document.documentElement.scrollWidth") <= 390
+    finally:
+        chrome.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_the_tab_on_dasks_own_pages(page: str, chrome: Any) -> None:
+    see(chrome, urljoin(page, "status"))
+    tabs = {link.text: link for link in chrome.find_elements("css selector", "#myTopnav li a")}
+    assert list(tabs)[1:3] == ["Status", "At once"]
+    tabs["At once"].click()
+    poll_for(lambda: chrome.current_url == page, "the tab leads elsewhere")
+    assert "Workers" in text(chrome, "#myTopnav")
+    shows(chrome, "#name", "print_nothing")  # the run of the fixture, or of a test before
+
+
+def test_100_000_failures_of_three_causes(page: str, chrome: Any, folder: Path) -> None:
+    def process(n: int) -> None:
+        if n == 100_000:
+            wait_in(folder)
+        if n % 3 == 0:
+            raise ValueError(f"{HOSTILE}{n}")
+        if n % 3 == 1:
+            raise OSError(f"{n} is gone" * 10)
+        raise KeyError(n)
+
+    see(chrome, page)
+    with Going(folder, range(100_001), None, process) as run:
+        poll_for_long(lambda: facts(page)["run"]["inputs"]["left"] == 1)
+        shows(chrome, '#counts [data-count="failed"] dd', "100,000")
+        look = "const begun = performance.now(); const done = arguments[0];"
+        look += "fetch('at-once.json').then(a => a.text())"
+        look += ".then(text => done([performance.now() - begun, text.length]))"
+        milliseconds, size = chrome.execute_async_script(look)
+        assert milliseconds < 1000
+        assert size < 100_000
+        causes = chrome.find_elements("css selector", "#causes details")
+        assert len(causes) == 3
+        report = run.release()
+        shows(chrome, '#counts [data-count="failed"] dd', f"{report.n_failed:,}")
+    told = facts(page)["run"]
+    assert told["inputs"] == counts_of(report)
+    assert [cause["count"] for cause in told["causes"]] == report.causes["count"].tolist()
+    assert complaints(chrome) == []
+
+
+# --- the JSON address
+
+
+def test_what_is_told_equals_the_report(page: str) -> None:
+    result = at_once_dask.run(
+        range(50),
+        lambda n: [n < 20, [(n % 7, n)]],
+        lambda n: [(n % 7, 100 // (n - 25))],
+        reduce_fn=lambda values: 1 // (len(values) - 7),
+        on_error="return",
+        progress=False,
+    )
+    report, told = result.report, facts(page)["run"]
+    assert told["id"] == report.run
+    assert told["state"] == "failed"
+    assert told["inputs"] == counts_of(report)
+    keys = {"total": 7, "reduced": len(result), "failed": report.n_keys_failed, "left": 0}
+    assert told["keys"] == keys
+    assert 0 < report.n_keys_failed < 7
+    causes = report.causes
+    assert told["n_causes"] == len(causes) == 2
+    for shown, (_, known) in zip(told["causes"], causes.iterrows(), strict=True):
+        same = ["kind", "stage", "error", "where", "count", "message"]
+        assert [shown[name] for name in same] == known[same].tolist()
+        assert shown["example"] == repr(known["example"])
+        traceback = facts(page, run=report.run, cause=shown["id"])["traceback"]
+        assert "ZeroDivisionError" in traceback
+    assert told["slowest"][0]["seconds"] == pytest.approx(report.items["seconds"].max(), abs=1e-3)
+    assert [one["phase"] for one in told["rates"]] == ["map", "reduce"]
+    assert facts(page)["runs"][0]["id"] == report.run
+
+
+def test_a_reduction_shows_its_keys(page: str, folder: Path) -> None:
+    def reduce_fn(values: list[int]) -> int:
+        if 3 in values:
+            wait_in(folder)
+        return sum(values)
+
+    pairs = lambda n: [(f"key {n}", n)]  # noqa: E731
+    with Going(folder, range(10), None, pairs, reduce_fn=reduce_fn) as run:
+        poll_for(
+            lambda: (
+                [at["input"] for at in (facts(page)["run"] or {"workers": []})["workers"]][:1]
+                == ["'key 3'"]
+            ),
+            "the key is not shown",
+            lambda: facts(page)["run"]["workers"],
+        )
+        told = facts(page)["run"]
+        assert told["phase"] == "reduce"
+        (first, _) = told["workers"]
+        assert (first["input"], first["index"], first["stage"]) == ("'key 3'", None, "reduce")
+        assert len(run.release()) == 10
+
+
+def test_how_it_ended(page: str) -> None:
+    def told() -> list[Any]:
+        run = facts(page)["run"]
+        return [run["state"], run["reason"]]
+
+    at_once_dask.run([1], None, print_less, progress=False)
+    assert told() == ["done", None]
+    with pytest.raises(at_once_dask.RunStopped):
+        at_once_dask.run([1], None, lambda n: 1 / 0, on_error="stop", progress=False)
+    assert told() == ["stopped", "an input failed, and on_error is 'stop'"]
+    with pytest.raises(OSError, match="unplugged"):
+        at_once_dask.run(unplugged(), None, print_less, progress=False)
+    assert told() == ["broken", "the list itself raised OSError: unplugged"]
+    at_once_dask.plan(range(9), lambda n: [n < 4, None], progress=False)
+    plan = facts(page)["run"]
+    assert (plan["phase"], plan["inputs"]["skipped"], plan["inputs"]["pending"]) == ("check", 4, 5)
+
+
+def test_runs_that_are_not_known(page: str) -> None:
+    for query in ({"run": "nonesuch"}, {"cause": "nonesuch"}, {"run": "", "cause": "x"}):
+        status, answer = refused(f"{page}.json?{urlencode(query)}")
+        assert status == 404
+        assert "lists those that are" in json.loads(answer)["error"]
+
+
+def test_only_the_latest_runs_are_kept_and_without_their_ledgers(page: str) -> None:
+    for _ in range(21):
+        at_once_dask.run([1], None, print_less, progress=False)
+    assert len(facts(page)["runs"]) == 20
+    views = own._own.sight._runs  # type: ignore[union-attr]
+    assert [view._live for view in views] == [None] * 20
+
+
+def test_a_repr_is_called_where_the_run_is(page: str, folder: Path) -> None:
+    """It is the user's code: on the event loop it would hold up the cluster."""
+    threads: set[str] = set()
+
+    class Slow(Evil):
+        def __repr__(self) -> str:
+            threads.add(threading.current_thread().name)
+            return f"slow {self.n}"
+
+    process = waiting(folder, 3, lambda slow: int(slow.n))
+    with Going(folder, [Slow(n) for n in range(8)], None, process) as run:
+        name = run._thread.name
+        poll_for(
+            lambda: "slow 3" in [at["input"] for at in seen(page, "workers")],
+            "the input has no name",
+        )
+    assert threads == {name}
+
+
+def test_it_answers_while_the_iterable_waits(page: str, folder: Path) -> None:
+    """The run's thread is in the user's iterator then; what it knows can be seen all the same."""
+
+    def slowly() -> Iterator[Any]:
+        yield from [Evil(0), *["a name"] * 7]  # so many are drawn before anything is sent
+        wait_in(folder)
+        yield "the last"
+
+    def process(inp: Any) -> None:
+        if isinstance(inp, Evil):
+            raise ValueError(inp.n)
+        if inp != "the last":
+            wait_in(folder)
+
+    with Going(folder, slowly(), None, process) as run:
+        poll_for(
+            lambda: [cause["index"] for cause in seen(page, "causes")] == [0],
+            "the failure is not shown",
+            lambda: facts(page),
+        )
+        told = facts(page)["run"]
+        assert (told["workers"][0]["input"], told["workers"][0]["index"]) == ("'a name'", 1)
+        assert (told["inputs"]["total"], told["inputs"]["left"], told["eta"]) == (None, None, None)
+        assert told["causes"][0]["example"] is None  # its repr is the user's code
+        report = run.release()
+    assert facts(page)["run"]["inputs"] == counts_of(report)
+    assert (report.n_inputs, report.n_failed) == (9, 1)
+
+
+def test_what_is_tried_again_has_not_failed_yet(page: str, folder: Path) -> None:
+    def process(n: int) -> None:
+        if n == 0:
+            raise ValueError("for now")
+        if n == 1:
+            wait_in(folder)
+
+    with Going(folder, range(8), None, process, retries=1) as run:
+        poll_for(
+            lambda: [at["input"] for at in seen(page, "workers")][:1] == ["1"],
+            "the input is not shown",
+        )
+        told = facts(page)["run"]
+        assert (told["causes"], told["inputs"]["failed"]) == ([], 0)
+        assert run.release().n_failed == 1
+    assert [cause["count"] for cause in seen(page, "causes")] == [1]
+
+
+def test_names_are_bounded() -> None:
+    names = Names()
+    for n in range(3_000):
+        assert names.of(n, Evil(n)) is None
+        names.make()
+        assert names.of(n, Evil(n)) == f"{HOSTILE}{n}"
+    assert len(names._made) <= 1_000
+
+
+LOOKING = """
+import json, sys, time, urllib.request
+import at_once_dask
+
+client = at_once_dask.start(1, dashboard_address="127.0.0.1:0")
+address = client.dashboard_link.replace("/status", "/at-once")
+print(urllib.request.urlopen(address + ".json").read().decode())
+at_once_dask.run([1, 0], None, lambda n: 1 / n, on_error="return", progress=False)
+told = json.load(urllib.request.urlopen(address + ".json"))["run"]
+print(told["inputs"]["failed"], "bokeh" in sys.modules)
+print(b"reloads itself" in urllib.request.urlopen(address).read())
+while b"at-once.json" not in urllib.request.urlopen(address).read():
+    time.sleep(0.1)
+print("bokeh" in sys.modules)
+at_once_dask.close()
+"""
+
+
+def test_the_json_comes_without_bokeh_and_the_page_builds_it(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOOKING], capture_output=True, text=True, cwd=folder, timeout=60
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == ['{"runs": [], "run": null}', "1 False", "True", "True"]
+
+
+def test_on_loopback_only(page: str) -> None:
+    port = int(page.split(":")[2].split("/")[0])
+    listening = [
+        connection.laddr.ip
+        for connection in psutil.Process().net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+    ]
+    assert listening == ["127.0.0.1"]
+
+
+def test_a_borrowed_cluster_gets_no_page(folder: Path) -> None:
+    """Nothing is added to its dashboard, though it is in this very process."""
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+    ) as borrowed:
+        with Client(borrowed, set_as_default=False) as client:
+            application: Any = borrowed.scheduler.http_application
+            before = list(application.applications)
+            at_once_dask.run([1], None, print_less, client=client, progress=False)
+            assert application.applications == before
+            with urllib.request.urlopen(client.dashboard_link) as answer:
+                assert b"at-once" not in answer.read()
+            for name in ("at-once", "at-once.json"):
+                assert refused(urljoin(client.dashboard_link, name))[0] == 404
+
+
+def test_tasks_have_the_names_of_the_functions(page: str, cluster: Client) -> None:
+    """In Dask's own pages, as long as they run."""
+    seen: set[str] = set()
+
+    def count_words(n: int) -> list[tuple[int, int]]:
+        return [(n, n)]
+
+    def add_up(values: list[int]) -> int:
+        return sum(values)
+
+    scheduler: Any = own._own._cluster.scheduler  # type: ignore[union-attr]
+    plugin = Noting(seen)
+    scheduler.add_plugin(plugin)
+    try:
+        at_once_dask.run(range(4), None, count_words, reduce_fn=add_up, progress=False)
+    finally:
+        scheduler.remove_plugin(plugin.name)
+    assert seen == {"count_words", "add_up"}
+
+
+class Noting:
+    """A scheduler plugin: the names under which Dask shows its tasks."""
+
+    name = "noting"
+
+    def __init__(self, seen: set[str]) -> None:
+        self._seen = seen
+
+    def transition(self, key: Any, *args: Any, **kwargs: Any) -> None:
+        scheduler: Any = own._own._cluster.scheduler  # type: ignore[union-attr]
+        if key in scheduler.tasks:
+            self._seen.add(scheduler.tasks[key].prefix.name)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: None
+
+
+def unplugged() -> Iterator[int]:
+    yield from range(3)
+    raise OSError("unplugged")
+
+
+def print_less(inp: object) -> None:
+    """Handles an input."""
+
+
+def poll_for_long(condition: Callable[[], object]) -> None:
+    """As `poll_for`, for what takes its time."""
+    for attempt in range(6):
+        try:
+            poll_for(condition, "it takes too long")
+            return
+        except AssertionError:
+            if attempt == 5:
+                raise
