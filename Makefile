@@ -12,7 +12,7 @@ export PIP_NO_INPUT = 1
 RUN = $(VENV)/bin/python -m
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-slow test-lowest bench growth crashes soak docs notebooks \
+.PHONY: help demo test test-slow test-lowest bench growth crashes soak docs notebooks screenshots \
 	lint types format clean
 
 help: ## list these words
@@ -50,6 +50,9 @@ docs: $(VENV)/.installed-docs ## the manual, as pages: docs/_build/html/index.ht
 
 notebooks: $(VENV)/.installed-test ## run the notebooks, and store what they show
 	$(VENV)/bin/python notebooks/execute.py $(ARGS)
+
+screenshots: $(VENV)/.installed-test ## take the pictures in the README; needs a browser
+	$(VENV)/bin/python docs/screenshots.py
 
 lint: $(VENV)/.installed-test ## ruff: mistakes, and the format
 	$(RUN) ruff check
