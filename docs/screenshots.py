@@ -23,7 +23,7 @@ from PIL import Image
 HERE = Path(__file__).parent
 PICTURES = HERE / "pictures"
 WIDTH, SCALE = 900, 1.5  # of a page, in pixels of CSS; a picture has so many times more
-WIDTH_OF_DASHBOARD = 1080  # its row of tabs needs that much
+WIDTH_OF_DASHBOARD = 1200  # for its tabs in one row
 MARGIN = 16
 COLOURS = 64
 MOST_BYTES = 150_000
@@ -73,19 +73,17 @@ def picture_of_page(chrome: Any, page: str) -> None:
     while not is_telling(page):
         assert time.monotonic() < end, "no moment has come that would make a good picture"
         time.sleep(0.3)
-    time.sleep(2)  # the page asks once a second
+    time.sleep(1.5)  # the page asks once a second
     save(chrome, "page", "body", "#failing")
 
 
 def is_telling(page: str) -> bool:
     with urllib.request.urlopen(f"{page}.json") as answer:
         run = json.load(answer)["run"]
-    return (
-        run is not None
-        and run["n_causes"] >= 3
-        and run["inputs"]["processed"] > 300
-        and any(worker["long"] for worker in run["workers"])
-    )
+    if run is None or run["n_causes"] < 3 or run["inputs"]["processed"] < 300:
+        return False
+    long = [worker for worker in run["workers"] if worker["long"]]
+    return len(long) == 1 and long[0]["seconds"] > 1
 
 
 def picture_of_report(chrome: Any, folder: Path) -> None:
@@ -108,12 +106,10 @@ def show(chrome: Any, address: str, width: int = WIDTH) -> None:
 
 def save(chrome: Any, name: str, first: str, last: str) -> None:
     """A picture of the page, from where the element `first` begins to where `last` ends."""
-    width, top, bottom = chrome.execute_script(
-        "return [innerWidth, document.querySelector(arguments[0]).getBoundingClientRect().top + scrollY,"
-        " document.querySelector(arguments[1]).getBoundingClientRect().bottom + scrollY]",
-        first,
-        last,
-    )
+    width = chrome.execute_script("return innerWidth")
+    box = "return document.querySelector(arguments[0]).getBoundingClientRect()"
+    top = chrome.execute_script(f"{box}.top + scrollY", first)
+    bottom = chrome.execute_script(f"{box}.bottom + scrollY", last)
     top = max(0, top - MARGIN)
     clip = {"x": 0, "y": top, "width": width, "height": bottom - top + MARGIN / 4}
     taken = chrome.execute_cdp_cmd(

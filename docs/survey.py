@@ -36,10 +36,7 @@ def process_inp(name):
     text = data.decode("ascii")
     frames = FRAME.findall(text)
     ratio = len(lzma.compress(data, preset=9)) / len(data)
-    if "def main(" in text:
-        usage = ctypes.CDLL(None).strlen(usage_of(text))
-    else:
-        usage = 0
+    usage = ctypes.CDLL(None).strlen(usage_of(text)) if "def main(" in text else 0
     with at_once_dask.atomic_write(result_path(name)) as file:
         json.dump({"ratio": ratio, "frames": len(frames), "usage": usage}, file)
 
