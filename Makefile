@@ -13,7 +13,7 @@ RUN = $(VENV)/bin/python -m
 
 .DEFAULT_GOAL = help
 .PHONY: help demo test test-slow test-lowest bench growth overhead crashes soak docs notebooks \
-	lint types format clean
+	screenshots lint types format clean
 
 help: ## list these words
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ docs: $(VENV)/.installed-docs ## the manual, as pages: docs/_build/html/index.ht
 
 notebooks: $(VENV)/.installed-test ## run the notebooks, and store what they show
 	$(VENV)/bin/python notebooks/execute.py $(ARGS)
+
+screenshots: $(VENV)/.installed-test ## take the pictures in the README; needs a browser
+	$(VENV)/bin/python docs/screenshots.py
 
 lint: $(VENV)/.installed-test ## ruff: mistakes, and the format
 	$(RUN) ruff check

@@ -1,4 +1,4 @@
-"""A real browser for tests: Chromium, headless, driven by its own driver."""
+"""A real browser, for tests and for pictures: Chromium, headless, driven by its own driver."""
 
 from __future__ import annotations
 
@@ -39,19 +39,29 @@ def chromium(profile: Path, *more: str) -> Iterator[Any]:
     more : str
         Further arguments of Chromium.
     """
-    driver, browser = shutil.which("chromedriver"), shutil.which("chromium")
-    if driver is None or browser is None:
+    if not is_there():
         if os.environ.get("AT_ONCE_BROWSER") == "required":
             pytest.fail(MISSING)
         pytest.skip(MISSING)
+    with started(profile, *more) as chrome:
+        yield chrome
+
+
+def is_there() -> bool:
+    return None not in (shutil.which("chromedriver"), shutil.which("chromium"))
+
+
+@contextmanager
+def started(profile: Path, *more: str) -> Iterator[Any]:
+    """The same, where there is a browser."""
     from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 
     options = ChromeOptions()
-    options.binary_location = browser
+    options.binary_location = shutil.which("chromium") or ""
     for argument in (*_ARGUMENTS, f"--user-data-dir={profile}", *more):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = Chrome(options=options, service=ChromeService(driver))
+    chrome = Chrome(options=options, service=ChromeService(shutil.which("chromedriver")))
     try:
         yield chrome
     finally:

@@ -255,6 +255,21 @@ def test_it_fits_a_phone(page: str, chrome: Any, folder: Path) -> None:
         chrome.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+@pytest.mark.parametrize("width", [390, 900, 1100, 1600])
+def test_the_tabs_do_not_lie_on_the_heading(page: str, chrome: Any, width: int) -> None:
+    see(chrome, page)
+    screen = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    try:
+        poll_for(lambda: text(chrome, "#name"), "no run is shown")
+        box = "return document.querySelector(arguments[0]).getBoundingClientRect()"
+        tabs = chrome.execute_script(f"{box}.bottom", "#myTopnav")
+        heading = chrome.execute_script(f"{box}.top", "#name")
+        assert 0 < tabs <= heading
+    finally:
+        chrome.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_the_tab_on_dasks_own_pages(page: str, chrome: Any) -> None:
     see(chrome, urljoin(page, "status"))
     tabs = {link.text: link for link in chrome.find_elements("css selector", "#myTopnav li a")}
