@@ -164,7 +164,8 @@ def as_markdown(rows: Sequence[Row]) -> str:
     return f"""# What the page and the capturing of output cost when nobody looks
 
 Made on {today()} by `python benchmarks/overhead.py` with {told}, on {os.cpu_count()} cores.
-The same run on a warm cluster of {WORKERS} workers, with the page "At once" and `capture_output`, and
+The same run on a warm cluster of {WORKERS} workers, with the page "At once" and with
+`capture_output`, and
 with both switched off, in pairs whose order alternates. The target: a median ratio of at most
 {TARGET:g}.
 
