@@ -117,7 +117,7 @@ class Run:
     def reduce(self, crew: Crew) -> None:
         """Every key through the fold and `reduce_fn`; also of a run that has stopped early."""
         groups = Source(self.groups, len(self.groups))
-        ledger = Ledger()
+        ledger = Ledger(n_slowest=0)  # nobody asks which keys took long
         with self._watcher(ledger, groups, "reduce") as watcher:
             sink = _ReduceSink(self, ledger)
             window = Window(
