@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import random
+import signal
 import sys
 import time
 import uuid
@@ -172,13 +173,13 @@ class Run:
         """How it ended, why, and the traceback of what broke it."""
         if error is None:
             return (STOPPED, self.stopped, "") if self.stopped else (FINISHED, "", "")
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            signal = "Ctrl-C" if isinstance(error, KeyboardInterrupt) else "SIGTERM"
-            return INTERRUPTED, signal, ""
+        if error is not self.source.error and isinstance(error, (KeyboardInterrupt, SystemExit)):
+            return INTERRUPTED, _signal(error), ""
         failure = from_exception(-1, "send", error)
         whose = "the list itself raised " if error is self.source.error else ""
         line = cut(first_line(failure.message), MESSAGE_IN_TEXT).rstrip(".")
-        return BROKEN, f"{whose}{failure.error}: {line}", failure.traceback
+        what = f"{failure.error}: {line}" if line else failure.error
+        return BROKEN, f"{whose}{what}", failure.traceback
 
     def reduction(self, report: Report) -> Reduction[Any, Any]:
         """What was reduced, keys in order of first appearance."""
@@ -346,6 +347,13 @@ class _ReduceSink(Sink):
 
     def log(self, failure: Failure, inp: Group) -> None:
         self._run.log_failure(failure, inp.key, None)
+
+
+def _signal(error: KeyboardInterrupt | SystemExit) -> str:
+    """Whose work it is; ``SystemExit`` is that of somebody's own handler, if it is not ours."""
+    if isinstance(error, KeyboardInterrupt):
+        return "Ctrl-C"
+    return "SIGTERM" if error.code == 128 + signal.SIGTERM else f"SystemExit({error.code!r})"
 
 
 @cache
