@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from at_once_dask import charts
 from at_once_dask.excerpt import excerpt
 from at_once_dask.failure import safe_repr
 from at_once_dask.ledger import Failed
-from at_once_dask.story import Story, message_line, named
+from at_once_dask.story import Story, example, message_line, named
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -64,7 +65,7 @@ def plan_card(n_inputs: int, n_done: int, pending: Sequence[Any], failed: Sequen
         n_pending=len(pending),
         n_failed=len(failed),
         pending=[safe_repr(inp, VALUE_LIMIT) for inp in pending[:ENTRIES_IN_CARD]],
-        failed=failed[:CAUSES_IN_CARD],
+        failed=sorted(failed, key=attrgetter("order"))[:CAUSES_IN_CARD],
     )
 
 
@@ -84,8 +85,9 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"number": "{:,}".format, "took": charts.took, "repr": safe_repr}
+    made.filters |= {"number": "{:,}".format, "took": charts.took}
     made.globals |= {
+        "example": example,
         "named": named,
         "message_line": message_line,
         "is_address": _is_address,

@@ -145,6 +145,8 @@ class Ledger:
         copy.__dict__.update(self.__dict__, failed=[], _causes={})
         for failed in self.failed:
             copy._enter(change(failed))
+        for same, cause in self._causes.items():  # as they were called then
+            copy._causes[same].inp = cause.inp
         return copy
 
     def index(self, position: int) -> int:

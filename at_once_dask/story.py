@@ -159,13 +159,22 @@ def cause_line(cause: Cause) -> str:
     place = f" at {failure.where}" if failure.where else ""
     return (
         f"{cause.count:,} x {failure.error} in {failure.stage}{place},"
-        f" e.g. {named(cause.example)}: {message_line(cause.example)}"
+        f" e.g. {example(cause)}: {message_line(cause.example)}"
     )
+
+
+def example(cause: Cause) -> str:
+    """Whose failure it is; as it was called then, for it may have changed."""
+    return _named(cause.example, cause.inp)
 
 
 def named(failed: Failed) -> str:
     """Whose failure it is."""
-    return f"{'key' if failed.index is None else 'input'} {safe_repr(failed.inp)}"
+    return _named(failed, safe_repr(failed.inp))
+
+
+def _named(failed: Failed, inp: str) -> str:
+    return f"{'key' if failed.index is None else 'input'} {inp}"
 
 
 def message_line(failed: Failed) -> str:

@@ -275,8 +275,84 @@ def test_many_records_have_a_budget(folder: Path) -> None:
 
     page = (folder / "report.html").read_text("utf-8")
     assert len(page) < 2e6
-    assert "The log is long" in page
+    assert "The log is long: there is no room here for all records" in page
     assert page.count('<td class="INFO">') > 100
+    assert "<td>0 xxx" not in page
+
+
+def test_the_last_records_of_an_input_are_shown(folder: Path) -> None:
+    """They explain the failure."""
+    log = folder / "log.jsonl"
+    with log.open("w") as file:
+        for number in range(50):
+            record = journal.entry("INFO", "0123456789ab", 0, "0", "", f"record {number}.")
+            file.write(journal.line(record))
+    ledger = ledger_of(1, failure=lambda n: Failure(n, "process", "exception", "E", "no"))
+
+    report_of(ledger, logfile=str(log), log_part=(0, log.stat().st_size)).to_html("report.html")
+
+    page = (folder / "report.html").read_text("utf-8")
+    shown = re.findall(r"record (\d+)\.", page)
+    assert shown == [str(number) for number in range(30, 50)]
+    assert "30 earlier records are in the log." in page
+    assert "The log is long" not in page
+
+
+def test_where_the_log_is_too_long_the_page_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(excerpt, "LOG_BYTES", 2**20)
+    report = of_three_causes(100_000, folder / "log.jsonl")
+    report.to_html("report.html")
+    assert "only its first 1 MiB were looked through" in (folder / "report.html").read_text("utf-8")
+
+
+def test_of_keys_that_are_called_the_same_no_record_is_shown(cluster: Client, folder: Path) -> None:
+    """The log knows keys by their repr only."""
+    long = "long" * 100
+    keys = [long + "one", long + "two", None, ("a", 1), Twin(1), Twin(2)]
+
+    def process(inp: int) -> dict[Any, int]:
+        return {keys[inp]: inp}
+
+    def reduce_fn(values: list[int]) -> None:
+        at_once_dask.log(f"value {values[0]}.")
+        raise ValueError("no")
+
+    def inputs() -> Iterator[int]:
+        at_once_dask.log("of the driver")
+        yield from range(len(keys))
+
+    run(
+        inputs(),
+        None,
+        process,
+        reduce_fn=reduce_fn,
+        on_error="return",
+        report_path="report.html",
+        progress=False,
+    )
+
+    page = (folder / "report.html").read_text("utf-8")
+    assert page.count("<details") == len(keys)
+    assert sorted(re.findall(r"value (\d)\.", page)) == ["2", "3"]  # None, and the tuple
+    assert "of the driver" not in page
+
+
+class Twin:
+    """Different keys that are called the same."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Twin) and self.n == other.n
+
+    def __hash__(self) -> int:
+        return self.n
+
+    def __repr__(self) -> str:
+        return "Twin"
 
 
 # ----- when it is written
