@@ -18,13 +18,14 @@ from typing import Any
 import pytest
 from browser import chromium, complaints
 from distributed import Client
-from runs import ledger_of, report_of
+from runs import ledger_of, mixed_ledger, report_of
 from test_interrupts import HANGING, end_with, started
 
 import at_once_dask
 from at_once_dask import excerpt, journal
 from at_once_dask.failure import Failure
 from at_once_dask.report import Report
+from at_once_dask.states import FAILED
 
 run: Any = at_once_dask.run
 
@@ -198,6 +199,33 @@ def test_a_million_inputs(folder: Path, chrome: Any) -> None:
     assert count(chrome, ".timeline svg") == 2
     assert text(chrome, ".timeline .axis") == "0 s 2:00 min 4:00 min 6:00 min 8:00 min"
     assert count(chrome, ".histogram rect") >= 1
+
+
+def test_a_million_inputs_of_every_kind(folder: Path, chrome: Any) -> None:
+    """Random durations and states, so that nothing can be merged away, and a log of all of them."""
+    ledger = mixed_ledger(1_000_000)
+    log = folder / "log.jsonl"
+    with log.open("w") as file:
+        for position in range(0, 1_000_000, 10):
+            record = journal.entry("INFO", "0123456789ab", position, "", "", "about it")
+            file.write(journal.line(record))
+        for failed in ledger.failed:
+            record = journal.entry("ERROR", "0123456789ab", failed.index, "", "", "it has failed")
+            file.write(journal.line(record))
+    report = report_of(ledger, logfile=str(log), log_part=(0, log.stat().st_size))
+
+    report.to_html(folder / "report.html")
+
+    check_light(chrome, folder / "report.html")
+    n_failed = ledger.counts[FAILED]
+    assert f"skipped {report.n_skipped:,} failed {n_failed:,} left 0" in text(chrome, ".tally")
+    assert 100_000 < report.n_skipped < report.n_processed
+    assert count(chrome, ".timeline path") == 6
+    assert count(chrome, ".histogram rect.s1") > 20
+    assert count(chrome, ".histogram rect.s2") > 10
+    assert count(chrome, "#failures h3") == 7
+    assert count(chrome, "details") == excerpt.MOST_FAILURES
+    assert count(chrome, "#failures td.ERROR") == excerpt.MOST_FAILURES
 
 
 def test_100_000_failures_of_three_causes(folder: Path, chrome: Any) -> None:
