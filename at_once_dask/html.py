@@ -16,6 +16,7 @@ from at_once_dask.story import Story, example, message_line, named
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 CAUSES_IN_CARD = 5
 ENTRIES_IN_CARD = 10
@@ -90,7 +91,8 @@ def _environment() -> Environment:
         "example": example,
         "named": named,
         "message_line": message_line,
-        "is_address": _is_address,
+        "is_address": is_address,
+        "linked": linked,
         "chart_width": charts.WIDTH,
         "chart_height": charts.HEIGHT,
         "n_bins": charts.N_BINS,
@@ -102,6 +104,15 @@ def _local(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
-def _is_address(link: str | None) -> bool:
+def is_address(link: str | None) -> bool:
     """Whether to make a link of it; behind JupyterHub's proxy it may have no host."""
     return link is not None and link.startswith(("http://", "https://", "/"))
+
+
+def linked(text: str, link: str) -> Markup:
+    """`text` as a link, where `link` is an address; escaped."""
+    from markupsafe import Markup, escape
+
+    if not is_address(link):
+        return escape(text)
+    return Markup('<a href="{}" target="_blank" rel="noopener">{}</a>').format(link, text)
