@@ -21,6 +21,7 @@ import distributed
 
 from at_once_dask import cluster, journal, pickles
 from at_once_dask.crew import Crew, Running, pickled_job
+from at_once_dask.errors import InputError
 from at_once_dask.failure import Failure, cut, first_line, from_exception
 from at_once_dask.flow import Job, Outcome
 from at_once_dask.gather import Piece
@@ -63,9 +64,8 @@ class Run:
         self.id = uuid.uuid4().hex[:12]
         # What may yet be wrong with the call, before anything is drawn from the list.
         self.logfile = journal.writable_path()
-        journal.capture_output()
-        path = options.report_path
-        self.report_path = None if path is None else os.path.abspath(os.fspath(path))
+        self._captures = journal.capture_output()
+        self.report_path = _report_path(options.report_path, self.logfile)
         self.client = cluster.lent(options.client)
         job = Job(
             options.check_inp,
@@ -190,7 +190,7 @@ class Run:
     @cached_property
     def book(self) -> journal.Book:
         """The log of this run; the first look at it creates the file."""
-        return journal.open_book(self.id)
+        return journal.open_book(self.id, self.logfile, self._captures)
 
     def log_failure(self, failure: Failure, what: Any, index: int | None) -> None:
         """What failed where nobody was left to log it."""
@@ -367,6 +367,19 @@ def versions() -> dict[str, str]:
         "Python": platform.python_version(),
         "system": f"{system.sysname} {system.release} {system.machine}",
     }
+
+
+def _report_path(path: str | os.PathLike[str] | None, logfile: str) -> str | None:
+    """Absolute; it must not replace the log."""
+    if path is None:
+        return None
+    absolute = os.path.abspath(os.fsdecode(path))
+    if os.path.realpath(absolute) == os.path.realpath(logfile):
+        raise InputError(
+            f"report_path is {absolute!r}, which is the log, at_once_dask.logfile; name another"
+            ' file: run(inp_list, check_inp, process_inp, report_path="report.html")'
+        )
+    return absolute
 
 
 def _source(options: Options, interrupts: Interrupts) -> Source:
