@@ -299,6 +299,8 @@ class ClusterCrew:
         self._met.add(worker)
 
     def send(self, worker: str, partition: Partition) -> None:
+        if self._client.status != "running":
+            raise _lost()
         self._sent += 1
         # Inputs of 10 MB and more are no mistake here: there is no other way for them to go.
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TiB"}):
@@ -327,6 +329,8 @@ class ClusterCrew:
         self._loop.add_callback(self._ask, worker, wanted, stopping)
 
     async def _ask(self, worker: str, wanted: list[tuple[str, int]], stopping: bool) -> None:
+        if self._client.status != "running":
+            return
         try:
             answers: dict[str, Any] = await self._client.run(
                 reclaim_all, wanted, stopping, workers=[worker], on_error="ignore"

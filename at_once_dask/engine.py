@@ -26,8 +26,7 @@ def run(options: Options, interrupts: Interrupts) -> Report | Reduction[Any, Any
                 this.map(crew)
                 if this.source.error is None and len(this.groups):
                     this.reduce(crew)
-        if this.source.error is not None:
-            raise this.source.error
+    _raise_what_the_list_raised(this)
     return _verdict(this)
 
 
@@ -38,8 +37,7 @@ def plan(options: Options, interrupts: Interrupts) -> Plan[Any]:
         if not this.source.is_empty():
             with _crew(this) as crew:
                 this.map(crew, sink, "check")
-        if this.source.error is not None:
-            raise this.source.error
+    _raise_what_the_list_raised(this)
     if this.stopped is not None:
         raise RunStopped(this.end(), None, this.stopped)
     return sink.plan()
@@ -60,15 +58,16 @@ def _one(options: Options, interrupts: Interrupts) -> Iterator[Run]:
             this.open()
             yield this
             interrupts.check()
-            report.latest = this.end()
+            _keep(this, this.end(this.source.error))
             _write(this)
             interrupts.check()  # again: to write takes its time
         except BaseException as error:
             is_written = this.told is not None
             told = this.end(error)
-            if isinstance(error, InputError) and error is not this.source.error:
+            if isinstance(error, InputError):
                 raise  # nothing has begun
-            report.latest = error.report = told  # type: ignore[attr-defined]
+            _keep(this, told)
+            _attach(told, error)
             if not is_written:
                 with contextlib.suppress(KeyboardInterrupt):  # a further one: it takes too long
                     _write(this)
@@ -76,6 +75,26 @@ def _one(options: Options, interrupts: Interrupts) -> Iterator[Run]:
         finally:
             journal.enter_run(None)
             this.close()
+
+
+def _keep(this: Run, told: Report) -> None:
+    """For ``last_report``, which is of runs: a plan handles nothing."""
+    if this.options.process_inp is not None:
+        report.latest = told
+
+
+def _attach(told: Report, error: BaseException) -> None:
+    """Let `error` take the report along, where it can have an attribute more."""
+    with contextlib.suppress(Exception):
+        error.report = told  # type: ignore[attr-defined]
+
+
+def _raise_what_the_list_raised(this: Run) -> None:
+    """Here, where nothing is in the way: a context manager would alter it, which not all bear."""
+    error = this.source.error
+    if error is not None:
+        _attach(this.end(), error)
+        raise error
 
 
 def _write(this: Run) -> None:

@@ -57,6 +57,3 @@ class RunStopped(RunFailed):
     def reason(self) -> str:
         reason: str = self.args[2]
         return reason
-
-    def __str__(self) -> str:
-        return f"Stopped early: {self.reason}.\n{self.report.summary()}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,7 +11,7 @@ from itertools import chain, zip_longest
 from operator import attrgetter
 from typing import Any
 
-from at_once_dask import journal
+from at_once_dask import journal, pickles
 from at_once_dask.failure import Failure, cut, safe_repr
 from at_once_dask.ledger import Cause, Failed
 from at_once_dask.story import Story
@@ -35,15 +36,20 @@ class Record:
 
 @dataclass
 class Shown:
-    """A failure that is shown; `like` is the one whose traceback is the same, and shown there."""
+    """A failure that is shown.
+
+    `is_unique`: no other input or key is called the same; `like` is the one whose traceback is the
+    same, and shown there; `records` are its last ones, `n_more` those before them.
+    """
 
     number: int
     failure: Failure
     index: int | None
     inp: str
+    is_unique: bool
     like: Shown | None = None
     records: list[Record] = field(default_factory=list)
-    n_more: int = 0  # records
+    n_more: int = 0
 
 
 @dataclass
@@ -76,20 +82,24 @@ def excerpt(story: Story) -> Excerpt:
     for failed in sorted(story.ledger.failed, key=attrgetter("order")):
         if failed.failure.cause in members and len(members[failed.failure.cause]) < MOST_FAILURES:
             members[failed.failure.cause].append(failed)
-    for shown, same in _within_budget(members):
-        groups[same].shown.append(shown)
+    for shown, group in _within_budget(members, groups):
+        group.shown.append(shown)
     found = Excerpt(list(groups.values()), len(causes) - len(some))
     found.log_problem = _add_records(story, found)
     return found
 
 
-def _within_budget(members: dict[Any, list[Failed]]) -> Iterator[tuple[Shown, Any]]:
+def _within_budget(
+    members: dict[Any, list[Failed]], groups: dict[Any, Group]
+) -> Iterator[tuple[Shown, Group]]:
     """The first of every cause, then the second of every cause, and so on."""
     by_rank = chain.from_iterable(zip_longest(*members.values()))
     known: dict[tuple[Any, str], Shown] = {}
     room = FAILURE_BYTES
     for number, failed in enumerate(filter(None, by_rank)):
-        shown = Shown(number, failed.failure, failed.index, safe_repr(failed.inp))
+        group = groups[failed.failure.cause]
+        inp = group.cause.inp if failed is group.cause.example else safe_repr(failed.inp)
+        shown = Shown(number, failed.failure, failed.index, inp, _is_unique(failed.inp, inp))
         same = failed.failure.cause, _frames(failed.failure)
         shown.like = known.setdefault(same, shown) if failed.failure.traceback else None
         if shown.like is shown:
@@ -97,7 +107,12 @@ def _within_budget(members: dict[Any, list[Failed]]) -> Iterator[tuple[Shown, An
         room -= _size(shown)
         if number == MOST_FAILURES or (room < 0 and number):
             return
-        yield shown, failed.failure.cause
+        yield shown, group
+
+
+def _is_unique(inp: Any, text: str) -> bool:
+    """Whether nothing else is called so: it is of a plain type, and none of its text is cut."""
+    return pickles.is_plain(inp) and repr(inp) == text
 
 
 def _frames(failure: Failure) -> str:
@@ -124,16 +139,13 @@ def _bytes(text: str) -> int:
 
 def _add_records(story: Story, found: Excerpt) -> str:
     """Give each what the log says of it; why that is not all, or nothing."""
-    by_name = {
-        (shown.index, None if shown.index is not None else shown.inp): shown
-        for group in found.groups
-        for shown in group.shown
-    }
+    every = [shown for group in found.groups for shown in group.shown]
+    by_name = {name: shown for shown in every if (name := _name(shown)) is not None}
     if not by_name:
         return ""
     facts = story.facts
     start, stop = facts.log_part
-    room = RECORD_BYTES
+    latest: dict[int, deque[Record]] = defaultdict(lambda: deque(maxlen=MOST_RECORDS))
     try:
         for raw in journal.records_of(
             facts.logfile,
@@ -141,26 +153,44 @@ def _add_records(story: Story, found: Excerpt) -> str:
             facts.run,
             {index for index, _ in by_name},
         ):
-            named = isinstance(raw["index"], int)
-            shown = by_name.get((raw["index"], None) if named else (None, str(raw["input"])))
+            shown = by_name.get(_name_in(raw))
             if shown is not None:
-                room -= _add_record(shown, raw, room)
+                shown.n_more += 1
+                latest[shown.number].append(_record(raw, shown.failure))
     except OSError as error:
         return f"The log cannot be read: {error.strerror}."
-    if room <= 0 or stop - start > LOG_BYTES:
-        return "The log is long: what is shown of it here are the first records only."
+    if not _records_within_budget(every, latest):
+        return "The log is long: there is no room here for all records, even of these failures."
+    if stop - start > LOG_BYTES:
+        return f"The log is long: only its first {LOG_BYTES // 2**20} MiB were looked through."
     return ""
 
 
-def _add_record(shown: Shown, raw: dict[str, Any], room: int) -> int:
-    """Add a record, where there is room; the bytes that it takes."""
-    record = _record(raw, shown.failure)
-    size = _bytes(record.msg)
-    if len(shown.records) == MOST_RECORDS or size > room:
-        shown.n_more += 1
-        return 0
-    shown.records.append(record)
-    return size
+def _name(shown: Shown) -> tuple[int | None, str | None] | None:
+    """By what the log knows it; None for a key that another one may be called like."""
+    if shown.index is not None:
+        return shown.index, None
+    return (None, shown.inp) if shown.is_unique else None
+
+
+def _name_in(raw: dict[str, Any]) -> tuple[int | None, str | None]:
+    """Of a record; the driver's own have no input, not even one that is called None."""
+    if isinstance(raw["index"], int):
+        return raw["index"], None
+    return None, raw["input"] if isinstance(raw["input"], str) else None
+
+
+def _records_within_budget(every: list[Shown], latest: dict[int, deque[Record]]) -> bool:
+    """The last record of each, which explains most, then the one before; whether all fit."""
+    room = RECORD_BYTES
+    of_each = [[(shown, record) for record in reversed(latest[shown.number])] for shown in every]
+    for shown, record in filter(None, chain.from_iterable(zip_longest(*of_each))):
+        room -= _bytes(record.msg)
+        if room < 0:
+            return False
+        shown.n_more -= 1
+        shown.records.insert(0, record)
+    return True
 
 
 def _record(raw: dict[str, Any], failure: Failure) -> Record:

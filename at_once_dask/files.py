@@ -13,6 +13,8 @@ from typing import IO, Any
 from at_once_dask.errors import InputError
 from at_once_dask.failure import safe_repr
 
+NAME_BYTES = 255  # of a file: no file system for Linux takes more
+
 _MODES = ("w", "wt", "wb", "x", "xt", "xb", "tw", "bw", "tx", "bx")
 
 
@@ -91,13 +93,17 @@ def atomic_write(
 
 def why_not(path: object) -> str | None:
     """Why `atomic_write` could not write this path, as part of a sentence; None when it could."""
-    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
-        return "which is no path"
     try:
-        target = os.path.realpath(os.fsdecode(path))
-    except ValueError:  # a zero byte
+        given = os.fsdecode(path) if isinstance(path, (str, os.PathLike)) else ""
+        target = os.path.realpath(given)
+        n_bytes = len(os.fsencode(os.path.basename(target)))
+    except Exception:  # a zero byte, half of a surrogate pair, a broken __fspath__
+        return "which is no path"
+    if not given:
         return "which is no path"
     folder = os.path.dirname(target)
+    if n_bytes > NAME_BYTES:
+        return f"whose name is {n_bytes} bytes long, and {NAME_BYTES} are possible"
     if os.path.isdir(target):
         return "which is a folder"
     if os.path.exists(target) and not os.path.isfile(target):

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from at_once_dask import charts
 from at_once_dask.excerpt import excerpt
 from at_once_dask.failure import safe_repr
 from at_once_dask.ledger import Failed
-from at_once_dask.story import Story, message_line, named
+from at_once_dask.story import Story, example, message_line, named
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 CAUSES_IN_CARD = 5
 ENTRIES_IN_CARD = 10
@@ -64,7 +66,7 @@ def plan_card(n_inputs: int, n_done: int, pending: Sequence[Any], failed: Sequen
         n_pending=len(pending),
         n_failed=len(failed),
         pending=[safe_repr(inp, VALUE_LIMIT) for inp in pending[:ENTRIES_IN_CARD]],
-        failed=failed[:CAUSES_IN_CARD],
+        failed=sorted(failed, key=attrgetter("order"))[:CAUSES_IN_CARD],
     )
 
 
@@ -84,11 +86,13 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"number": "{:,}".format, "took": charts.took, "repr": safe_repr}
+    made.filters |= {"number": "{:,}".format, "took": charts.took}
     made.globals |= {
+        "example": example,
         "named": named,
         "message_line": message_line,
-        "is_address": _is_address,
+        "is_address": is_address,
+        "linked": linked,
         "chart_width": charts.WIDTH,
         "chart_height": charts.HEIGHT,
         "n_bins": charts.N_BINS,
@@ -100,6 +104,15 @@ def _local(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
-def _is_address(link: str | None) -> bool:
+def is_address(link: str | None) -> bool:
     """Whether to make a link of it; behind JupyterHub's proxy it may have no host."""
     return link is not None and link.startswith(("http://", "https://", "/"))
+
+
+def linked(text: str, link: str) -> Markup:
+    """`text` as a link, where `link` is an address; escaped."""
+    from markupsafe import Markup, escape
+
+    if not is_address(link):
+        return escape(text)
+    return Markup('<a href="{}" target="_blank" rel="noopener">{}</a>').format(link, text)

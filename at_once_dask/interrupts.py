@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -25,6 +26,7 @@ class Interrupts:
     def __init__(self) -> None:
         self._came: int | None = None
         self._told: float | None = None  # when
+        self._raised: BaseException | None = None
         self._at_once = False
         self._before: dict[int, Any] = {}
 
@@ -44,7 +46,14 @@ class Interrupts:
         """Raise when a signal came that nobody was told of."""
         if self._came is not None and self._told is None:
             self._told = time.monotonic()
-            raise KeyboardInterrupt if self._came == signal.SIGINT else SystemExit(143)
+            self._raised = KeyboardInterrupt() if self._came == signal.SIGINT else SystemExit(143)
+            raise self._raised
+
+    def is_behind(self, error: BaseException) -> bool:
+        """Whether a signal is what `error` comes of, rather than the code that it came out of."""
+        if isinstance(error, KeyboardInterrupt) or error is self._raised:
+            return True
+        return isinstance(error, SystemExit) and _passed_a_handler(error)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -63,3 +72,10 @@ class Interrupts:
             self.check()
         if self._told is not None and time.monotonic() - self._told > TOO_LONG_SECONDS:
             raise KeyboardInterrupt
+
+
+def _passed_a_handler(error: BaseException) -> bool:
+    """Whether somebody's own handler of a signal raised it: many programs end by that."""
+    handlers = map(signal.getsignal, signal.valid_signals())
+    codes = {getattr(handler, "__code__", None) for handler in handlers}
+    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))

@@ -143,18 +143,17 @@ def note_failure(
         print(f"at_once_dask: cannot write the log: {error}", file=sys.stderr)
 
 
-def open_book(run: str) -> Book:
+def open_book(run: str, path: str, captures: bool) -> Book:
     """Create or mend the log file and describe it for the workers.
 
     A torn last line, left by a crash, is ended, so that the next record stands on its own.
     """
-    path = log_path()
     with open(path, "ab+") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")
-    return Book(run, path, _identity(path), capture_output())
+    return Book(run, path, _identity(path), captures)
 
 
 def writable_path() -> str:

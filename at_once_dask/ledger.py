@@ -54,6 +54,13 @@ class Slow:
 class Ledger:
     """One row an input, by position in the order of use: 21 bytes.
 
+    Parameters
+    ----------
+    order : array of int, optional
+        For each position in the order of use the one in the list as given.
+    n_slowest : int
+        Of how many that took longest it keeps the repr, which takes its time.
+
     Attributes
     ----------
     states : bytearray
@@ -68,8 +75,9 @@ class Ledger:
         Inputs, and after them keys.
     """
 
-    def __init__(self, order: array[int] | None = None) -> None:
+    def __init__(self, order: array[int] | None = None, n_slowest: int = SLOWEST) -> None:
         self.order = order
+        self._n_slowest = n_slowest
         self.states = bytearray()
         self.starts = array("d")
         self.seconds = array("d")
@@ -137,6 +145,8 @@ class Ledger:
         copy.__dict__.update(self.__dict__, failed=[], _causes={})
         for failed in self.failed:
             copy._enter(change(failed))
+        for same, cause in self._causes.items():  # as they were called then
+            copy._causes[same].inp = cause.inp
         return copy
 
     def index(self, position: int) -> int:
@@ -155,14 +165,16 @@ class Ledger:
 
     def _note_slowest(self, start: int, seconds: Any, inputs: list[Any]) -> None:
         """Of a partition: what is among the slowest so far."""
-        kept = self._slowest
-        least = kept[0].seconds if len(kept) == SLOWEST else -1.0
+        kept, most = self._slowest, self._n_slowest
+        if not most:
+            return
+        least = kept[0].seconds if len(kept) == most else -1.0
         longer = (seconds > least).nonzero()[0]
-        for offset in longer[seconds[longer].argsort()[-SLOWEST:]].tolist():
+        for offset in longer[seconds[longer].argsort()[-most:]].tolist():
             slow = Slow(
                 float(seconds[offset]), self.index(start + offset), safe_repr(inputs[offset])
             )
-            (heapq.heappushpop if len(kept) == SLOWEST else heapq.heappush)(kept, slow)
+            (heapq.heappushpop if len(kept) == most else heapq.heappush)(kept, slow)
 
     def _set_states(self, start: int, states: bytes | bytearray) -> None:
         stop = start + len(states)

@@ -96,7 +96,7 @@ def survives(key: object) -> bool:
     >>> survives("a"), survives(float("nan")), survives(object())
     (True, False, False)
     """
-    if _is_plain(key):
+    if is_plain(key):
         return True
     return bool(key == key) and _survives(_Exactly(key))
 
@@ -114,8 +114,9 @@ def are_plain(keys: Iterable[object]) -> bool:
     return _PLAIN.issuperset(map(type, keys))
 
 
-def _is_plain(key: object) -> bool:
-    return type(key) in _PLAIN or (type(key) is tuple and all(map(_is_plain, key)))
+def is_plain(key: object) -> bool:
+    """Whether `key` is of such a type, or a tuple of such."""
+    return type(key) in _PLAIN or (type(key) is tuple and all(map(is_plain, key)))
 
 
 class _Exactly:

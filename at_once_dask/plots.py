@@ -25,8 +25,9 @@ def timeline_figure(ledger: Ledger, run: str) -> figure:
     from bokeh.plotting import figure
 
     found = timeline(ledger, MOST_BARS, MOST_BINS)
+    hidden = f"; {found.n_hidden:,} more are not shown" if found.n_hidden else ""
     plot = figure(
-        title=f"Workers of run {run}",
+        title=f"Workers of run {run}{hidden}",
         y_range=FactorRange(factors=found.rows[::-1]),
         height=min(130 + 24 * len(found.rows), 1_500),
         sizing_mode="stretch_width",
@@ -36,7 +37,7 @@ def timeline_figure(ledger: Ledger, run: str) -> figure:
     plot.xaxis.axis_label = "seconds since the first input began"
     plot.ygrid.visible = False
     bars = plot.hbar(
-        y="worker",
+        y="row",
         left="left",
         right="right",
         height=0.7,
@@ -55,7 +56,8 @@ def _columns(found: Timeline) -> dict[str, Any]:
     order = drawn_last(found.state).tolist()
     states = [int(found.state[bar]) for bar in order]
     return {
-        "worker": [found.rows[found.row[bar]] for bar in order],
+        "row": [found.rows[found.row[bar]] for bar in order],
+        "worker": [found.worker[bar] for bar in order],
         "left": np.array([found.start[bar] for bar in order]),
         "right": np.array([found.end[bar] for bar in order]),
         "colour": [_COLOURS.get(state, "#8b949e") for state in states],

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from at_once_dask import files, frames, html, pickles, plots
+from at_once_dask import files, frames, html, plots
 from at_once_dask.errors import InputError
 from at_once_dask.failure import safe_repr
 from at_once_dask.ledger import Failed
@@ -160,9 +161,10 @@ class Report:
         if self._replay is None:
             raise InputError(
                 "replay() needs the functions of the run, which a report does not take along to"
-                f" another process; call process_inp(report.failures.loc[{position!r}, 'input'])"
+                " another process; call"
+                f" process_inp(report.failures.loc[{safe_repr(position)}, 'input'])"
             )
-        if position not in failed:
+        if not _is_hashable(position) or position not in failed:
             example = f"one that has is {min(failed)}" if failed else "none has"
             raise InputError(
                 f"no input at position {safe_repr(position)} has failed; {example}, see"
@@ -305,9 +307,17 @@ class Plan(Generic[T]):
         return html.plan_card(self.n_inputs, self.n_done, self.pending, self.failed)
 
 
-def _portable(failed: Failed) -> Failed:
+def _is_hashable(value: object) -> bool:
     try:
-        pickles.loads(pickles.dumps(failed.inp))
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _portable(failed: Failed) -> Failed:
+    try:  # plain pickle, for that is what a report is pickled with
+        pickle.loads(pickle.dumps(failed.inp, protocol=5))
     except Exception:
         return Failed(failed.failure, Unpicklable(safe_repr(failed.inp)), failed.index)
     return failed

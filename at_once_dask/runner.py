@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import random
+import signal
 import sys
 import time
 import uuid
@@ -20,6 +21,7 @@ import distributed
 
 from at_once_dask import cluster, journal, pickles
 from at_once_dask.crew import Crew, Running, pickled_job
+from at_once_dask.errors import InputError
 from at_once_dask.failure import Failure, cut, first_line, from_exception
 from at_once_dask.flow import Job, Outcome
 from at_once_dask.gather import Piece
@@ -62,9 +64,8 @@ class Run:
         self.id = uuid.uuid4().hex[:12]
         # What may yet be wrong with the call, before anything is drawn from the list.
         self.logfile = journal.writable_path()
-        journal.capture_output()
-        path = options.report_path
-        self.report_path = None if path is None else os.path.abspath(os.fspath(path))
+        self._captures = journal.capture_output()
+        self.report_path = _report_path(options.report_path, self.logfile)
         self.client = cluster.lent(options.client)
         job = Job(
             options.check_inp,
@@ -117,7 +118,7 @@ class Run:
     def reduce(self, crew: Crew) -> None:
         """Every key through the fold and `reduce_fn`; also of a run that has stopped early."""
         groups = Source(self.groups, len(self.groups))
-        ledger = Ledger()
+        ledger = Ledger(n_slowest=0)  # nobody asks which keys took long
         with self._watcher(ledger, groups, "reduce") as watcher:
             sink = _ReduceSink(self, ledger)
             window = Window(
@@ -172,13 +173,13 @@ class Run:
         """How it ended, why, and the traceback of what broke it."""
         if error is None:
             return (STOPPED, self.stopped, "") if self.stopped else (FINISHED, "", "")
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            signal = "Ctrl-C" if isinstance(error, KeyboardInterrupt) else "SIGTERM"
-            return INTERRUPTED, signal, ""
+        if error is not self.source.error and isinstance(error, (KeyboardInterrupt, SystemExit)):
+            return INTERRUPTED, _signal(error), ""
         failure = from_exception(-1, "send", error)
         whose = "the list itself raised " if error is self.source.error else ""
         line = cut(first_line(failure.message), MESSAGE_IN_TEXT).rstrip(".")
-        return BROKEN, f"{whose}{failure.error}: {line}", failure.traceback
+        what = f"{failure.error}: {line}" if line else failure.error
+        return BROKEN, f"{whose}{what}", failure.traceback
 
     def reduction(self, report: Report) -> Reduction[Any, Any]:
         """What was reduced, keys in order of first appearance."""
@@ -189,7 +190,7 @@ class Run:
     @cached_property
     def book(self) -> journal.Book:
         """The log of this run; the first look at it creates the file."""
-        return journal.open_book(self.id)
+        return journal.open_book(self.id, self.logfile, self._captures)
 
     def log_failure(self, failure: Failure, what: Any, index: int | None) -> None:
         """What failed where nobody was left to log it."""
@@ -348,6 +349,13 @@ class _ReduceSink(Sink):
         self._run.log_failure(failure, inp.key, None)
 
 
+def _signal(error: KeyboardInterrupt | SystemExit) -> str:
+    """Whose work it is; ``SystemExit`` is that of somebody's own handler, if it is not ours."""
+    if isinstance(error, KeyboardInterrupt):
+        return "Ctrl-C"
+    return "SIGTERM" if error.code == 128 + signal.SIGTERM else f"SystemExit({error.code!r})"
+
+
 @cache
 def versions() -> dict[str, str]:
     """Of what the run was made with."""
@@ -359,6 +367,19 @@ def versions() -> dict[str, str]:
         "Python": platform.python_version(),
         "system": f"{system.sysname} {system.release} {system.machine}",
     }
+
+
+def _report_path(path: str | os.PathLike[str] | None, logfile: str) -> str | None:
+    """Absolute; it must not replace the log."""
+    if path is None:
+        return None
+    absolute = os.path.abspath(os.fsdecode(path))
+    if os.path.realpath(absolute) == os.path.realpath(logfile):
+        raise InputError(
+            f"report_path is {absolute!r}, which is the log, at_once_dask.logfile; name another"
+            ' file: run(inp_list, check_inp, process_inp, report_path="report.html")'
+        )
+    return absolute
 
 
 def _source(options: Options, interrupts: Interrupts) -> Source:

@@ -28,7 +28,7 @@ from at_once_dask.rates import Eta, Series
 from at_once_dask.reduction import Group
 from at_once_dask.report import Report
 from at_once_dask.source import Chunk, Source
-from at_once_dask.states import FAILED, PENDING, PROCESSED, SKIPPED, is_final, stage
+from at_once_dask.states import FAILED, LEFT, PENDING, PROCESSED, SKIPPED, is_final, stage
 from at_once_dask.story import BROKEN, INTERRUPTED, STOPPED
 
 switched_on = True  # for a benchmark of what it costs
@@ -133,7 +133,8 @@ class RunView:
         if live is None:
             return
         live.close()
-        state = _STATES.get(ended, "done" if report.ok else "failed")
+        is_failed = report.n_failed or report.n_keys_failed
+        state = _STATES.get(ended, "failed" if is_failed else "done")
         facts = self._facts(live, []) | {"state": state, "reason": reason or None, "workers": []}
         facts["inputs"] = {
             "total": report.n_inputs,
@@ -141,7 +142,7 @@ class RunView:
             "skipped": report.n_skipped,
             "failed": report.n_failed,
             "pending": live.ledger.counts[PENDING],
-            "left": report.n_left,
+            "left": live.ledger.counts[LEFT],
         }
         if facts["keys"] is not None:
             facts["keys"]["failed"] = report.n_keys_failed

@@ -87,7 +87,7 @@ class Source:
     ----------
     drawn : int
         How many inputs were drawn so far.
-    error : Exception or None
+    error : BaseException or None
         What the iterable raised; that counts as its end.
     at_end : bool
         Whether all inputs were drawn.
@@ -103,7 +103,7 @@ class Source:
         self.total = total
         self.order = order
         self.drawn = 0
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.at_end = False
         self._interrupts = Interrupts() if interrupts is None else interrupts
         self._inputs = inputs
@@ -157,13 +157,15 @@ class Source:
     def _draw(self, n: int) -> Chunk:
         """Draw `n` inputs, or as many as come in a short time: a slow iterator starves nobody."""
         inputs: list[Any] = []
-        try:
-            with self._interrupts.at_once():
+        with self._interrupts.at_once():
+            try:
                 self._draw_into(inputs, n)
-        except Exception as error:
-            self.error = error
-            self.at_end = True
-            self._iterator = iter(())
+            except BaseException as error:
+                if self._interrupts.is_behind(error):
+                    raise
+                self.error = error
+                self.at_end = True
+                self._iterator = iter(())
         self.drawn += len(inputs)
         return Chunk(self.drawn - len(inputs), inputs)
 

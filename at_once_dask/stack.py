@@ -14,7 +14,7 @@ import traceback
 from dataclasses import dataclass
 from typing import TextIO
 
-from at_once_dask.failure import is_ours, is_users_file
+from at_once_dask.failure import WHERE_LIMIT, cut_start, is_ours, is_users_file
 
 ASK = signal.SIGUSR2  # what the nanny sends
 
@@ -113,7 +113,7 @@ def read(written: str, exit: int, thread: int | None) -> Stack:
         )
     )
     own = next((frame for frame in users if is_users_file(frame[0])), users[0])
-    where = f"{own[0]}:{own[1]} in {own[2]}"
+    where = cut_start(f"{own[0]}:{own[1]} in {own[2]}", WHERE_LIMIT)
     return Stack("".join(lines) + (found[0] if found else ""), where)
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from at_once_dask.failure import cut, first_line, safe_repr
 from at_once_dask.ledger import Cause, Failed, Ledger
-from at_once_dask.states import FAILED, LEFT, PROCESSED, SKIPPED
+from at_once_dask.states import FAILED, LEFT, PENDING, PROCESSED, SKIPPED
 
 CAUSES_IN_TEXT = 5
 MESSAGE_IN_TEXT = 300  # characters
@@ -78,7 +78,8 @@ class Story:
 
     @property
     def n_left(self) -> int:
-        return self.ledger.counts[LEFT]
+        """Those that a plan found pending are not handled either."""
+        return self.ledger.counts[LEFT] + self.ledger.counts[PENDING]
 
     @cached_property
     def n_keys_failed(self) -> int:
@@ -126,8 +127,11 @@ class Story:
 
     @property
     def summary(self) -> str:
-        """The run in a few lines: counts, largest causes with an example, log and next step."""
-        lines = [self.counts]
+        """The run in a few lines: counts, largest causes with an example, log and next step.
+
+        Where it did not finish, the first of them says how it ended.
+        """
+        lines = [self.counts] if self.facts.ended == FINISHED else [self.ending, self.counts]
         causes = self.ledger.causes()
         lines += [f"  {cause_line(cause)}" for cause in causes[:CAUSES_IN_TEXT]]
         if len(causes) > CAUSES_IN_TEXT:
@@ -157,13 +161,22 @@ def cause_line(cause: Cause) -> str:
     place = f" at {failure.where}" if failure.where else ""
     return (
         f"{cause.count:,} x {failure.error} in {failure.stage}{place},"
-        f" e.g. {named(cause.example)}: {message_line(cause.example)}"
+        f" e.g. {example(cause)}: {message_line(cause.example)}"
     )
+
+
+def example(cause: Cause) -> str:
+    """Whose failure it is; as it was called then, for it may have changed."""
+    return _named(cause.example, cause.inp)
 
 
 def named(failed: Failed) -> str:
     """Whose failure it is."""
-    return f"{'key' if failed.index is None else 'input'} {safe_repr(failed.inp)}"
+    return _named(failed, safe_repr(failed.inp))
+
+
+def _named(failed: Failed, inp: str) -> str:
+    return f"{'key' if failed.index is None else 'input'} {inp}"
 
 
 def message_line(failed: Failed) -> str:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from at_once_dask import html
 from at_once_dask.crew import Running
 from at_once_dask.ledger import Ledger
 from at_once_dask.rates import Eta
@@ -215,10 +216,8 @@ def show_link(link: str, stream: TextIO | None = None, *, page: str | None = Non
     if in_notebook():
         from IPython.display import display
 
-        html = "<br>".join(
-            f'{name}: <a href="{link}" target="_blank">{link}</a>' for name, link in links.items()
-        )
-        display({"text/plain": text, "text/html": html}, raw=True)
+        lines = [f"{name}: {html.linked(link, link)}" for name, link in links.items()]
+        display({"text/plain": text, "text/html": "<br>".join(lines)}, raw=True)
     else:
         print(text, file=_Stream(stream), flush=True)
 

@@ -38,7 +38,7 @@ class Timeline:
     Attributes
     ----------
     rows : list of str
-        The workers' addresses.
+        The workers' addresses; of a row of several that of one.
     n_hidden : int
         Workers that are not drawn.
     span : float
@@ -49,6 +49,8 @@ class Timeline:
         How many inputs it stands for.
     position, longest : array
         Of the longest of them: its position in the list as given, and its seconds.
+    worker : list of str
+        And the address of the worker that was at it.
     """
 
     rows: list[str]
@@ -61,6 +63,7 @@ class Timeline:
     n: Any
     position: Any
     longest: Any
+    worker: list[str]
 
 
 def timed(ledger: Ledger) -> Iterator[Timed]:
@@ -80,7 +83,7 @@ def timeline(ledger: Ledger, most_bars: int, most_bins: int) -> Timeline:
     """The bars; where there are more than `most_bars`, time is cut into at most `most_bins`."""
     begins, ends, n_timed = _spans(ledger)
     if not n_timed:
-        return Timeline([], 0, 0.0, *([],) * 7)
+        return Timeline([], 0, 0.0, *([],) * 8)
     zero, span = begins.min(), float(ends.max() - begins.min())
     lanes = _lanes(begins, ends)
     n_lanes = min(max(lanes) + 1, MOST_LANES)
@@ -93,9 +96,10 @@ def timeline(ledger: Ledger, most_bars: int, most_bins: int) -> Timeline:
         bars = _merged(ledger, lanes, zero, span, n_bins)
     shown = bars[0] < n_lanes
     row, state, start, end, n, position, longest = (column[shown] for column in bars)
+    worker = [ledger.names[ledger.workers[place]] for place in position.tolist()]
     if ledger.order is not None:
         position = [ledger.order[place] for place in position.tolist()]
-    return Timeline(rows, n_hidden, span, row, state, start, end, n, position, longest)
+    return Timeline(rows, n_hidden, span, row, state, start, end, n, position, longest, worker)
 
 
 def _spans(ledger: Ledger) -> tuple[Any, Any, int]:

@@ -10,7 +10,7 @@ from at_once_dask.failure import Failure
 from at_once_dask.flow import Outcome
 from at_once_dask.ledger import Ledger
 from at_once_dask.report import Report
-from at_once_dask.states import FAILED, PROCESSED
+from at_once_dask.states import FAILED, PROCESSED, SKIPPED
 from at_once_dask.story import FINISHED, Facts, Story
 
 PARTITION = 1_000
@@ -66,3 +66,36 @@ def report_of(ledger: Ledger, **facts: Any) -> Report:
         "versions": {"Python": "3"},
     }
     return Report(Story(Facts(**known | facts), ledger), print)
+
+
+def mixed_ledger(n: int, n_workers: int = 2, n_failed: int = 1_000) -> Ledger:
+    """`n` inputs of random durations over six decades: processed, skipped and failed ones."""
+    import numpy as np
+
+    random = np.random.default_rng(1)
+    ledger = Ledger()
+    ledger.draw(n)
+    share = n_failed / n
+    at = [0.0] * n_workers
+    for start in range(0, n, PARTITION):
+        size, worker = min(PARTITION, n - start), start // PARTITION % n_workers
+        marks = at[worker] + np.concatenate([[0], random.lognormal(-7, 2.5, size).cumsum()])
+        at[worker] = float(marks[-1])
+        states = random.choice(
+            np.array([PROCESSED, SKIPPED, FAILED], dtype=np.uint8),
+            size,
+            p=[0.7 - share, 0.3, share],
+        )
+        outcome = Outcome(
+            stop=start + size,
+            worker=f"tls://127.0.0.1:{40_000 + worker}",
+            states=bytearray(states.tobytes()),
+            marks=array("d", marks.tobytes()),
+            epoch=BEGUN,
+        )
+        outcome.failures = [
+            Failure(start + place, "process", "exception", "E", "no", "frames", f"{place % 7}")
+            for place in np.flatnonzero(states == FAILED).tolist()
+        ]
+        ledger.record(start, outcome, list(range(start, start + size)))
+    return ledger

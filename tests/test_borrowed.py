@@ -389,7 +389,7 @@ OTHER_DRIVER = """
 import sys, time
 from pathlib import Path
 import at_once_dask
-from distributed import Client
+from distributed import Client, LocalCluster
 
 def work(n):
     if n == 0:
@@ -575,10 +575,36 @@ def test_a_scheduler_that_dies(
             killing(folder, scheduler.pid),
             pytest.raises(at_once_dask.AtOnceError, match="connection to the Dask") as run,
         ):
-            at_once_dask.run([0], None, waiting(folder), client=client_of_spare, progress=False)
+            at_once_dask.run(
+                [0],
+                None,
+                waiting(folder),
+                client=client_of_spare,
+                progress=False,
+                report_path="report.html",
+            )
         assert run.value.report.n_left == 1  # type: ignore[attr-defined]
+        page = (folder / "report.html").read_text("utf-8")
+        assert "Broken off: AtOnceError: the connection to the Dask scheduler is lost;" in page
         with pytest.raises(at_once_dask.InputError, match=r"client=distributed\.Client"):
             run_a_few(client_of_spare)
+
+
+def test_a_client_that_is_closed_meanwhile(
+    borrowed: Client, scheduler_file: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with client_of(scheduler_file, set_as_default=False) as client:
+
+        def inputs() -> Iterator[int]:
+            yield from range(20)
+            poll_for((folder / "running").exists, "input 0 does not run")
+            client.close()
+            yield 20
+
+        with pytest.raises(at_once_dask.AtOnceError, match="connection to the Dask"):
+            at_once_dask.run(inputs(), None, waiting(folder), client=client, progress=False)
+        (folder / "go").touch()
+    assert "Traceback" not in caplog.text
 
 
 # ----- what cannot be borrowed

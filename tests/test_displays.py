@@ -16,6 +16,7 @@ from runs import ledger_of, report_of
 
 import at_once_dask
 from at_once_dask.failure import Failure
+from at_once_dask.ledger import Failed, Ledger
 
 run: Any = at_once_dask.run
 HOSTILE = '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1">'
@@ -100,6 +101,28 @@ def test_a_plan(cluster: Client) -> None:
     assert f"... and {plan.n_pending - 10} more: see plan.pending" in shown
     assert "input 30 : ZeroDivisionError: " in shown
     assert repr(replace(plan)).startswith("<Plan: 50 inputs, ")
+
+
+def test_a_plan_shows_failures_in_the_order_of_its_frame() -> None:
+    failed = [Failed(Failure(n, "check", "exception", "E", "no"), n, n) for n in (7, 3, 5)]
+    plan: at_once_dask.Plan[int] = at_once_dask.Plan(9, 6, [], tuple(failed))
+    shown = re.findall(r"input (\d)", text(plan._repr_html_()))
+    assert shown == [str(n) for n in plan.failures["input"]] == ["3", "5", "7"]
+
+
+def test_inputs_are_called_as_they_were_when_they_failed(folder: Path) -> None:
+    ledger, inp = Ledger(), ["as it was"]
+    ledger.draw(1)
+    ledger.refuse(Failure(0, "send", "exception", "E", "no"), inp)
+    report = report_of(ledger)
+    inp[0] = "changed"
+
+    report.to_html("report.html")
+
+    page = (folder / "report.html").read_text("utf-8")
+    for shown in (str(report), report._repr_html_(), page, str(pickle.loads(pickle.dumps(report)))):
+        assert "as it was" in shown
+        assert "changed" not in shown
 
 
 def test_nothing_of_them_is_executed(cluster: Client, folder: Path) -> None:

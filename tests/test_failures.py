@@ -15,8 +15,11 @@ import pytest
 from dask.delayed import delayed
 from distributed import Client
 from helpers import statuses
+from runs import report_of
 
 import at_once_dask
+from at_once_dask.failure import Failure
+from at_once_dask.ledger import Ledger
 
 BAD = 5  # the input that fails, of ten
 
@@ -555,6 +558,24 @@ def test_a_report_with_an_input_that_cannot_be_unpickled_pickles(cluster: Client
     )
     copy = pickle.loads(pickle.dumps(report))
     assert "Unreadable object" in repr(copy.failures["input"].iloc[0])
+
+
+def test_a_report_with_an_input_that_only_cloudpickle_takes_pickles() -> None:
+    ledger = Ledger()
+    ledger.draw(1)
+    ledger.refuse(Failure(0, "process", "exception", "E", "no"), lambda: 3)
+    copy = pickle.loads(pickle.dumps(report_of(ledger)))
+    assert "<lambda>" in repr(copy.failures.loc[0, "input"])
+
+
+@pytest.mark.parametrize("position", [[0], {0}, (0, [1]), 7, "x"])
+def test_replay_of_what_has_not_failed(position: Any) -> None:
+    ledger = Ledger()
+    ledger.draw(1)
+    ledger.refuse(Failure(0, "process", "exception", "E", "no"), 3)
+    with pytest.raises(at_once_dask.InputError) as refused:
+        report_of(ledger).replay(position)
+    assert str(refused.value).startswith(f"no input at position {position!r} has failed; ")
 
 
 def test_a_log_that_is_deleted_meanwhile(cluster: Client, folder: Path) -> None:

@@ -18,13 +18,14 @@ from typing import Any
 import pytest
 from browser import chromium, complaints
 from distributed import Client
-from runs import ledger_of, report_of
+from runs import ledger_of, mixed_ledger, report_of
 from test_interrupts import HANGING, end_with, started
 
 import at_once_dask
 from at_once_dask import excerpt, journal
 from at_once_dask.failure import Failure
 from at_once_dask.report import Report
+from at_once_dask.states import FAILED
 
 run: Any = at_once_dask.run
 
@@ -200,6 +201,33 @@ def test_a_million_inputs(folder: Path, chrome: Any) -> None:
     assert count(chrome, ".histogram rect") >= 1
 
 
+def test_a_million_inputs_of_every_kind(folder: Path, chrome: Any) -> None:
+    """Random durations and states, so that nothing can be merged away, and a log of all of them."""
+    ledger = mixed_ledger(1_000_000)
+    log = folder / "log.jsonl"
+    with log.open("w") as file:
+        for position in range(0, 1_000_000, 10):
+            record = journal.entry("INFO", "0123456789ab", position, "", "", "about it")
+            file.write(journal.line(record))
+        for failed in ledger.failed:
+            record = journal.entry("ERROR", "0123456789ab", failed.index, "", "", "it has failed")
+            file.write(journal.line(record))
+    report = report_of(ledger, logfile=str(log), log_part=(0, log.stat().st_size))
+
+    report.to_html(folder / "report.html")
+
+    check_light(chrome, folder / "report.html")
+    n_failed = ledger.counts[FAILED]
+    assert f"skipped {report.n_skipped:,} failed {n_failed:,} left 0" in text(chrome, ".tally")
+    assert 100_000 < report.n_skipped < report.n_processed
+    assert count(chrome, ".timeline path") == 6
+    assert count(chrome, ".histogram rect.s1") > 20
+    assert count(chrome, ".histogram rect.s2") > 10
+    assert count(chrome, "#failures h3") == 7
+    assert count(chrome, "details") == excerpt.MOST_FAILURES
+    assert count(chrome, "#failures td.ERROR") == excerpt.MOST_FAILURES
+
+
 def test_100_000_failures_of_three_causes(folder: Path, chrome: Any) -> None:
     log = folder / "log.jsonl"
     report = of_three_causes(100_000, log)
@@ -275,8 +303,84 @@ def test_many_records_have_a_budget(folder: Path) -> None:
 
     page = (folder / "report.html").read_text("utf-8")
     assert len(page) < 2e6
-    assert "The log is long" in page
+    assert "The log is long: there is no room here for all records" in page
     assert page.count('<td class="INFO">') > 100
+    assert "<td>0 xxx" not in page
+
+
+def test_the_last_records_of_an_input_are_shown(folder: Path) -> None:
+    """They explain the failure."""
+    log = folder / "log.jsonl"
+    with log.open("w") as file:
+        for number in range(50):
+            record = journal.entry("INFO", "0123456789ab", 0, "0", "", f"record {number}.")
+            file.write(journal.line(record))
+    ledger = ledger_of(1, failure=lambda n: Failure(n, "process", "exception", "E", "no"))
+
+    report_of(ledger, logfile=str(log), log_part=(0, log.stat().st_size)).to_html("report.html")
+
+    page = (folder / "report.html").read_text("utf-8")
+    shown = re.findall(r"record (\d+)\.", page)
+    assert shown == [str(number) for number in range(30, 50)]
+    assert "30 earlier records are in the log." in page
+    assert "The log is long" not in page
+
+
+def test_where_the_log_is_too_long_the_page_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(excerpt, "LOG_BYTES", 2**20)
+    report = of_three_causes(100_000, folder / "log.jsonl")
+    report.to_html("report.html")
+    assert "only its first 1 MiB were looked through" in (folder / "report.html").read_text("utf-8")
+
+
+def test_of_keys_that_are_called_the_same_no_record_is_shown(cluster: Client, folder: Path) -> None:
+    """The log knows keys by their repr only."""
+    long = "long" * 100
+    keys = [long + "one", long + "two", None, ("a", 1), Twin(1), Twin(2)]
+
+    def process(inp: int) -> dict[Any, int]:
+        return {keys[inp]: inp}
+
+    def reduce_fn(values: list[int]) -> None:
+        at_once_dask.log(f"value {values[0]}.")
+        raise ValueError("no")
+
+    def inputs() -> Iterator[int]:
+        at_once_dask.log("of the driver")
+        yield from range(len(keys))
+
+    run(
+        inputs(),
+        None,
+        process,
+        reduce_fn=reduce_fn,
+        on_error="return",
+        report_path="report.html",
+        progress=False,
+    )
+
+    page = (folder / "report.html").read_text("utf-8")
+    assert page.count("<details") == len(keys)
+    assert sorted(re.findall(r"value (\d)\.", page)) == ["2", "3"]  # None, and the tuple
+    assert "of the driver" not in page
+
+
+class Twin:
+    """Different keys that are called the same."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Twin) and self.n == other.n
+
+    def __hash__(self) -> int:
+        return self.n
+
+    def __repr__(self) -> str:
+        return "Twin"
 
 
 # ----- when it is written

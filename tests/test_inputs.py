@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import itertools
 import os
 import sys
@@ -217,6 +219,67 @@ def test_an_iterable_that_raises(cluster: Client, folder: Path, before: int) -> 
     assert at_once_dask.last_report().run == report.run  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("kind", [SystemExit, GeneratorExit, asyncio.CancelledError])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_what_the_list_raises_is_no_signal(
+    cluster: Client, folder: Path, kind: type[BaseException], shuffled: bool
+) -> None:
+    """Whatever it is, what was drawn is finished."""
+
+    class Broken:
+        def __iter__(self) -> Iterator[int]:
+            yield from range(20)
+            raise kind("no more")
+
+    with pytest.raises(kind, match="no more") as raised:
+        at_once_dask.run(
+            Broken(), None, lambda n: (folder / f"done-{n}").touch(), shuffled, progress=False
+        )
+    assert len(list(folder.glob("done-*"))) == 20
+    report = raised.value.report  # type: ignore[attr-defined]
+    assert (report.n_processed, report.n_left) == (20, 0)
+    ending = f"Broken off: the list itself raised {kind.__name__}: no more."
+    assert str(report).startswith(ending + "\n20 inputs in ")
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenError(Exception):
+    """Has no place for a report, nor for another traceback."""
+
+    text: str
+
+
+@pytest.mark.parametrize("kind", ["frozen", "stored"])
+def test_a_list_whose_exception_takes_no_report_along(
+    cluster: Client, folder: Path, kind: str
+) -> None:
+    stored = at_once_dask.RunFailed(at_once_dask.run([], None, print), None)
+    error = FrozenError("no more") if kind == "frozen" else stored
+
+    def broken() -> Iterator[int]:
+        yield 1
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        at_once_dask.run(broken(), None, lambda n: None, report_path="r.html", progress=False)
+    assert raised.value is error
+    assert f"the list itself raised {type(error).__name__}" in (folder / "r.html").read_text()
+    told = at_once_dask.last_report()
+    assert told is not None
+    assert told.n_processed == 1
+
+
+def test_an_exception_of_the_list_without_a_text(cluster: Client) -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise OSError
+
+    with pytest.raises(OSError, match=r"^$") as raised:
+        at_once_dask.run(broken(), None, lambda n: None, progress=False)
+    first = str(raised.value.report).splitlines()[0]  # type: ignore[attr-defined]
+    assert first == "Broken off: the list itself raised OSError."
+
+
 def test_a_shuffled_iterable_that_raises(cluster: Client, folder: Path) -> None:
     def broken() -> Iterator[int]:
         yield from range(50)
@@ -293,6 +356,25 @@ def test_plan(cluster: Client, folder: Path) -> None:
     assert plan.n_done == 2000 - len(pending) - len(failed)
     assert list(plan.failures.index) == list(plan.failures["input"]) == failed
     assert "2,000 inputs" in repr(plan)
+
+
+def test_a_plan_that_breaks_off(cluster: Client) -> None:
+    """Its counts add up, and it is no run: ``last_report`` is of the one before."""
+    at_once_dask.run([1], None, lambda n: None, progress=False)
+    before = at_once_dask.last_report()
+
+    def broken() -> Iterator[int]:
+        yield from range(10)
+        raise LookupError("no more")
+
+    with pytest.raises(LookupError) as raised:
+        at_once_dask.plan(broken(), lambda n: [n < 3, None], progress=False)
+    at_once_dask.plan([1, 2], None, progress=False)
+
+    report = raised.value.report  # type: ignore[attr-defined]
+    assert (report.n_inputs, report.n_skipped, report.n_left) == (10, 3, 7)
+    assert not report.ok
+    assert at_once_dask.last_report() is before
 
 
 def test_plan_without_a_check(cluster: Client) -> None:

@@ -660,6 +660,30 @@ def test_an_own_handler_may_raise() -> None:
     assert at_once_dask.run(range(10), None, do_nothing, progress=False).ok
 
 
+@pytest.mark.usefixtures("cluster", "own_handlers")
+def test_an_own_handler_may_raise_while_an_iterator_blocks() -> None:
+    """Then nobody waits for what was drawn, as for the end of a list that raises."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        sys.exit(3)
+
+    def blocked() -> Iterator[int]:
+        yield from range(10)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(600)
+
+    signal.signal(signal.SIGTERM, leave)
+    before = time.monotonic()
+    with pytest.raises(SystemExit) as caught:
+        at_once_dask.run(blocked(), None, hang, progress=False)
+    assert time.monotonic() - before < SOON
+    assert str(getattr(caught.value, "report", None)).startswith("Interrupted: SystemExit(3).\n")
+
+
+def hang(inp: object) -> None:
+    time.sleep(600)
+
+
 @pytest.mark.usefixtures("cluster")
 def test_the_usual_handlers_are_back_afterwards() -> None:
     """However the run ended."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -160,3 +162,26 @@ def test_records_from_another_host_go_through_the_driver(cluster: Client, folder
     assert sorted(log["index"]) == list(range(30))
     assert all(log["msg"] == "from afar " + log["index"].astype(str))
     assert (log["worker"] != "driver").all()
+
+
+def test_a_list_that_changes_the_directory(
+    cluster: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log of a run is where it was when it began."""
+    (folder / "elsewhere").mkdir()
+    monkeypatch.setattr(at_once_dask, "logfile", "log.jsonl")
+
+    def inputs() -> Iterator[int]:
+        os.chdir("elsewhere")
+        monkeypatch.setattr(at_once_dask, "capture_output", False)
+        yield 1
+
+    report = at_once_dask.run(inputs(), None, print_it, progress=False)
+    assert report.logfile == str(folder / "log.jsonl")
+    assert list(at_once_dask.read_log(report.logfile)["msg"]) == ["printed", "logged"]
+    assert not (folder / "elsewhere" / "log.jsonl").exists()
+
+
+def print_it(inp: int) -> None:
+    print("printed", flush=True)
+    at_once_dask.log("logged")

@@ -815,6 +815,46 @@ def test_a_report_path_in_no_folder(untouched: None, folder: Path) -> None:
     assert refused(lambda: run([1], check, process, report_path=given)) == expected
 
 
+class PathOf:
+    """A path that gives what it was given."""
+
+    def __init__(self, given: Any) -> None:
+        self.given = given
+
+    def __fspath__(self) -> Any:
+        return self.given
+
+    def __repr__(self) -> str:
+        return f"PathOf({self.given!r})"
+
+
+def test_a_report_path_whose_name_is_too_long(untouched: None) -> None:
+    given = "é" * 128
+    expected = f"report_path is {given!r}, whose name is 256 bytes long, and 255 are possible"
+    text = refused(lambda: run([1], check, process, report_path=given))
+    assert text == f"{expected}; {NAME_IT}"
+
+
+def test_report_paths_of_bytes_and_of_nothing(folder: Path) -> None:
+    run([], check, process, report_path=PathOf(b"report.html"))
+    assert (folder / "report.html").exists()
+    for given in (PathOf(3), PathOf(b""), PathOf("\ud800")):
+        expected = f"report_path is {given!r}, which is no path; {NAME_IT}"
+        call = functools.partial(run, [1], check, process, report_path=given)
+        assert refused(call) == expected
+
+
+def test_a_report_path_that_is_the_log(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(at_once_dask, "logfile", "log.jsonl")
+    (folder / "link").symlink_to("log.jsonl")
+    text = refused(lambda: run([1], check, process, report_path="link"))
+    assert text == (
+        f"report_path is {str(folder / 'link')!r}, which is the log, at_once_dask.logfile; name"
+        f' another file: {CALL}, report_path="report.html")'
+    )
+    assert not (folder / "log.jsonl").exists()
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_report_path_where_nobody_may_write(untouched: None) -> None:
     given = "/report.html"

@@ -588,6 +588,31 @@ def check_that_tqdm_is_free() -> None:
 # --- notebooks
 
 
+@pytest.mark.parametrize(
+    ("link", "shown"),
+    [
+        ("javascript:alert('<b>')", "javascript:alert(&#39;&lt;b&gt;&#39;)"),
+        (
+            '/proxy/8787/"><b>',
+            (
+                '<a href="/proxy/8787/&#34;&gt;&lt;b&gt;" target="_blank" rel="noopener">'
+                "/proxy/8787/&#34;&gt;&lt;b&gt;</a>"
+            ),
+        ),
+    ],
+)
+def test_links_are_escaped(monkeypatch: pytest.MonkeyPatch, link: str, shown: str) -> None:
+    """They come from Dask's configuration, and from the environment that it names."""
+    displayed: list[Any] = []
+    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(kernel=object()))
+    monkeypatch.setattr(
+        IPython.display, "display", lambda *args, **kwargs: displayed.append(args[0])
+    )
+    show_link(link)
+    assert displayed[0]["text/html"] == f"Dask dashboard: {shown}"
+    assert displayed[0]["text/plain"] == f"Dask dashboard: {link}"
+
+
 def test_a_notebook_without_ipywidgets(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -605,7 +630,9 @@ def test_a_notebook_without_ipywidgets(
     assert shown == [
         {
             "text/plain": f"Dask dashboard: {link}",
-            "text/html": f'Dask dashboard: <a href="{link}" target="_blank">{link}</a>',
+            "text/html": (
+                f'Dask dashboard: <a href="{link}" target="_blank" rel="noopener">{link}</a>'
+            ),
         }
     ]
     assert (

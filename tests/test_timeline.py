@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from array import array
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import pytest
-from bokeh.core.validation import check_integrity, silence
-from bokeh.core.validation.warnings import MISSING_RENDERERS
+from bokeh.core.validation import check_integrity
 from bokeh.models import HoverTool
 from distributed import Client
 from hypothesis import given
@@ -19,26 +20,23 @@ import at_once_dask
 from at_once_dask import charts, plots, timeline
 from at_once_dask.flow import Outcome
 from at_once_dask.ledger import Ledger
-from at_once_dask.states import FAILED, NAMES, PROCESSED, SKIPPED
+from at_once_dask.states import FAILED, LEFT, NAMES, PROCESSED, SKIPPED
 
 # For each worker: gaps, and after each how long an input took and what became of it.
-works = st.lists(
-    st.lists(
-        st.tuples(st.floats(0, 5), st.floats(0, 5), st.sampled_from([PROCESSED, SKIPPED, FAILED])),
-        min_size=1,
-        max_size=30,
-    ),
+work = st.lists(
+    st.tuples(st.floats(0, 5), st.floats(0, 5), st.sampled_from([PROCESSED, SKIPPED, FAILED])),
     min_size=1,
-    max_size=5,
+    max_size=30,
 )
+works = st.lists(work, min_size=1, max_size=5)
 
 
 def ledger_from(works: list[list[tuple[float, float, int]]]) -> Ledger:
-    """Every input is a partition of its own."""
-    ledger, position = Ledger(), 0
+    """Every input is a partition of its own; some workers begin where the one before ended."""
+    ledger, position, at = Ledger(), 0, 0.0
     ledger.draw(sum(map(len, works)) + 3)  # three are left
     for worker, work in enumerate(works):
-        at = 0.0
+        at = at if worker % 3 == 2 else 0.0
         for gap, seconds, state in work:
             marks = array("d", [at + gap, at + gap + seconds])
             at = marks[1]
@@ -48,32 +46,39 @@ def ledger_from(works: list[list[tuple[float, float, int]]]) -> Ledger:
     return ledger
 
 
-@given(works, st.integers(1, 200), st.integers(1, 50))
+@given(works, st.integers(1, 200), st.integers(1, 50), st.sampled_from([1, timeline.MOST_ROWS]))
 def test_all_inputs_are_in_it(
-    works: list[list[tuple[float, float, int]]], most_bars: int, most_bins: int
+    works: list[list[tuple[float, float, int]]], most_bars: int, most_bins: int, most_rows: int
 ) -> None:
+    """Also where several workers, one after the other, share a row."""
     ledger = ledger_from(works)
     n_timed = sum(map(len, works))
 
-    found = timeline.timeline(ledger, most_bars, most_bins)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timeline, "MOST_ROWS", most_rows)
+        found = timeline.timeline(ledger, most_bars, most_bins)
 
     assert len(found.n) <= max(most_bars, len(works) * len(NAMES))
     assert sum(found.n) == n_timed
-    assert found.rows == [f"w{worker}" for worker in range(len(works))]
+    if most_rows > 1:
+        assert found.rows == [f"w{worker}" for worker in range(len(works))]
+        assert found.worker == [found.rows[row] for row in found.row]
     assert list(found.start >= 0).count(False) == 0
     assert max(found.end) == pytest.approx(found.span, abs=1e-5)
     for state in (PROCESSED, SKIPPED, FAILED):
         assert sum(found.n[found.state == state]) == ledger.counts[state]
-    for row, start, end, state, position, longest in zip(
+    for row, start, end, state, position, longest, worker in zip(
         found.row,
         found.start,
         found.end,
         found.state,
         found.position,
         found.longest,
+        found.worker,
         strict=True,
     ):
-        assert ledger.names[ledger.workers[position]] == found.rows[row]
+        assert ledger.names[ledger.workers[position]] == worker
+        assert 0 <= row < len(found.rows)
         assert ledger.states[position] == state
         assert ledger.seconds[position] == longest <= end - start + 1e-5
 
@@ -89,18 +94,21 @@ def test_positions_are_those_of_the_list_as_given() -> None:
     assert longest == 0
 
 
-def test_of_very_many_workers_the_next_goes_on_where_one_has_ended() -> None:
-    """Each input ends its worker: two run at a time."""
+def one_worker_an_input(n: int) -> Ledger:
+    """Two at a time."""
     ledger = Ledger()
-    ledger.draw(200)
-    for position in range(200):
+    ledger.draw(n)
+    for position in range(n):
         begun = float(position // 2)
         marks = array("d", [begun, begun + 0.9])
-        ledger.record(
-            position,
-            Outcome(position + 1, f"w{position}", bytearray([FAILED]), marks, BEGUN),
-            [0] * 200,
-        )
+        outcome = Outcome(position + 1, f"w{position}", bytearray([FAILED]), marks, BEGUN)
+        ledger.record(position, outcome, [0] * n)
+    return ledger
+
+
+def test_of_very_many_workers_the_next_goes_on_where_one_has_ended() -> None:
+    """Each input ends its worker: two run at a time."""
+    ledger = one_worker_an_input(200)
 
     found = timeline.timeline(ledger, 1_000, 1_000)
 
@@ -138,6 +146,41 @@ def test_each_duration_is_in_the_histogram(seconds: list[float]) -> None:
     assert all(-0.001 <= tick.percent <= 100.001 for tick in found.ticks)
 
 
+@given(works)
+def test_where_the_bars_of_the_page_are(works: list[list[tuple[float, float, int]]]) -> None:
+    """Each input begins where it does on the axis, and is as long, but never too short to see."""
+    ledger = ledger_from(works)
+    found = charts.workers(ledger)
+    begun = [start - BEGUN for start in ledger.starts]
+    known = [n for n, state in enumerate(ledger.states) if state != LEFT]
+    zero = min(begun[n] for n in known)
+    unit = charts.WIDTH / max(max(begun[n] + ledger.seconds[n] for n in known) - zero, 1e-9)
+
+    shown = []
+    for row in found.rows:
+        for state, path in row.paths:
+            bars = re.findall(r"M(\S+) 0h(\S+)v1h-(\S+)z", path)
+            assert "".join(f"M{left} 0h{width}v1h-{back}z" for left, width, back in bars) == path
+            assert all(width == back for _, width, back in bars)
+            shown += [(row.worker, state, float(left), float(width)) for left, width, _ in bars]
+
+    expected = [
+        (
+            ledger.names[ledger.workers[n]],
+            ledger.states[n],
+            min((begun[n] - zero) * unit, charts.WIDTH - charts.LEAST_BAR),
+            max(ledger.seconds[n] * unit, charts.LEAST_BAR),
+        )
+        for n in known
+    ]
+    by_path = itemgetter(0, 1)  # and in there they come in the order of the list
+    pairs = zip(sorted(shown, key=by_path), sorted(expected, key=by_path), strict=True)
+    for bar, (worker, state, left, width) in pairs:
+        assert bar[:2] == (worker, state)
+        assert bar[2] == pytest.approx(left, abs=1)
+        assert bar[3] == pytest.approx(width, rel=0.01, abs=0.1)
+
+
 def test_without_work_there_is_no_chart() -> None:
     ledger = ledger_from([[(0.0, 1.0, SKIPPED)]])
     assert charts.histogram(ledger) is None
@@ -165,7 +208,7 @@ def test_plot(cluster: Client) -> None:
         "position 1": "processed",
         "position 2": "failed",
     }
-    assert set(bars["worker"]) == set(figure.y_range.factors)
+    assert set(bars["row"]) == set(bars["worker"]) == set(figure.y_range.factors)
     assert set(bars["worker"]) == set(report.items["worker"])
     assert bars["status"][-1] == "failed"
     assert len(set(bars["colour"])) == 3
@@ -187,5 +230,23 @@ def test_plot_of_a_million_inputs_stays_usable() -> None:
 
 
 def test_plot_of_nothing() -> None:
-    silence(MISSING_RENDERERS, True)
-    check_integrity([at_once_dask.run([], None, print).plot()])
+    """Bokeh finds nothing wrong with it."""
+    issues = check_integrity([at_once_dask.run([], None, print).plot()])
+    assert issues.error == []
+    assert issues.warning == []
+
+
+def test_each_bar_names_its_worker_where_several_share_a_row() -> None:
+    figure: Any = report_of(one_worker_an_input(200)).plot()
+
+    bars = bars_of(figure)
+    assert set(bars["row"]) == set(figure.y_range.factors) == {"w0", "w1"}
+    expected = {f"position {n}": f"w{n}" for n in range(200)}
+    assert dict(zip(bars["what"], bars["worker"], strict=True)) == expected
+
+
+def test_the_plot_tells_how_many_workers_it_does_not_show() -> None:
+    figure: Any = report_of(ledger_of(300_000, n_workers=300)).plot()
+    assert figure.title.text == "Workers of run 0123456789ab; 200 more are not shown"
+    few: Any = report_of(ledger_of(2_000)).plot()
+    assert few.title.text == "Workers of run 0123456789ab"
