@@ -61,9 +61,16 @@ def end_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
+def groups_folder(scratch: str) -> str:
+    """Made in the cluster's folder, for the files of its workers' groups."""
+    folder = os.path.join(scratch, watchdog.GROUPS)
+    os.mkdir(folder)
+    return folder
+
+
 def group_file(folder: str, pid: int) -> str:
-    """Worker `pid` holds it open, in the cluster's folder; it is there while that is alive."""
-    return os.path.join(folder, f"{watchdog.GROUP}{pid}")
+    """Worker `pid` holds it open; it is there while that is alive."""
+    return os.path.join(folder, str(pid))
 
 
 def end_tree(pid: int) -> None:

@@ -6,8 +6,8 @@ nothing but the standard library: it must start in no time, and does nothing nea
 
 Processes are known by a mark in the environment that they were started with, which the kernel shows
 and which children inherit; those that have none, by a file they hold open in the cluster's folder.
-What a worker has started without that environment is known by its group: the file is named after
-it, for the worker itself may be gone by the time somebody looks.
+What a worker has started without that environment is known by its group: a file in the folder
+`GROUPS` is named after it, for the worker itself may be gone by the time somebody looks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-GROUP = "group-"  # and the number: the file of a worker that leads it
+GROUPS = "groups"  # in the cluster's folder; nothing else lies there
 
 ROUNDS = 100  # of looking for what is left; something may be starting just now
 PAUSE_SECONDS = 0.02
@@ -79,8 +79,8 @@ def _processes() -> Iterator[tuple[int, tuple[int, int]]]:
 
 def _groups(folder: str) -> Iterator[int]:
     """Those of the workers that were alive when the driver was."""
-    for _, _, names in os.walk(folder):
-        yield from (int(name.removeprefix(GROUP)) for name in names if name.startswith(GROUP))
+    for _, _, names in os.walk(os.path.join(folder, GROUPS)):
+        yield from (int(name) for name in names if name.isdigit())
 
 
 def _has_mark(pid: int, mark: str) -> bool:
@@ -113,8 +113,9 @@ def _wait_for_the_end_of(driver: int) -> None:
 def main(driver: int, mark: str, folder: str) -> None:
     _wait_for_the_end_of(driver)
     for _ in range(ROUNDS):
-        if not end_marked(mark, folder):
-            break
+        with contextlib.suppress(Exception):  # whatever it is: the next round may do
+            if not end_marked(mark, folder):
+                break
         time.sleep(PAUSE_SECONDS)
     shutil.rmtree(folder, ignore_errors=True)
 
