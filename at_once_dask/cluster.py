@@ -188,20 +188,14 @@ class _OwnNanny(Nanny):
     """Keeps a process of the own cluster; lives in the driver."""
 
     def __init__(self, *args: Any, groups: str, **kwargs: Any) -> None:
-        super().__init__(*args, plugins=(OwnWorker(groups),), **kwargs)
+        self._groups = tempfile.mkdtemp(dir=groups)
+        super().__init__(*args, plugins=(OwnWorker(self._groups),), **kwargs)
         self.pre_spawn_env = {}  # would stay in the driver's environment; see forkserver
-        self._groups = groups
-        self._group: int | None = None
-
-    async def instantiate(self) -> Any:
-        status = await super().instantiate()
-        self._group = self.pid
-        return status
 
     def _on_worker_exit_sync(self, exitcode: int) -> None:
-        # However the worker ended. At once: later its number may be another process's.
-        group, self._group = self._group, None
-        if group is not None:
+        # However the worker ended, and however early: its file tells its number, Dask no more. At
+        # once: later that may be another process's.
+        for group in watchdog.groups(self._groups):
             processes.end_group(group)
             processes.end_what_worker_started(group)
             with contextlib.suppress(OSError):

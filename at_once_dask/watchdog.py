@@ -50,11 +50,11 @@ def end_marked(mark: str, folder: str | None = None) -> bool:
     Returns whether there was anything.
     """
     processes = dict(_processes())
-    groups = set() if folder is None else set(_groups(folder))
+    leading = set() if folder is None else set(groups(os.path.join(folder, GROUPS)))
     found = {
         pid
         for pid, (_, group) in processes.items()
-        if group in groups or _has_mark(pid, mark) or (folder is not None and _holds(pid, folder))
+        if group in leading or _has_mark(pid, mark) or (folder is not None and _holds(pid, folder))
     }
     more = found
     while more:  # children that were given another environment, and what shares a worker's group
@@ -77,9 +77,9 @@ def _processes() -> Iterator[tuple[int, tuple[int, int]]]:
                 yield int(name), (int(parent), int(group))
 
 
-def _groups(folder: str) -> Iterator[int]:
-    """Those of the workers that were alive when the driver was."""
-    for _, _, names in os.walk(os.path.join(folder, GROUPS)):
+def groups(folder: str) -> Iterator[int]:
+    """Those of the workers whose files are in `folder`, or in a folder in it."""
+    for _, _, names in os.walk(folder):
         yield from (int(name) for name in names if name.isdigit())
 
 

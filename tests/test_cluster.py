@@ -28,13 +28,13 @@ import numpy
 import psutil
 import pytest
 from dask.system import CPU_COUNT
-from distributed import Client, get_worker
+from distributed import Client, WorkerPlugin, get_worker
 from distributed.security import Security
 from helpers import poll_for
 
 import at_once_dask
 from at_once_dask import cluster as own
-from at_once_dask import window
+from at_once_dask import watchdog, window
 from at_once_dask.options import DASHBOARD
 
 ANY_PORT = "127.0.0.1:0"
@@ -479,6 +479,53 @@ def test_processes_of_inputs_end_when_the_worker_dies(folder: Path) -> None:
             at_once_dask.run([1], None, work, progress=False)
         poll_until_gone(started(folder / "pids"))
         assert run_a_few().ok
+    finally:
+        at_once_dask.close()
+
+
+class DiesEarly(WorkerPlugin):
+    """Once, when a worker is about to be ready; with a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.once, self.pids = folder / "once", folder / "pids"
+
+    def setup(self, worker: Any) -> None:
+        if self.once.exists():
+            self.once.unlink()
+            with at_once_dask.atomic_write(self.pids) as file:
+                file.write(f"{subprocess.Popen(['sleep', '600']).pid} {os.getpid()}")
+            os._exit(7)
+
+
+def test_only_living_workers_have_files_for_the_watchdog(folder: Path) -> None:
+    """Its own is ended with each that dies, however early."""
+
+    def with_files() -> set[int]:
+        running = own._own
+        assert running is not None
+        return set(watchdog.groups(str(Path(running.scratch) / watchdog.GROUPS)))
+
+    at_once_dask.close()
+    try:
+        client = at_once_dask.start(2, dashboard_address=ANY_PORT)
+        client.register_plugin(DiesEarly(folder))
+        before = set(client.run(os.getpid).values())
+        assert with_files() == before
+        (folder / "once").touch()
+        report = at_once_dask.run(
+            range(4),
+            None,
+            lambda n: os._exit(3) if n == 1 else None,
+            on_error="return",
+            progress=False,
+        )
+        assert report.n_failed == 1
+        poll_for((folder / "pids").exists, "the replacement has not come")
+        poll_until_gone(started(folder / "pids"))
+        assert run_a_few().ok
+        after = set(client.run(os.getpid).values())
+        assert len(before & after) == 1
+        assert with_files() == after
     finally:
         at_once_dask.close()
 

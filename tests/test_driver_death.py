@@ -155,6 +155,7 @@ def test_files_of_inputs_are_not_the_watchdogs(folder: Path) -> None:
 def test_an_error_in_one_round_ends_no_more_than_that_round(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    rounds: Iterator[Exception | bool]
     rounds = iter([ValueError("odd"), True, OSError("busy"), False])
 
     def end_marked(mark: str, folder: str) -> bool:
