@@ -26,7 +26,8 @@ from helpers import poll_for
 from tqdm import tqdm
 
 import at_once_dask
-from at_once_dask import journal, output
+from at_once_dask import journal, lease, output
+from at_once_dask.crumb import Crumb
 
 ROOT = str(Path(at_once_dask.__file__).parents[1])
 
@@ -623,3 +624,73 @@ def test_from_another_host_a_flood_is_bounded(afar: Client, folder: Path) -> Non
     missing = sum(int(text.split()[0].replace(",", "")) for text in told)
     assert len(found) - len(told) + missing == 20_000
     assert len(found) < 5_000
+
+
+# ----- while other locks are held
+
+
+@contextlib.contextmanager
+def working() -> Iterator[lease.Lease]:
+    """Output is captured in this process: an input is at work, in whatever thread."""
+    book = journal.Book("r", str(Path.cwd() / "log.jsonl"), ("", 0, 0))
+    mine = lease.take("r-1", 0)
+    mine.enter(Crumb(0, 1))
+    mine.book, mine.indices = book, range(1)
+    output.begin(book)
+    with as_before():
+        yield mine
+    output.end(book)
+    lease.forget("r")
+
+
+def end_all(*functions: Callable[[], object]) -> bool:
+    """Each in a thread of its own: whether none of them waits for ever."""
+    threads = [threading.Thread(target=function, daemon=True) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+    return not any(thread.is_alive() for thread in threads)
+
+
+@pytest.mark.parametrize("with_handler", [False, True])
+def test_a_destructor_that_logs_while_its_thread_writes(
+    monkeypatch: pytest.MonkeyPatch, with_handler: bool
+) -> None:
+    """And another thread writes just then what it logs: neither waits for the other."""
+    inside, held, append = threading.Event(), threading.Event(), journal.append_line
+
+    class Slow:
+        def __str__(self) -> str:
+            held.set()
+            return "slow"
+
+    def destructor_runs(path: str, text: str) -> None:
+        monkeypatch.setattr(journal, "append_line", append)
+        inside.set()
+        assert held.wait(5)
+        print("destroyed", file=sys.stderr)
+        logging.getLogger("destructor").warning("unclosed")
+        append(path, text)
+
+    def logs() -> None:
+        assert inside.wait(5)
+        logging.getLogger("mine").warning("%s", Slow())
+
+    monkeypatch.setattr(journal, "append_line", destructor_runs)
+    with working():
+        if with_handler:
+            logging.getLogger().addHandler(logging.StreamHandler())
+        assert end_all(lambda: print("printed"), logs)
+    assert sorted(text for _, _, text in records()) == ["mine: slow", "printed"]
+
+
+def test_a_handler_writes_while_logging_is_configured(folder: Path) -> None:
+    """Who configures holds the lock of `logging`, and may wait for that of the handler."""
+    with working():
+        root = logging.getLogger()
+        root.addHandler(logging.StreamHandler())
+        assert root.isEnabledFor(logging.WARNING)  # asked for the first time, it takes the lock
+        with logging._lock:  # type: ignore[attr-defined]
+            assert end_all(lambda: root.warning("hello"))
+    assert records() == [("WARNING", "None", "root: hello")]
