@@ -382,9 +382,19 @@ class _Records(logging.Handler):
 
 _records = _Records()
 _records.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-# Above the root logger, not in it: where that has a handler, basicConfig() does nothing.
+
+
+class _Unseen(list[logging.Handler]):
+    """`logging` walks through it, and finds that there is none when it asks for its truth."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
+# Above the root logger, not in it: where that has a handler, basicConfig() does nothing. And those
+# who ask hasHandlers() first, so as to call it, are to be told no.
 _above_root = logging.Logger("at_once_dask.output")
-_above_root.addHandler(_records)
+_above_root.handlers = _Unseen([_records])
 
 
 def _as_before(record: logging.LogRecord) -> None:

@@ -471,6 +471,18 @@ def test_a_functions_own_configuration(cluster: Client, folder: Path) -> None:
     assert (folder / "own.log").read_text() == "also there\n"
 
 
+def test_who_asks_for_handlers_first_configures_too(cluster: Client) -> None:
+    def work() -> None:
+        with as_before():
+            mine = logging.getLogger("mine")
+            if not mine.hasHandlers():
+                logging.basicConfig(level=logging.INFO)
+            mine.info("once")
+            assert mine.hasHandlers()
+
+    assert said_by(work) == [("INFO", "mine: once")]
+
+
 def test_the_drivers_level_is_the_workers(cluster: Client) -> None:
     def work() -> None:
         logging.getLogger("mine").info("for the curious")
