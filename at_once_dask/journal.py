@@ -113,8 +113,10 @@ def log(msg: object) -> None:
     mine = lease.here()
     others = lease.running()
     if mine is not None and mine.book is not None:
-        inp = safe_repr(mine.inp)
-        mine.book.write(entry("INFO", mine.book.run, mine.index, inp, mine.worker, msg))
+        offset, inp = mine.named
+        shown = None if offset is None else safe_repr(inp)
+        index = mine.index(offset)
+        mine.book.write(entry("INFO", mine.book.run, index, shown, mine.worker, msg))
     elif others and others[0].book is not None:  # a thread of one of several inputs
         book, worker = others[0].book, others[0].worker
         book.write(entry("INFO", book.run, None, None, worker, msg))

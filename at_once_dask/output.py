@@ -115,10 +115,13 @@ class _Page:
         self.book = book
         self.worker = worker
         self.lease = mine
-        self.position = -1 if mine is None else mine.current
-        self.index = None if mine is None else mine.index
-        self.inp = None if mine is None else mine.inp
-        self.shown = None if mine is None else safe_repr(mine.inp)  # once: it may take its time
+        self.offset: int | None = None
+        self.inp: Any = None
+        if mine is not None:
+            self.offset, self.inp = mine.named
+        self.index = None if mine is None else mine.index(self.offset)
+        # Once: it may take its time.
+        self.shown = None if self.offset is None else safe_repr(self.inp)
         self._open: dict[str, str] = {}  # by level; who takes it out writes it
         self._decoders: dict[str, codecs.IncrementalDecoder] = {}
 
@@ -126,7 +129,7 @@ class _Page:
         """Whether it is still the same input that writes."""
         if self not in _pages or self.lease is not mine or self.book is not book:
             return False
-        return mine is None or (mine.inp is self.inp and mine.current == self.position)
+        return mine is None or mine.named[0] == self.offset
 
     def is_over(self) -> bool:
         """Whether nobody may come back to its open lines."""
@@ -134,8 +137,8 @@ class _Page:
             return True
         mine = self.lease
         if mine is None:  # it was closed, or it is of no input
-            return self.position >= 0
-        return mine.current != self.position
+            return self.offset is not None
+        return mine.named[0] != self.offset
 
     def write(self, level: str, text: str) -> None:
         """Put whole lines into the log, and keep the rest."""

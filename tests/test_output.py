@@ -183,6 +183,83 @@ def test_a_repr_that_prints_does_not_matter(cluster: Client) -> None:
     assert records(report.run) == [("STDOUT", "loud", "working")]
 
 
+class Loud:
+    """Prints and logs when it is pickled, and when it is unpickled."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __repr__(self) -> str:
+        return f"loud {self.n}"
+
+    def __getstate__(self) -> int:
+        print("pickled", self.n)
+        at_once_dask.log("pickled")
+        return self.n
+
+    def __setstate__(self, n: int) -> None:
+        print("unpickled", n)
+        at_once_dask.log("unpickled")
+        if n == 3 and Path("once").exists():
+            Path("once").unlink()
+            os._exit(3)
+        self.n = n
+
+
+def of_input(record: dict[str, Any]) -> bool:
+    """Whether it names an input; `index` and `input` never disagree."""
+    if record["index"] is None:
+        assert record["input"] is None
+        return False
+    assert record["input"] == f"loud {record['index']}"
+    return True
+
+
+def records_of(report: at_once_dask.Report) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in Path(report.logfile).read_text().splitlines()]
+    return [record for record in found if record["worker"] != "driver"]
+
+
+@pytest.mark.parametrize("singly", [False, True])
+def test_what_pickling_says_is_of_no_input(cluster: Client, singly: bool) -> None:
+    """Together; and one by one, after a worker has died of them."""
+
+    def work(loud: Loud) -> dict[str, Loud]:
+        print("at work", loud.n)
+        return {"key": loud}
+
+    if singly:
+        Path("once").touch()
+    inputs = [Loud(n) for n in range(8)]
+    result = at_once_dask.run(inputs, None, work, reduce_fn=len, progress=False)
+    assert result == {"key": 8}
+    found = [record for record in records_of(result.report) if record["input"] != "'key'"]
+    pickling = [record for record in found if "pickled" in record["msg"]]
+    assert not any(map(of_input, pickling))
+    at_work = {record["msg"] for record in found if of_input(record)}
+    assert at_work == {f"at work {n}" for n in range(8)}
+
+
+def test_a_forked_child_stays_with_its_input(cluster: Client, folder: Path) -> None:
+    """The worker goes on meanwhile, and what it notes is in memory that the child shares."""
+
+    def work(loud: Loud) -> None:
+        if loud.n == 0 and os.fork() == 0:
+            poll_for((folder / "last").exists, "the worker does not go on")
+            print("from the child")
+            at_once_dask.log("from the child")
+            os._exit(0)
+        if loud.n == 5:
+            (folder / "last").touch()
+            text = "from the child"
+            poll_for(lambda: (folder / "log.jsonl").read_text().count(text) == 2, "nothing")
+
+    report = at_once_dask.run(map(Loud, range(6)), None, work, progress=False)
+    said = [record for record in records_of(report) if record["msg"] == "from the child"]
+    assert [record["index"] for record in said] == [0, 0]
+    assert all(map(of_input, said))
+
+
 # ----- lines
 
 
@@ -705,4 +782,4 @@ def test_a_handler_writes_while_logging_is_configured(folder: Path) -> None:
         assert root.isEnabledFor(logging.WARNING)  # asked for the first time, it takes the lock
         with logging._lock:  # type: ignore[attr-defined]
             assert end_all(lambda: root.warning("hello"))
-    assert records() == [("WARNING", "None", "root: hello")]
+    assert records() == [("WARNING", None, "root: hello")]
