@@ -115,6 +115,7 @@ class _Page:
         self.book = book
         self.worker = worker
         self.lease = mine
+        self.thread = threading.current_thread()
         self.offset: int | None = None
         self.inp: Any = None
         if mine is not None:
@@ -133,7 +134,7 @@ class _Page:
 
     def is_over(self) -> bool:
         """Whether nobody may come back to its open lines."""
-        if self.book.run not in _runs:
+        if self.book.run not in _runs or not self.thread.is_alive():
             return True
         mine = self.lease
         if mine is None:  # it was closed, or it is of no input

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import io
 import json
 import logging
@@ -713,6 +714,20 @@ def test_from_another_host_a_flood_is_bounded(afar: Client, folder: Path) -> Non
     missing = sum(int(text.split()[0].replace(",", "")) for text in told)
     assert len(found) - len(told) + missing == 20_000
     assert len(found) < 5_000
+
+
+# ----- while nobody knows of which input
+
+
+def test_threads_that_are_gone_leave_nothing_open(folder: Path) -> None:
+    """Of one of several inputs, nobody knows which: when the run ends is too late."""
+    with working():
+        lease.take("r-2", 1).enter(Crumb(1, 1))
+        for n in range(3):
+            assert end_all(functools.partial(print, n, end=""))
+        output.tidy("r")
+        assert sorted(records()) == [("STDOUT", None, str(n)) for n in range(3)]
+        assert not output._pages
 
 
 # ----- while other locks are held
