@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import copy
 import multiprocessing
+import multiprocessing.popen_forkserver
 import multiprocessing.spawn
 import os
 import random
@@ -34,7 +35,7 @@ from helpers import poll_for
 
 import at_once_dask
 from at_once_dask import cluster as own
-from at_once_dask import watchdog, window
+from at_once_dask import processes, watchdog, window
 from at_once_dask.options import DASHBOARD
 
 ANY_PORT = "127.0.0.1:0"
@@ -567,6 +568,38 @@ def test_an_exit_code_is_told_to_all_who_ask(cluster: Client) -> None:
             process.kill()
             assert {code.result() for code in waiting} == {-signal.SIGKILL}
         process.join()
+
+
+def test_exit_codes_are_right_until_the_last_who_wants_it_so() -> None:
+    """A guard of a borrowed cluster may come before the own cluster, and leave before it."""
+    at_once_dask.close()
+    popen = multiprocessing.popen_forkserver.Popen
+    assert popen.poll is processes._read_exit_code
+    with contextlib.ExitStack() as second:
+        with processes.exit_codes_read_once():
+            second.enter_context(processes.exit_codes_read_once())
+        assert popen.poll is processes._poll
+    assert popen.poll is processes._read_exit_code
+
+
+def test_a_fork_server_that_cannot_import_us_collects_garbage_all_the_same() -> None:
+    """It forks for others, too."""
+    lines = (
+        "import gc, sys",
+        "sys.modules['at_once_dask.worker'] = None",
+        "try:",
+        "    import at_once_dask.preload",
+        "except ImportError:",
+        "    print(gc.isenabled())",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        env={**os.environ, "PYTHONPATH": str(HERE.parent)},
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    assert done.stdout == "True\n"
 
 
 def test_what_was_sent_is_not_kept(cluster: Client) -> None:
