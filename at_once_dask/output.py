@@ -362,6 +362,9 @@ class _Buffer(io.BufferedIOBase):
     def closed(self) -> bool:
         return self._stream.closed
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream.original.buffer, name)
+
 
 class _Records(logging.Handler):
     """Takes the `logging` records of inputs, those that reach the root logger."""

@@ -404,6 +404,7 @@ def test_bytes(cluster: Client) -> None:
         assert sys.stdout.buffer.write(data[:1]) == 1
         sys.stdout.buffer.write(memoryview(data)[1:])
         sys.stdout.buffer.write(b"\xff\n")
+        assert sys.stdout.buffer.mode == "wb"
         sys.stdout.buffer.flush()
         with io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8", write_through=True) as wrapped:
             print("wrapped", file=wrapped)
