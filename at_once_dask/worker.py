@@ -115,6 +115,7 @@ class RunPlugin(WorkerPlugin):
         if self.surroundings is not None:
             self.surroundings.adopt()
         journal.tell_by(worker.log_event)
+        self.book = self.book.here()
         self._trail = Trail(os.path.dirname(worker.local_directory), self.run, worker.address)
         _JOBS[self.run] = _Sealed(self.job, self.book, self._trail, self.shelves)
         self.job = b""
