@@ -428,7 +428,11 @@ _EMIT = logging.StreamHandler.emit.__code__
 
 
 def _is_noted(caller: FrameType) -> bool:
-    """Whether it is a handler that writes, of a record that comes to `_records`, too."""
+    """Whether it is a handler that writes, of a record that comes to `_records`, too.
+
+    Only where it writes as `StreamHandler` does. What a handler's own ``emit`` writes may say more
+    than the record, and is logged beside it.
+    """
     if caller.f_code is not _EMIT:
         return False
     logger = _logger(caller.f_locals["record"])
