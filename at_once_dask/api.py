@@ -325,6 +325,11 @@ def start(
     InputError
         For an argument that cannot be used, or when a cluster with other settings is running.
 
+    Notes
+    -----
+    Client and scheduler are both in this process: ``publish_dataset`` publishes the very object
+    that it is given, and not a copy of it.
+
     Examples
     --------
     >>> import at_once_dask

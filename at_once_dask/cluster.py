@@ -96,6 +96,7 @@ class _Own:
         dashboard_address = _free_address(self.settings.dashboard_address)
         scratch = self._undo.enter_context(tempfile.TemporaryDirectory(prefix="at_once_dask-"))
         self.scratch = scratch
+        groups = processes.groups_folder(scratch)
         dog = watchdog.watch("=".join(processes.mark()), scratch)
         self._undo.callback(_dismiss, dog)
         self._undo.enter_context(processes.exit_codes_read_once())
@@ -119,7 +120,7 @@ class _Own:
                 dashboard_address=dashboard_address,
                 worker_dashboard_address=None,
                 worker_class=_OwnNanny,
-                plugins=(OwnWorker(),),
+                groups=groups,
                 local_directory=scratch,
                 scheduler_kwargs={
                     # Dask puts it on `sys.path`: it must not lie where others may write.
@@ -186,24 +187,19 @@ class _Own:
 class _OwnNanny(Nanny):
     """Keeps a process of the own cluster; lives in the driver."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, groups: str, **kwargs: Any) -> None:
+        self._groups = tempfile.mkdtemp(dir=groups)
+        super().__init__(*args, plugins=(OwnWorker(self._groups),), **kwargs)
         self.pre_spawn_env = {}  # would stay in the driver's environment; see forkserver
-        self._group: int | None = None
-
-    async def instantiate(self) -> Any:
-        status = await super().instantiate()
-        self._group = self.pid
-        return status
 
     def _on_worker_exit_sync(self, exitcode: int) -> None:
-        # However the worker ended. At once: later its number may be another process's.
-        group, self._group = self._group, None
-        if group is not None:
+        # However the worker ended, and however early: its file tells its number, Dask no more. At
+        # once: later that may be another process's.
+        for group in watchdog.groups(self._groups):
             processes.end_group(group)
             processes.end_what_worker_started(group)
             with contextlib.suppress(OSError):
-                os.unlink(processes.group_file(self.local_directory, group))
+                os.unlink(processes.group_file(self._groups, group))
         super()._on_worker_exit_sync(exitcode)  # type: ignore[no-untyped-call]
 
 

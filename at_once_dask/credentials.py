@@ -1,4 +1,8 @@
-"""The own cluster's TLS credentials: made for this session, kept in memory only."""
+"""The own cluster's TLS credentials: made for this session, kept in memory.
+
+`ssl` reads them from files only: Dask writes them, for that moment, into a temporary folder that
+nobody else may enter.
+"""
 
 from __future__ import annotations
 

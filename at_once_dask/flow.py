@@ -220,6 +220,7 @@ def work(
         return Outcome(partition.start, worker, unreadable=True)
     finally:
         crumb.head[STOP] = max(crumb.head[STOP], partition.start)
+        mine.subject = None
         output.settle(mine)
         lease.enter(None)
         lease.end(partition.id)
@@ -297,6 +298,7 @@ class _Slice:
                     break
             else:
                 states[item.offset] = item.state
+        self.mine.subject = None
         made = None
         if gathered is not None:
             self.crumb.head[CLOSING] = 1
@@ -352,7 +354,9 @@ class _Slice:
         if self.partition.singly:
             for position, pack in enumerate(packs, self.partition.start):
                 self.mine.turn_to(position, SEND)
+                subject, self.mine.subject = self.mine.subject, None
                 self.inputs.append(_read_alone(pack))
+                self.mine.subject = subject
                 yield self.inputs[-1]
             return
         try:
@@ -371,9 +375,10 @@ class _Slice:
         if mine.indices is None:
             mine.indices = range(partition.start, partition.start + partition.n)
         drawn = self._drawn() if partition.singly else iter(list(self._drawn()))
-        item = Item(mine)
-        for item.offset in mine.claims(partition.n):
-            mine.inp = item.inp = inp = next(drawn)
+        item = mine.subject = Item(mine)
+        for offset in mine.claims(partition.n):
+            item.inp = inp = next(drawn)
+            item.offset = offset  # at once with the input, for `named`
             item.state = PENDING
             item.value = None
             if type(inp) is _Unread:

@@ -227,14 +227,17 @@ def refuse_lazy(result: Any) -> None:
         )
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=16)  # few: it keeps the types, and with them their modules
 def _is_never_lazy(kind: type) -> bool:
     """Whether no object of this type can be awaited, drawn from or computed: asked once a type."""
     return not (issubclass(kind, (Awaitable, GeneratorType)) or hasattr(kind, "__dask_graph__"))
 
 
 def refuse_awaitable(result: Any, who: str) -> None:
-    if _is_never_lazy(type(result)):  # type: ignore[arg-type]
+    try:
+        if _is_never_lazy(type(result)):  # type: ignore[arg-type]
+            return
+    except TypeError:  # its type cannot be hashed: neither this nor `isinstance` can tell
         return
     if hasattr(type(result), "__dask_graph__"):  # some of them can be awaited too
         raise Answer(

@@ -13,7 +13,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -33,6 +33,7 @@ COLUMNS = ("time", "level", "run", "index", "input", "worker", "pid", "msg")
 _LINE_BYTES = 2**20  # a longer one is passed over by those who look for single records
 
 _run: str | None = None  # the run that the driver is in
+_torn: set[str] = set()  # logs in which this process has left a line without an end
 _tell: Callable[[str, Any], None] | None = None  # how a worker sends the driver a message
 
 
@@ -49,17 +50,19 @@ class Book:
         What tells the file from all others: the host's boot id, device and inode.
     captures : bool
         Whether what the functions print goes to it.
+    is_near : bool
+        Whether `path` is the driver's file here.
     """
 
     run: str
     path: str
     file: tuple[str, int, int]
     captures: bool = True
+    is_near: bool = True
 
-    @property
-    def is_near(self) -> bool:
-        """Whether `path` is the driver's file here."""
-        return _tell is None or _identity(self.path) == self.file
+    def here(self) -> Book:
+        """As it is for this worker. Asked once: later the file may be rotated or removed."""
+        return replace(self, is_near=_identity(self.path) == self.file)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append the record, or send it to the driver where the file is not near."""
@@ -113,8 +116,10 @@ def log(msg: object) -> None:
     mine = lease.here()
     others = lease.running()
     if mine is not None and mine.book is not None:
-        inp = safe_repr(mine.inp)
-        mine.book.write(entry("INFO", mine.book.run, mine.index, inp, mine.worker, msg))
+        offset, inp = mine.named
+        shown = None if offset is None else safe_repr(inp)
+        index = mine.index(offset)
+        mine.book.write(entry("INFO", mine.book.run, index, shown, mine.worker, msg))
     elif others and others[0].book is not None:  # a thread of one of several inputs
         book, worker = others[0].book, others[0].worker
         book.write(entry("INFO", book.run, None, None, worker, msg))
@@ -226,12 +231,20 @@ def append(path: str, record: dict[str, Any]) -> None:
 
 
 def append_line(path: str, text: str) -> None:
-    """In one write: lines of several processes never mix."""
+    """In one write: lines of several processes never mix.
+
+    Where only a part finds room on the disk, that is an OSError too; the next one ends the line.
+    """
+    data = (("\n" if path in _torn else "") + text).encode("ascii")
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        os.write(descriptor, text.encode("ascii"))
+        written = os.write(descriptor, data)
     finally:
         os.close(descriptor)
+    if written < len(data):
+        _torn.add(path)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+    _torn.discard(path)
 
 
 def read_log(path: str | os.PathLike[str] | None = None, run: str | None = None) -> pd.DataFrame:

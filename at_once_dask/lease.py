@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from at_once_dask.crumb import CURRENT, STOP, Crumb
 from at_once_dask.failure import safe_repr
@@ -20,6 +20,17 @@ if TYPE_CHECKING:
     from at_once_dask.journal import Book
 
 NO_LIMIT = sys.maxsize
+
+
+class Subject(Protocol):
+    """What is being worked on: an input, or a key."""
+
+    @property
+    def offset(self) -> int:
+        """How far it is from the first of its partition."""
+
+    @property
+    def inp(self) -> Any: ...
 
 
 class Lease:
@@ -39,8 +50,9 @@ class Lease:
         No further input is started past it (``time.monotonic``), except the first.
     entered : bool
         A thread has taken it up; its first input counts as begun, even while it is unpickled.
-    inp
-        The current input (or key).
+    subject : Subject or None
+        The current input (or key), from when it is drawn; None when it is about none, or all.
+        In a forked child it stays what it was, while the head goes on with that of the worker.
     indices : sequence of int or None
         Positions in the list as given; None for keys, which have none.
     book : journal.Book or None
@@ -50,8 +62,8 @@ class Lease:
     """
 
     __slots__ = (
-        "book", "deadline", "entered", "head", "id", "indices", "inp", "limit", "marks", "start",
-        "states", "worker",
+        "book", "deadline", "entered", "head", "id", "indices", "limit", "marks", "start", "states",
+        "subject", "worker",
     )  # fmt: skip
 
     def __init__(self, id: str, start: int) -> None:
@@ -60,7 +72,7 @@ class Lease:
         self.limit = NO_LIMIT
         self.deadline = float("inf")
         self.entered = False
-        self.inp: Any = None
+        self.subject: Subject | None = None
         self.indices: Sequence[int] | None = None
         self.book: Book | None = None
         self.worker = ""
@@ -76,9 +88,17 @@ class Lease:
         return self.head[CURRENT] if self.entered else self.start - 1
 
     @property
-    def index(self) -> int | None:
-        """The current input's position in the list as given."""
-        return None if self.indices is None else self.indices[self.head[CURRENT] - self.start]
+    def named(self) -> tuple[int | None, Any]:
+        """The offset of the current input, and that input; None when there is none.
+
+        Of one moment: between the two Python lets no other thread run.
+        """
+        subject = self.subject
+        return (None, None) if subject is None else (subject.offset, subject.inp)
+
+    def index(self, offset: int | None) -> int | None:
+        """Position in the list as given."""
+        return None if self.indices is None or offset is None else self.indices[offset]
 
     @property
     def stage(self) -> str:
@@ -230,11 +250,13 @@ def forget(run: str) -> None:
 
 def longest_running(run: str) -> tuple[float, str, str] | None:
     """Of the inputs of `run` in this process the one that runs longest: seconds, stage, input."""
-    begun = [(lease.seconds, lease) for lease in running() if lease.id.startswith(run)]
-    if not begun:
+    mine = [lease for lease in running() if lease.id.startswith(run)]
+    begun = [(lease.seconds, lease.stage, *lease.named) for lease in mine]
+    named = [found for found in begun if found[2] is not None]
+    if not named:
         return None
-    seconds, lease = max(begun, key=lambda pair: pair[0])
-    return seconds, lease.stage, safe_repr(lease.inp)
+    seconds, stage, _, inp = max(named, key=lambda found: found[0])
+    return seconds, stage, safe_repr(inp)
 
 
 def failing(run: str) -> dict[str, int]:

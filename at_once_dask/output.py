@@ -7,6 +7,10 @@ tasks) goes where it went before. Nothing is done for an input that prints nothi
 input has begun, which ends a line without an end, is noticed when its thread writes again, when
 the partition ends, or when the worker looks after it (`tidy`).
 
+There is no lock: while a thread holds one, the garbage collector may run somebody's destructor in
+it, which logs, and waits for a lock of `logging` that another thread holds while it writes here.
+What two threads may want is in dicts, sets and deques, from which one of them takes it in one step.
+
 Only what Python writes is seen: C code and subprocesses have the file descriptors.
 """
 
@@ -20,15 +24,18 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from at_once_dask import journal, lease
 from at_once_dask.failure import cut, safe_repr
 from at_once_dask.journal import Book
 from at_once_dask.lease import Lease
+
+T = TypeVar("T")
 
 LINE_LIMIT = 10_000  # characters of a line, or of a logging record; the rest is cut
 TOGETHER = 100  # lines of one text are appended in one write, at most
@@ -38,7 +45,6 @@ BYTES_A_SECOND = 2**15  # and in the long run: its scheduler keeps a thousand me
 _STREAMS = {"stdout": "STDOUT", "stderr": "STDERR"}  # and the levels of their records
 
 _here = threading.local()  # of each thread: page, run, busy
-_lock = threading.RLock()  # what a line is about must not change while it is written
 _pages: set[_Page] = set()  # those in use
 _runs: set[str] = set()  # those of this worker whose output is captured
 _posts: dict[str, _Post] = {}  # by run, where the driver is on another host
@@ -92,14 +98,14 @@ def settle(mine: Lease) -> None:
 
 def tidy(run: str) -> None:
     """From time to time: lines of inputs that are over, and those for a driver on another host."""
-    _close([page for page in list(_pages) if page.book.run == run and page.is_over()])
+    _close([page for page in list(_pages) if page.is_over()])
     _send(run)
 
 
 def _send(run: str) -> None:
-    if run in _posts:
-        with _lock:
-            _posts[run].send()
+    post = _posts.get(run)
+    if post is not None:
+        post.send()
 
 
 class _Page:
@@ -109,33 +115,49 @@ class _Page:
         self.book = book
         self.worker = worker
         self.lease = mine
-        self.position = -1 if mine is None else mine.current
-        self.index = None if mine is None else mine.index
-        self.inp = None if mine is None else mine.inp
-        self.shown = None if mine is None else safe_repr(mine.inp)  # once: it may take its time
-        self._open = dict.fromkeys(_STREAMS.values(), "")
+        self.thread = threading.current_thread()
+        self.offset: int | None = None
+        self.inp: Any = None
+        if mine is not None:
+            self.offset, self.inp = mine.named
+        self.index = None if mine is None else mine.index(self.offset)
+        # Once: it may take its time.
+        self.shown = None if self.offset is None else safe_repr(self.inp)
+        self._open: dict[str, str] = {}  # by level; who takes it out writes it
         self._decoders: dict[str, codecs.IncrementalDecoder] = {}
 
     def is_of(self, book: Book, mine: Lease | None) -> bool:
         """Whether it is still the same input that writes."""
         if self not in _pages or self.lease is not mine or self.book is not book:
             return False
-        return mine is None or (mine.inp is self.inp and mine.current == self.position)
+        return mine is None or mine.named[0] == self.offset
 
     def is_over(self) -> bool:
+        """Whether nobody may come back to its open lines."""
+        if self.book.run not in _runs or not self.thread.is_alive():
+            return True
         mine = self.lease
-        return mine is not None and mine.current != self.position
+        if mine is None:  # it was closed, or it is of no input
+            return self.offset is not None
+        return mine.named[0] != self.offset
 
     def write(self, level: str, text: str) -> None:
         """Put whole lines into the log, and keep the rest."""
-        rest = self._open[level]
-        if len(rest) > LINE_LIMIT and "\n" not in text and "\r" not in text:
-            return
-        lines = io.StringIO(rest + text, newline="\n")  # a huge text is not to be split in memory
+        rest = self._open.pop(level, "")
+        if len(rest) <= LINE_LIMIT or "\n" in text or "\r" in text:
+            rest = self._note_lines(level, rest + text)
+        self._open[level] = rest
+
+    def _note_lines(self, level: str, text: str) -> str:
+        """Those that have an end; what is behind them comes back."""
+        lines = io.StringIO(text, newline="\n")  # a huge text is not to be split in memory
+        rest = ""
         while few := list(islice(lines, TOGETHER)):
-            self._open[level] = "" if few[-1].endswith("\n") else _shortened(few.pop())
+            if not few[-1].endswith("\n"):
+                rest = _shortened(few.pop())
             if few:
                 self.note(level, [_last_state(line[:-1]) for line in few])
+        return rest
 
     def write_bytes(self, level: str, data: bytes) -> None:
         if level not in self._decoders:
@@ -144,8 +166,8 @@ class _Page:
 
     def end_lines(self) -> None:
         """What has no end yet has it now."""
-        for level, rest in self._open.items():
-            self._open[level] = ""
+        for level in _STREAMS.values():
+            rest = self._open.pop(level, "")
             if _last_state(rest).strip():  # blanks are what wipes a progress bar away
                 self.note(level, [_last_state(rest)])
 
@@ -182,15 +204,15 @@ class _Post:
 
     def __init__(self, page: _Page) -> None:
         self._book, self._worker = page.book, page.worker
-        self._lines: list[str] = []
+        self._lines: deque[str] = deque()
         self._room: float = BURST_BYTES
-        self._missing = 0
+        self._missing: deque[None] = deque()  # one for each line
         self._sent = time.monotonic()
 
     def add(self, lines: str) -> None:
         for line in lines.splitlines(keepends=True):
             if len(line) > self._room:
-                self._missing += 1
+                self._missing.append(None)
             else:
                 self._room -= len(line)
                 self._lines.append(line)
@@ -199,19 +221,27 @@ class _Post:
         now = time.monotonic()
         self._room = min(BURST_BYTES, self._room + (now - self._sent) * BYTES_A_SECOND)
         self._sent = now
-        if self._missing:
-            self._lines.append(journal.line(self._omission()))
-            self._missing = 0
-        if self._lines:
-            lines, self._lines = "".join(self._lines), []
-            self._book.send(lines)
+        lines = _taken(self._lines)
+        missing = len(_taken(self._missing))
+        if missing:
+            lines.append(journal.line(self._omission(missing)))
+        if lines:
+            self._book.send("".join(lines))
 
-    def _omission(self) -> dict[str, Any]:
+    def _omission(self, missing: int) -> dict[str, Any]:
         text = (
-            f"{self._missing:,} lines of output are missing here: from another host than the"
+            f"{missing:,} lines of output are missing here: from another host than the"
             f" driver's at most {BYTES_A_SECOND // 1024} KiB a second go to the log"
         )
         return journal.entry("WARNING", self._book.run, None, None, self._worker, text)
+
+
+def _taken(things: deque[T]) -> list[T]:
+    """All that is there; each goes to one of those who take at the same time."""
+    taken: list[T] = []
+    with contextlib.suppress(IndexError):
+        taken.extend(things.popleft() for _ in range(len(things)))
+    return taken
 
 
 class Stream(io.TextIOBase):
@@ -332,9 +362,17 @@ class _Buffer(io.BufferedIOBase):
     def closed(self) -> bool:
         return self._stream.closed
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream.original.buffer, name)
+
 
 class _Records(logging.Handler):
     """Takes the `logging` records of inputs, those that reach the root logger."""
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Without the lock that handlers have for what they write to."""
+        self.emit(record)
+        return True
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -351,14 +389,24 @@ class _Records(logging.Handler):
 
 _records = _Records()
 _records.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-# Above the root logger, not in it: where that has a handler, basicConfig() does nothing.
+
+
+class _Unseen(list[logging.Handler]):
+    """`logging` walks through it, and finds that there is none when it asks for its truth."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
+# Above the root logger, not in it: where that has a handler, basicConfig() does nothing. And those
+# who ask hasHandlers() first, so as to call it, are to be told no.
 _above_root = logging.Logger("at_once_dask.output")
-_above_root.addHandler(_records)
+_above_root.handlers = _Unseen([_records])
 
 
 def _as_before(record: logging.LogRecord) -> None:
     """A record of somebody else for which there is no handler but this, which ends up on stderr."""
-    logger: logging.Logger | None = logging.getLogger(record.name)
+    logger = _logger(record)
     while logger is not None and logger is not _above_root:
         if logger.handlers:
             return
@@ -368,14 +416,26 @@ def _as_before(record: logging.LogRecord) -> None:
         last.handle(record)
 
 
+def _logger(record: logging.LogRecord) -> logging.Logger | None:
+    """The record's, looked up without the lock of `logging.getLogger`."""
+    if record.name == logging.root.name:
+        return logging.root
+    found = logging.root.manager.loggerDict.get(record.name)
+    return found if isinstance(found, logging.Logger) else None
+
+
 _EMIT = logging.StreamHandler.emit.__code__
 
 
 def _is_noted(caller: FrameType) -> bool:
-    """Whether it is a handler that writes, of a record that comes to `_records`, too."""
+    """Whether it is a handler that writes, of a record that comes to `_records`, too.
+
+    Only where it writes as `StreamHandler` does. What a handler's own ``emit`` writes may say more
+    than the record, and is logged beside it.
+    """
     if caller.f_code is not _EMIT:
         return False
-    logger: logging.Logger | None = logging.getLogger(caller.f_locals["record"].name)
+    logger = _logger(caller.f_locals["record"])
     while logger is not None and logger.propagate:
         logger = logger.parent
         if logger is _above_root:
@@ -385,7 +445,7 @@ def _is_noted(caller: FrameType) -> bool:
 
 @contextlib.contextmanager
 def _writing() -> Iterator[_Page | None]:
-    """The page of this thread, which is its alone meanwhile; None where it is no input's.
+    """The page of this thread; None where it is no input's.
 
     What writing itself makes somebody print (a `repr`, a destructor) goes the old way.
     """
@@ -395,10 +455,11 @@ def _writing() -> Iterator[_Page | None]:
         return
     _here.busy = True
     try:
-        page = _page(*whose)  # not with the lock: a `repr` may wait for another thread
-        with _lock:
-            _pages.add(page)  # it may just have been closed
+        page = _page(*whose)
+        try:
             yield page
+        finally:
+            _pages.add(page)  # it may have been closed meanwhile
     finally:
         _here.busy = False
 
@@ -415,10 +476,9 @@ def _page(book: Book, worker: str, mine: Lease | None) -> _Page:
 
 def _close(pages: list[_Page]) -> None:
     for page in pages:
-        with _lock:
-            page.end_lines()
-            _pages.discard(page)
-            page.inp = page.lease = None  # its thread may live on, and keep it
+        _pages.discard(page)  # first: who writes in it meanwhile puts it back
+        page.end_lines()
+        page.inp = page.lease = None  # its thread may live on, and keep it
 
 
 def _is_captured() -> bool:
@@ -507,9 +567,8 @@ def _clean(text: str) -> str:
 
 
 def _after_fork() -> None:
-    """The child of an input writes its own lines; its parent may just have held the lock."""
-    global _lock, _is_child
-    _lock = threading.RLock()
+    """The child of an input writes its own lines."""
+    global _is_child
     _is_child = True
     _pages.clear()
     _posts.clear()

@@ -61,9 +61,16 @@ def end_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
+def groups_folder(scratch: str) -> str:
+    """Made in the cluster's folder, for the files of its workers' groups."""
+    folder = os.path.join(scratch, watchdog.GROUPS)
+    os.mkdir(folder)
+    return folder
+
+
 def group_file(folder: str, pid: int) -> str:
-    """Worker `pid` holds it open, in the cluster's folder; it is there while that is alive."""
-    return os.path.join(folder, f"{watchdog.GROUP}{pid}")
+    """Worker `pid` holds it open; it is there while that is alive."""
+    return os.path.join(folder, str(pid))
 
 
 def end_tree(pid: int) -> None:
@@ -76,32 +83,38 @@ def end_tree(pid: int) -> None:
 
 
 _read_exit_code = multiprocessing.popen_forkserver.Popen.poll
+_reading = threading.Lock()  # whoever comes second finds the code
+_readers = 0  # those who want it so: the own cluster, and guards of borrowed ones
+_counting = threading.Lock()
+
+
+def _poll(self: multiprocessing.popen_forkserver.Popen, flag: int = os.WNOHANG) -> int | None:
+    if self.returncode is None:
+        timeout = 0 if flag == os.WNOHANG else None
+        if not multiprocessing.connection.wait([self.sentinel], timeout):
+            return None
+    with _reading:
+        return _read_exit_code(self, os.WNOHANG)
 
 
 @contextlib.contextmanager
 def exit_codes_read_once() -> Iterator[None]:
-    """Exit codes of forked workers are right while this lasts, for all that start meanwhile.
+    """Exit codes of forked workers are right while this lasts, for whoever asks.
 
     The fork server sends each code once, and `multiprocessing` has no lock around reading it. When
     one thread waits for a worker's end while another one starts a process, which looks after all
     others, both may read; the second one finds nothing there, and puts 255 in the code's place.
     """
-    popen = multiprocessing.popen_forkserver.Popen
-    if popen.poll is not _read_exit_code:  # somebody sees to it already, and for longer
-        yield
-        return
-    read, lock = _read_exit_code, threading.Lock()
-
-    def poll(self: multiprocessing.popen_forkserver.Popen, flag: int = os.WNOHANG) -> int | None:
-        if self.returncode is None:
-            timeout = 0 if flag == os.WNOHANG else None
-            if not multiprocessing.connection.wait([self.sentinel], timeout):
-                return None
-        with lock:  # whoever comes second finds the code
-            return read(self, os.WNOHANG)
-
-    popen.poll = poll  # type: ignore[method-assign, assignment]
+    _count(1)
     try:
         yield
     finally:
-        popen.poll = read  # type: ignore[method-assign]
+        _count(-1)
+
+
+def _count(more: int) -> None:
+    global _readers
+    with _counting:
+        _readers += more
+        poll = _poll if _readers else _read_exit_code
+        multiprocessing.popen_forkserver.Popen.poll = poll  # type: ignore[method-assign, assignment]

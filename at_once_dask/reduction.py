@@ -157,7 +157,15 @@ class Part:
     def begin(self) -> None:
         """This key is being worked on: the one to blame from here on."""
         self.lease.turn_to(self.position, REDUCE)
-        self.lease.inp = self.group.key
+        self.lease.subject = self
+
+    @property
+    def offset(self) -> int:
+        return self.position - self.lease.start
+
+    @property
+    def inp(self) -> Any:
+        return self.group.key
 
     def values(self) -> Iterator[Any]:
         """Of each piece: its list of values, its combined value, or a Failure."""

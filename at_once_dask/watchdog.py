@@ -6,8 +6,8 @@ nothing but the standard library: it must start in no time, and does nothing nea
 
 Processes are known by a mark in the environment that they were started with, which the kernel shows
 and which children inherit; those that have none, by a file they hold open in the cluster's folder.
-What a worker has started without that environment is known by its group: the file is named after
-it, for the worker itself may be gone by the time somebody looks.
+What a worker has started without that environment is known by its group: a file in the folder
+`GROUPS` is named after it, for the worker itself may be gone by the time somebody looks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-GROUP = "group-"  # and the number: the file of a worker that leads it
+GROUPS = "groups"  # in the cluster's folder; nothing else lies there
 
 ROUNDS = 100  # of looking for what is left; something may be starting just now
 PAUSE_SECONDS = 0.02
@@ -50,11 +50,11 @@ def end_marked(mark: str, folder: str | None = None) -> bool:
     Returns whether there was anything.
     """
     processes = dict(_processes())
-    groups = set() if folder is None else set(_groups(folder))
+    leading = set() if folder is None else set(groups(os.path.join(folder, GROUPS)))
     found = {
         pid
         for pid, (_, group) in processes.items()
-        if group in groups or _has_mark(pid, mark) or (folder is not None and _holds(pid, folder))
+        if group in leading or _has_mark(pid, mark) or (folder is not None and _holds(pid, folder))
     }
     more = found
     while more:  # children that were given another environment, and what shares a worker's group
@@ -77,10 +77,10 @@ def _processes() -> Iterator[tuple[int, tuple[int, int]]]:
                 yield int(name), (int(parent), int(group))
 
 
-def _groups(folder: str) -> Iterator[int]:
-    """Those of the workers that were alive when the driver was."""
+def groups(folder: str) -> Iterator[int]:
+    """Those of the workers whose files are in `folder`, or in a folder in it."""
     for _, _, names in os.walk(folder):
-        yield from (int(name.removeprefix(GROUP)) for name in names if name.startswith(GROUP))
+        yield from (int(name) for name in names if name.isdigit())
 
 
 def _has_mark(pid: int, mark: str) -> bool:
@@ -113,8 +113,9 @@ def _wait_for_the_end_of(driver: int) -> None:
 def main(driver: int, mark: str, folder: str) -> None:
     _wait_for_the_end_of(driver)
     for _ in range(ROUNDS):
-        if not end_marked(mark, folder):
-            break
+        with contextlib.suppress(Exception):  # whatever it is: the next round may do
+            if not end_marked(mark, folder):
+                break
         time.sleep(PAUSE_SECONDS)
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -25,13 +25,22 @@ LONG_SECONDS = 2.0  # when an input counts as one that runs long
 
 
 class OwnWorker(WorkerPlugin):
-    """Prepares each process of the own cluster, replacements too."""
+    """Prepares each process of the own cluster, replacements too.
+
+    Parameters
+    ----------
+    groups : str
+        The folder for the file of its group.
+    """
+
+    def __init__(self, groups: str) -> None:
+        self.groups = groups
 
     def setup(self, worker: Any) -> None:
         # A group of its own: it ends as one, and the terminal's Ctrl-C reaches the driver only.
         os.setpgid(0, 0)
         # For the watchdog: where somebody else had started the fork server, this has no mark.
-        held = processes.group_file(os.path.dirname(worker.local_directory), os.getpid())
+        held = processes.group_file(self.groups, os.getpid())
         os.open(held, os.O_WRONLY | os.O_CREAT, 0o600)
         while signal.sigtimedwait({signal.SIGINT}, 0) is not None:
             pass  # it came while this was still in the driver's group
@@ -106,6 +115,7 @@ class RunPlugin(WorkerPlugin):
         if self.surroundings is not None:
             self.surroundings.adopt()
         journal.tell_by(worker.log_event)
+        self.book = self.book.here()
         self._trail = Trail(os.path.dirname(worker.local_directory), self.run, worker.address)
         _JOBS[self.run] = _Sealed(self.job, self.book, self._trail, self.shelves)
         self.job = b""

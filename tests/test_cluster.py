@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import copy
 import multiprocessing
+import multiprocessing.popen_forkserver
 import multiprocessing.spawn
 import os
 import random
@@ -28,13 +29,13 @@ import numpy
 import psutil
 import pytest
 from dask.system import CPU_COUNT
-from distributed import Client, get_worker
+from distributed import Client, WorkerPlugin, get_worker
 from distributed.security import Security
 from helpers import poll_for
 
 import at_once_dask
 from at_once_dask import cluster as own
-from at_once_dask import window
+from at_once_dask import processes, watchdog, window
 from at_once_dask.options import DASHBOARD
 
 ANY_PORT = "127.0.0.1:0"
@@ -483,6 +484,53 @@ def test_processes_of_inputs_end_when_the_worker_dies(folder: Path) -> None:
         at_once_dask.close()
 
 
+class DiesEarly(WorkerPlugin):
+    """Once, when a worker is about to be ready; with a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.once, self.pids = folder / "once", folder / "pids"
+
+    def setup(self, worker: Any) -> None:
+        if self.once.exists():
+            self.once.unlink()
+            with at_once_dask.atomic_write(self.pids) as file:
+                file.write(f"{subprocess.Popen(['sleep', '600']).pid} {os.getpid()}")
+            os._exit(7)
+
+
+def test_only_living_workers_have_files_for_the_watchdog(folder: Path) -> None:
+    """Its own is ended with each that dies, however early."""
+
+    def with_files() -> set[int]:
+        running = own._own
+        assert running is not None
+        return set(watchdog.groups(str(Path(running.scratch) / watchdog.GROUPS)))
+
+    at_once_dask.close()
+    try:
+        client = at_once_dask.start(2, dashboard_address=ANY_PORT)
+        client.register_plugin(DiesEarly(folder))
+        before = set(client.run(os.getpid).values())
+        assert with_files() == before
+        (folder / "once").touch()
+        report = at_once_dask.run(
+            range(4),
+            None,
+            lambda n: os._exit(3) if n == 1 else None,
+            on_error="return",
+            progress=False,
+        )
+        assert report.n_failed == 1
+        poll_for((folder / "pids").exists, "the replacement has not come")
+        poll_until_gone(started(folder / "pids"))
+        assert run_a_few().ok
+        after = set(client.run(os.getpid).values())
+        assert len(before & after) == 1
+        assert with_files() == after
+    finally:
+        at_once_dask.close()
+
+
 def test_workers_that_cannot_be_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where their folder should be there is a file. It is said, and nobody waits for ever."""
 
@@ -520,6 +568,38 @@ def test_an_exit_code_is_told_to_all_who_ask(cluster: Client) -> None:
             process.kill()
             assert {code.result() for code in waiting} == {-signal.SIGKILL}
         process.join()
+
+
+def test_exit_codes_are_right_until_the_last_who_wants_it_so() -> None:
+    """A guard of a borrowed cluster may come before the own cluster, and leave before it."""
+    at_once_dask.close()
+    popen = multiprocessing.popen_forkserver.Popen
+    assert popen.poll is processes._read_exit_code
+    with contextlib.ExitStack() as second:
+        with processes.exit_codes_read_once():
+            second.enter_context(processes.exit_codes_read_once())
+        assert popen.poll is processes._poll
+    assert popen.poll is processes._read_exit_code
+
+
+def test_a_fork_server_that_cannot_import_us_collects_garbage_all_the_same() -> None:
+    """It forks for others, too."""
+    lines = (
+        "import gc, sys",
+        "sys.modules['at_once_dask.worker'] = None",
+        "try:",
+        "    import at_once_dask.preload",
+        "except ImportError:",
+        "    print(gc.isenabled())",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        env={**os.environ, "PYTHONPATH": str(HERE.parent)},
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    assert done.stdout == "True\n"
 
 
 def test_what_was_sent_is_not_kept(cluster: Client) -> None:

@@ -124,13 +124,52 @@ def test_the_worker_was_faster(folder: Path) -> None:
         text=True,
     )
     worker, child = map(int, leader.stdout.split())
-    (folder / "scratch").mkdir()
-    (folder / "scratch" / f"group-{worker}").touch()
+    (folder / "groups" / "a nanny's").mkdir(parents=True)
+    (folder / "groups" / "a nanny's" / str(worker)).touch()
+    (folder / "groups" / "another-file").touch()
     assert not is_alive(worker)
     assert is_alive(child)
 
     assert watchdog.end_marked("AT_ONCE_DASK_DRIVER=nobody", str(folder))
     poll_for(lambda: not is_alive(child), "the child is left")
+
+
+def test_files_of_inputs_are_not_the_watchdogs(folder: Path) -> None:
+    """In their worker's own folder anything may lie, under any name."""
+    others = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    try:
+        with hanging(folder, "C") as script:
+            (cluster,) = script.clusters()
+            workers = list(cluster.glob("dask-scratch-space/worker-*/"))
+            assert len(workers) == 2
+            for worker in workers:
+                for name in ("group-theory.py", f"group-{others.pid}", str(others.pid)):
+                    (worker / name).touch()
+            kill(script)
+        assert others.poll() is None
+    finally:
+        others.kill()
+        others.wait()
+
+
+def test_an_error_in_one_round_ends_no_more_than_that_round(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds: Iterator[Exception | bool]
+    rounds = iter([ValueError("odd"), True, OSError("busy"), False])
+
+    def end_marked(mark: str, folder: str) -> bool:
+        came = next(rounds)
+        if isinstance(came, Exception):
+            raise came
+        return came
+
+    monkeypatch.setattr(watchdog, "end_marked", end_marked)
+    (folder / "scratch").mkdir()
+    gone = subprocess.run(["sh", "-c", "echo $$"], stdout=subprocess.PIPE, check=True)
+    watchdog.main(int(gone.stdout), "A=b", str(folder / "scratch"))
+    assert list(rounds) == []
+    assert not (folder / "scratch").exists()
 
 
 @pytest.mark.parametrize("how", ["Python", "C"])

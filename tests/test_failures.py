@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import pickle
 import re
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from runs import report_of
 
 import at_once_dask
 from at_once_dask.failure import Failure
+from at_once_dask.item import refuse_lazy
 from at_once_dask.ledger import Ledger
 
 BAD = 5  # the input that fails, of ten
@@ -242,6 +245,27 @@ def test_map_only_drops_results_but_refuses_what_never_ran(cluster: Client) -> N
     assert "awaitable" in messages[0]
     assert "generator, whose body never ran" in messages[1]
     assert "a Delayed of Dask, which nobody computes" in messages[2]
+
+
+class Metaclass(type):
+    def __eq__(cls, other: object) -> bool:
+        return cls is other
+
+
+def test_a_result_whose_type_cannot_be_hashed() -> None:
+    refuse_lazy(Metaclass("Unhashable", (), {})())
+
+
+def test_types_of_results_are_not_kept() -> None:
+    """They would keep modules that were edited and imported anew."""
+    kinds = weakref.WeakSet[type]()
+    for n in range(200):
+        kind = type(f"Result{n}", (), {})
+        kinds.add(kind)
+        refuse_lazy(kind())
+    del kind
+    gc.collect()
+    assert len(kinds) <= 16
 
 
 def test_a_done_input_without_a_value(cluster: Client) -> None:

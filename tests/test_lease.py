@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from itertools import takewhile
 
@@ -14,15 +12,6 @@ from at_once_dask.crumb import STOP, Crumb
 from at_once_dask.states import BEGUN, LEFT, REDUCE
 
 N = 300
-
-
-@pytest.fixture
-def quick_switches() -> Iterator[None]:
-    """Threads take turns as often as Python lets them."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
 
 
 def entered(id: str, start: int) -> lease.Lease:
@@ -118,36 +107,38 @@ def test_behind_the_last_of_a_row_it_ends() -> None:
     lease.forget("run")
 
 
+class Asked(lease.Lease):
+    """One that is asked to give back just when its thread looks at the limit, at position `at`."""
+
+    at = answer = -1
+    _limit = lease.NO_LIMIT
+
+    @property
+    def limit(self) -> int:
+        before = self._limit
+        if self.entered and self.current == self.at and self.answer < 0:
+            self.answer = 0  # what reclaim reads itself is the limit, and no question
+            self.answer = self.reclaim()
+        return before
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        self._limit = limit
+
+
+@pytest.mark.parametrize("at", range(7, 17))
 @pytest.mark.parametrize("begun", [one_by_one, in_a_row])
-@pytest.mark.usefixtures("quick_switches")
 def test_begun_or_taken_back_but_never_both(
-    begun: Callable[[lease.Lease], Iterator[int]],
+    begun: Callable[[lease.Lease], Iterator[int]], at: int
 ) -> None:
-    """What the worker handles and what the driver takes back: every input once, in any race."""
-    for attempt in range(200):
-        id = f"run-{attempt}"
-        handled: list[int] = []
-        go = threading.Barrier(2)
-
-        def worker(id: str = id, handled: list[int] = handled, go: threading.Barrier = go) -> None:
-            go.wait()
-            handled.extend(begun(entered(id, 0)))
-            lease.end(id)
-
-        thread = threading.Thread(target=worker)
-        thread.start()
-        go.wait()
-        limit = N
-        for _ in range(attempt):  # some time passes, a different one each time
-            pass
-        answer = lease.reclaim_all([(id, 0)])
-        thread.join()
-        limit = min(N, answer.get(id, N))
-        stop = len(handled)  # what the outcome tells
-        assert handled == list(range(stop))
-        assert stop <= limit  # what was taken back was not handled
-    lease.forget("run")
-    assert lease.LEASES == {}
+    """The question comes between the claim and the look at the limit, which is too old then."""
+    mine = Asked("run-1", 7)
+    mine.enter(Crumb(7, N))
+    mine.at = at
+    handled = list(begun(mine))
+    assert mine.answer == at + 1
+    assert handled == list(range(7, at + 1))
+    assert mine.head[STOP] == at + 1
 
 
 def test_what_was_given_back_once_is_never_asked_for_again() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -129,6 +130,39 @@ def test_torn_lines_are_passed_over(cluster: Client, folder: Path) -> None:
     report = at_once_dask.run([1], None, lambda n: at_once_dask.log("behind it"), progress=False)
     assert at_once_dask.read_log()["msg"].tolist() == ["whole", "behind it"]
     assert at_once_dask.read_log(run=report.run)["msg"].tolist() == ["behind it"]
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_line(folder: Path) -> None:
+    """What could not be written is said, and the next record stands on its own."""
+    at_once_dask.log("before")
+    size = (folder / "log.jsonl").stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, limits[1]))
+    try:
+        with pytest.raises(OSError, match="No space left on device"):
+            at_once_dask.log("no room")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    at_once_dask.log("after")
+    at_once_dask.log("and after")
+    assert list(at_once_dask.read_log()["msg"]) == ["before", "after", "and after"]
+    assert (folder / "log.jsonl").read_text().count("\n") == 4
+
+
+def test_a_log_that_is_rotated_goes_on(cluster: Client, folder: Path) -> None:
+    """Workers on the driver's host write to the new file themselves, however much it is."""
+
+    def work(n: int) -> None:
+        if n == 0:
+            (folder / "log.jsonl").rename(folder / "log.jsonl.1")
+        else:
+            poll_for((folder / "log.jsonl.1").exists, "nobody rotates it")
+        for line in range(5_000):
+            print("line", line)
+        assert (folder / "log.jsonl").read_text().count(f'"index": {n},') == 5_000
+
+    report = at_once_dask.run(range(2), None, work, progress=False)
+    assert len(at_once_dask.read_log(run=report.run)) == 10_000
 
 
 def test_the_frame_has_its_types_also_when_empty(folder: Path) -> None:

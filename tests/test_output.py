@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import io
 import json
 import logging
@@ -26,7 +27,8 @@ from helpers import poll_for
 from tqdm import tqdm
 
 import at_once_dask
-from at_once_dask import journal, output
+from at_once_dask import journal, lease, output
+from at_once_dask.crumb import Crumb
 
 ROOT = str(Path(at_once_dask.__file__).parents[1])
 
@@ -182,6 +184,83 @@ def test_a_repr_that_prints_does_not_matter(cluster: Client) -> None:
     assert records(report.run) == [("STDOUT", "loud", "working")]
 
 
+class Loud:
+    """Prints and logs when it is pickled, and when it is unpickled."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __repr__(self) -> str:
+        return f"loud {self.n}"
+
+    def __getstate__(self) -> int:
+        print("pickled", self.n)
+        at_once_dask.log("pickled")
+        return self.n
+
+    def __setstate__(self, n: int) -> None:
+        print("unpickled", n)
+        at_once_dask.log("unpickled")
+        if n == 3 and Path("once").exists():
+            Path("once").unlink()
+            os._exit(3)
+        self.n = n
+
+
+def of_input(record: dict[str, Any]) -> bool:
+    """Whether it names an input; `index` and `input` never disagree."""
+    if record["index"] is None:
+        assert record["input"] is None
+        return False
+    assert record["input"] == f"loud {record['index']}"
+    return True
+
+
+def records_of(report: at_once_dask.Report) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in Path(report.logfile).read_text().splitlines()]
+    return [record for record in found if record["worker"] != "driver"]
+
+
+@pytest.mark.parametrize("singly", [False, True])
+def test_what_pickling_says_is_of_no_input(cluster: Client, singly: bool) -> None:
+    """Together; and one by one, after a worker has died of them."""
+
+    def work(loud: Loud) -> dict[str, Loud]:
+        print("at work", loud.n)
+        return {"key": loud}
+
+    if singly:
+        Path("once").touch()
+    inputs = [Loud(n) for n in range(8)]
+    result = at_once_dask.run(inputs, None, work, reduce_fn=len, progress=False)
+    assert result == {"key": 8}
+    found = [record for record in records_of(result.report) if record["input"] != "'key'"]
+    pickling = [record for record in found if "pickled" in record["msg"]]
+    assert not any(map(of_input, pickling))
+    at_work = {record["msg"] for record in found if of_input(record)}
+    assert at_work == {f"at work {n}" for n in range(8)}
+
+
+def test_a_forked_child_stays_with_its_input(cluster: Client, folder: Path) -> None:
+    """The worker goes on meanwhile, and what it notes is in memory that the child shares."""
+
+    def work(loud: Loud) -> None:
+        if loud.n == 0 and os.fork() == 0:
+            poll_for((folder / "last").exists, "the worker does not go on")
+            print("from the child")
+            at_once_dask.log("from the child")
+            os._exit(0)
+        if loud.n == 5:
+            (folder / "last").touch()
+            text = "from the child"
+            poll_for(lambda: (folder / "log.jsonl").read_text().count(text) == 2, "nothing")
+
+    report = at_once_dask.run(map(Loud, range(6)), None, work, progress=False)
+    said = [record for record in records_of(report) if record["msg"] == "from the child"]
+    assert [record["index"] for record in said] == [0, 0]
+    assert all(map(of_input, said))
+
+
 # ----- lines
 
 
@@ -325,6 +404,7 @@ def test_bytes(cluster: Client) -> None:
         assert sys.stdout.buffer.write(data[:1]) == 1
         sys.stdout.buffer.write(memoryview(data)[1:])
         sys.stdout.buffer.write(b"\xff\n")
+        assert sys.stdout.buffer.mode == "wb"
         sys.stdout.buffer.flush()
         with io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8", write_through=True) as wrapped:
             print("wrapped", file=wrapped)
@@ -468,6 +548,18 @@ def test_a_functions_own_configuration(cluster: Client, folder: Path) -> None:
         ("STDERR", "by its own handler"),
     ]
     assert (folder / "own.log").read_text() == "also there\n"
+
+
+def test_who_asks_for_handlers_first_configures_too(cluster: Client) -> None:
+    def work() -> None:
+        with as_before():
+            mine = logging.getLogger("mine")
+            if not mine.hasHandlers():
+                logging.basicConfig(level=logging.INFO)
+            mine.info("once")
+            assert mine.hasHandlers()
+
+    assert said_by(work) == [("INFO", "mine: once")]
 
 
 def test_the_drivers_level_is_the_workers(cluster: Client) -> None:
@@ -623,3 +715,87 @@ def test_from_another_host_a_flood_is_bounded(afar: Client, folder: Path) -> Non
     missing = sum(int(text.split()[0].replace(",", "")) for text in told)
     assert len(found) - len(told) + missing == 20_000
     assert len(found) < 5_000
+
+
+# ----- while nobody knows of which input
+
+
+def test_threads_that_are_gone_leave_nothing_open(folder: Path) -> None:
+    """Of one of several inputs, nobody knows which: when the run ends is too late."""
+    with working():
+        lease.take("r-2", 1).enter(Crumb(1, 1))
+        for n in range(3):
+            assert end_all(functools.partial(print, n, end=""))
+        output.tidy("r")
+        assert sorted(records()) == [("STDOUT", None, str(n)) for n in range(3)]
+        assert not output._pages
+
+
+# ----- while other locks are held
+
+
+@contextlib.contextmanager
+def working() -> Iterator[lease.Lease]:
+    """Output is captured in this process: an input is at work, in whatever thread."""
+    book = journal.Book("r", str(Path.cwd() / "log.jsonl"), ("", 0, 0))
+    mine = lease.take("r-1", 0)
+    mine.enter(Crumb(0, 1))
+    mine.book, mine.indices = book, range(1)
+    output.begin(book)
+    with as_before():
+        yield mine
+    output.end(book)
+    lease.forget("r")
+
+
+def end_all(*functions: Callable[[], object]) -> bool:
+    """Each in a thread of its own: whether none of them waits for ever."""
+    threads = [threading.Thread(target=function, daemon=True) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+    return not any(thread.is_alive() for thread in threads)
+
+
+@pytest.mark.parametrize("with_handler", [False, True])
+def test_a_destructor_that_logs_while_its_thread_writes(
+    monkeypatch: pytest.MonkeyPatch, with_handler: bool
+) -> None:
+    """And another thread writes just then what it logs: neither waits for the other."""
+    inside, held, append = threading.Event(), threading.Event(), journal.append_line
+
+    class Slow:
+        def __str__(self) -> str:
+            held.set()
+            return "slow"
+
+    def destructor_runs(path: str, text: str) -> None:
+        monkeypatch.setattr(journal, "append_line", append)
+        inside.set()
+        assert held.wait(5)
+        print("destroyed", file=sys.stderr)
+        logging.getLogger("destructor").warning("unclosed")
+        append(path, text)
+
+    def logs() -> None:
+        assert inside.wait(5)
+        logging.getLogger("mine").warning("%s", Slow())
+
+    monkeypatch.setattr(journal, "append_line", destructor_runs)
+    with working():
+        if with_handler:
+            logging.getLogger().addHandler(logging.StreamHandler())
+        assert end_all(lambda: print("printed"), logs)
+    assert sorted(text for _, _, text in records()) == ["mine: slow", "printed"]
+
+
+def test_a_handler_writes_while_logging_is_configured(folder: Path) -> None:
+    """Who configures holds the lock of `logging`, and may wait for that of the handler."""
+    with working():
+        root = logging.getLogger()
+        root.addHandler(logging.StreamHandler())
+        assert root.isEnabledFor(logging.WARNING)  # asked for the first time, it takes the lock
+        with logging._lock:  # type: ignore[attr-defined]
+            assert end_all(lambda: root.warning("hello"))
+    assert records() == [("WARNING", None, "root: hello")]
