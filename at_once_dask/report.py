@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from at_once_dask import files, frames, html, plots
+from at_once_dask import files
 from at_once_dask.errors import InputError
 from at_once_dask.failure import safe_repr
 from at_once_dask.ledger import Failed
@@ -98,6 +98,8 @@ class Report:
             (float64), ``attempts`` (int64) and ``exit`` (signal or exit code of a death); the same
             columns when empty.
         """
+        from at_once_dask import frames
+
         return frames.failures_frame(self._story.ledger.failed)
 
     @property
@@ -110,6 +112,8 @@ class Report:
             ``kind``, ``stage``, ``error``, ``where`` (file, line and function), ``count`` (int64),
             ``example`` (the first input or key that failed so) and ``message`` (of the example).
         """
+        from at_once_dask import frames
+
         return frames.causes_frame(self._story.ledger.causes())
 
     @property
@@ -123,6 +127,8 @@ class Report:
             failed, pending or left), ``start`` (datetime64[ns, UTC]), ``seconds`` (float64) and
             ``worker`` (category: addresses); the last three are missing for what is left.
         """
+        from at_once_dask import frames
+
         return frames.items_frame(self._story.ledger)
 
     def replay(self, position: int) -> Any:
@@ -189,6 +195,8 @@ class Report:
         >>> report.plot().xaxis.axis_label
         'seconds since the first input began'
         """
+        from at_once_dask import plots
+
         return plots.timeline_figure(self._story.ledger, self.run)
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
@@ -222,6 +230,8 @@ class Report:
                 f"path is {safe_repr(path)}, {reason}; name a file in a folder that exists:"
                 ' report.to_html("report.html")'
             )
+        from at_once_dask import html
+
         page = html.page(self._story)
         # Half of a surrogate pair, in a message, is no reason to be without the report.
         with files.atomic_write(path, encoding="utf-8", errors="backslashreplace") as file:
@@ -237,6 +247,8 @@ class Report:
         return f"<Report of run {self.run}: {self._story.counts}>"
 
     def _repr_html_(self) -> str:
+        from at_once_dask import html
+
         return html.report_card(self._story)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -266,6 +278,8 @@ class Reduction(dict[K, V]):
 
     def _repr_html_(self) -> str:
         report = getattr(self, "report", None)  # a copy that somebody made has none
+        from at_once_dask import html
+
         card = html.reduction_card(self.items(), len(self))
         return card if report is None else card + report._repr_html_()
 
@@ -295,6 +309,8 @@ class Plan(Generic[T]):
 
     @property
     def failures(self) -> pd.DataFrame:
+        from at_once_dask import frames
+
         return frames.failures_frame(self.failed)
 
     def __repr__(self) -> str:
@@ -304,6 +320,8 @@ class Plan(Generic[T]):
         )
 
     def _repr_html_(self) -> str:
+        from at_once_dask import html
+
         return html.plan_card(self.n_inputs, self.n_done, self.pending, self.failed)
 
 

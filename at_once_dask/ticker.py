@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from at_once_dask import html
 from at_once_dask.crew import Running
 from at_once_dask.ledger import Ledger
 from at_once_dask.rates import Eta
@@ -215,6 +214,8 @@ def show_link(link: str, stream: TextIO | None = None, *, page: str | None = Non
     text = "\n".join(f"{name}: {link}" for name, link in links.items())
     if in_notebook():
         from IPython.display import display
+
+        from at_once_dask import html
 
         lines = [f"{name}: {html.linked(link, link)}" for name, link in links.items()]
         display({"text/plain": text, "text/html": "<br>".join(lines)}, raw=True)
