@@ -55,6 +55,7 @@ answered with status 404 and ``{"error": TEXT}``.
 from __future__ import annotations
 
 import json
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,8 @@ def add(scheduler: Any, sight: Sight) -> None:
     scheduler.http_application.add_application(application)
     application.initialize(IOLoop.current())
     application.start()
+    # A tab that was open at another cluster on this port sends what it knows of its plot.
+    warnings.filterwarnings("ignore", message="reference already known", category=UserWarning)
 
 
 class _Facts(RequestHandler):

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
-from urllib.parse import urlencode, urljoin
+from urllib.parse import urlencode, urljoin, urlsplit
 
 import psutil
 import pytest
@@ -119,6 +119,17 @@ def refused(address: str) -> tuple[int, bytes]:
         urllib.request.urlopen(address, timeout=10)
     with caught.value as answer:
         return answer.code, answer.read()
+
+
+def connections(page: str) -> list[str]:
+    """Of this process with who looks at the page, or waits for somebody to do so."""
+    port = urlsplit(page).port
+    found = psutil.Process().net_connections("tcp")
+    return [
+        connection.status
+        for connection in found
+        if connection.laddr.port == port and connection.status != psutil.CONN_TIME_WAIT
+    ]
 
 
 def see(chrome: Any, address: str) -> None:
@@ -280,6 +291,33 @@ def test_the_tab_on_dasks_own_pages(page: str, chrome: Any) -> None:
     shows(chrome, "#name", "print_nothing")  # the run of the fixture, or of a test before
 
 
+def test_a_tab_is_told_of_the_end_and_shows_the_next_cluster(
+    page: str, chrome: Any, recwarn: pytest.WarningsRecorder
+) -> None:
+    """On the same port; that of the cluster which the tests share."""
+    see(chrome, page)
+    shows(chrome, "#name", "print_nothing")
+    poll_for(lambda: connections(page), "the tab is not connected")
+    at_once_dask.close()
+    assert connections(page) == []
+    shows(chrome, "#notice", "The cluster does not answer")
+    at_once_dask.start(2, dashboard_address=urlsplit(page).netloc)
+    try:
+        at_once_dask.run([1], None, print_less, progress=False)
+        shows(chrome, "#name", "print_less")
+        assert text(chrome, "#notice") == ""
+        chrome.switch_to.new_window("tab")
+        see(chrome, page)
+        shows(chrome, "#name", "print_less")
+        chrome.close()
+        chrome.switch_to.window(chrome.window_handles[0])
+    finally:
+        chrome.get("about:blank")
+        at_once_dask.close()
+    complaints(chrome)  # that nobody answered, which is right
+    assert [str(warning.message) for warning in recwarn] == []
+
+
 def test_100_000_failures_of_three_causes(page: str, chrome: Any, folder: Path) -> None:
     def process(n: int) -> None:
         if n == 100_000:
@@ -292,7 +330,11 @@ def test_100_000_failures_of_three_causes(page: str, chrome: Any, folder: Path) 
 
     see(chrome, page)
     with Going(folder, range(100_001), None, process) as run:
-        poll_for_long(lambda: facts(page)["run"]["inputs"]["left"] == 1)
+        poll_for(
+            lambda: facts(page)["run"]["inputs"]["left"] == 1,
+            "the others are not done",
+            seconds=60,
+        )
         shows(chrome, '#counts [data-count="failed"] dd', "100,000")
         look = "const begun = performance.now(); const done = arguments[0];"
         look += "fetch('at-once.json').then(a => a.text())"
@@ -499,6 +541,26 @@ def test_the_json_comes_without_bokeh_and_the_page_builds_it(folder: Path) -> No
     assert done.stdout.splitlines() == ['{"runs": [], "run": null}', "1 False", "True", "True"]
 
 
+CLOSING = """
+import threading, urllib.request
+import at_once_dask
+
+client = at_once_dask.start(1, dashboard_address="127.0.0.1:0")
+print(b"reloads itself" in urllib.request.urlopen(client.dashboard_link).read())
+at_once_dask.close()
+print([thread.name for thread in threading.enumerate()])
+"""
+
+
+def test_no_thread_is_left_when_the_cluster_is_closed_while_bokeh_is_imported(
+    folder: Path,
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSING], capture_output=True, text=True, cwd=folder, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("True\n['MainThread']\n", "")
+
+
 def test_on_loopback_only(page: str) -> None:
     port = int(page.split(":")[2].split("/")[0])
     listening = [
@@ -569,14 +631,3 @@ def unplugged() -> Iterator[int]:
 
 def print_less(inp: object) -> None:
     """Handles an input."""
-
-
-def poll_for_long(condition: Callable[[], object]) -> None:
-    """As `poll_for`, for what takes its time."""
-    for attempt in range(6):
-        try:
-            poll_for(condition, "it takes too long")
-            return
-        except AssertionError:
-            if attempt == 5:
-                raise
