@@ -61,7 +61,7 @@ from pathlib import Path
 from typing import Any
 
 from tornado.ioloop import IOLoop
-from tornado.web import Application, RequestHandler
+from tornado.web import Application, RedirectHandler, RequestHandler
 
 from at_once_dask.sight import RunView, Sight
 
@@ -87,8 +87,12 @@ _TAB = _Tab("at \N{ZERO WIDTH SPACE}once")
 
 def answer(scheduler: Any, sight: Sight) -> None:
     """Open the JSON address; it needs no Bokeh."""
-    handler = (rf"/{ADDRESS}\.json", _Facts, {"sight": sight})
-    scheduler.http_application.add_application(Application([handler]))
+    handlers: list[Any] = [
+        (rf"/{ADDRESS}\.json", _Facts, {"sight": sight}),
+        # There Bokeh would show the page too, which asks for an address beside its own.
+        (rf"/{ADDRESS}/", RedirectHandler, {"url": f"../{ADDRESS}", "permanent": False}),
+    ]
+    scheduler.http_application.add_application(Application(handlers))
 
 
 def add(scheduler: Any, sight: Sight) -> None:

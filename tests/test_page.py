@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -316,6 +317,50 @@ def test_a_tab_is_told_of_the_end_and_shows_the_next_cluster(
         at_once_dask.close()
     complaints(chrome)  # that nobody answered, which is right
     assert [str(warning.message) for warning in recwarn] == []
+
+
+STOPPED = """
+import sys
+import at_once_dask
+
+print(at_once_dask.start(1, dashboard_address="127.0.0.1:0").dashboard_link, flush=True)
+at_once_dask.run([1], None, print, progress=False)
+sys.stdin.read()
+at_once_dask.close()
+"""
+
+
+def test_a_stopped_program_is_told(chrome: Any, folder: Path) -> None:
+    command = [sys.executable, "-c", STOPPED]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=folder, stdin=pipe, stdout=pipe, text=True) as driver:
+        assert driver.stdin is not None
+        assert driver.stdout is not None
+        see(chrome, urljoin(driver.stdout.readline().strip(), "at-once"))
+        shows(chrome, "#state", "done")
+        driver.send_signal(signal.SIGSTOP)
+        try:
+            poll_for(lambda: text(chrome, "#notice"), "the page says nothing", seconds=20)
+            assert "is stopped" in text(chrome, "#notice")
+        finally:
+            driver.send_signal(signal.SIGCONT)
+        poll_for(lambda: not text(chrome, "#notice"), "the page does not go on")
+        driver.stdin.close()
+        shows(chrome, "#notice", "The cluster does not answer")
+    complaints(chrome)  # that nobody answered, which is right
+
+
+def test_what_is_no_json_comes_from_somebody_else(page: str, chrome: Any) -> None:
+    see(chrome, page)
+    shows(chrome, "#state", "done")
+    chrome.execute_script("fetch = async () => new Response('<h1>Bad gateway</h1>')")
+    shows(chrome, "#notice", "What answers here is not the cluster")
+
+
+def test_the_address_with_a_slash_leads_to_the_page(page: str, chrome: Any) -> None:
+    see(chrome, f"{page}/?run=none")
+    assert chrome.current_url == f"{page}?run=none"
+    shows(chrome, "#notice", "no run none is known here")
 
 
 def test_100_000_failures_of_three_causes(page: str, chrome: Any, folder: Path) -> None:

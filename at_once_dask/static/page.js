@@ -2,9 +2,20 @@
 // Fills the page from its JSON address. What comes from users becomes text, never markup.
 (() => {
     const EVERY = 1000, HIDDEN = 10000, LOST = 5000; // milliseconds between two looks
+    const PATIENCE = 10000; // milliseconds for an answer: a program that is stopped gives none
+    const CLOSED = "The cluster does not answer: it was closed, or its program has ended or is stopped.";
+    const OTHER = "What answers here is not the cluster: something else has its address, or stands before it.";
     const asked = new URLSearchParams(location.search).get("run");
-    const address = "at-once.json" + (asked ? "?run=" + encodeURIComponent(asked) : "");
     const find = (id) => document.getElementById(id);
+
+    async function ask(query) {
+        const address = "at-once.json?" + new URLSearchParams(query);
+        const answer = await fetch(address, {cache: "no-store", signal: AbortSignal.timeout(PATIENCE)});
+        const facts = await answer.json();
+        return answer.ok ? facts : {error: facts.error ?? OTHER};
+    }
+
+    const reason = (error) => error instanceof SyntaxError ? OTHER : CLOSED;
 
     function make(tag, text, name) {
         const made = document.createElement(tag);
@@ -86,11 +97,9 @@
 
     async function showTraceback(run, cause, place) {
         try {
-            const answer = await fetch("at-once.json?run=" + encodeURIComponent(run) + "&cause=" + encodeURIComponent(cause),
-                {cache: "no-store"});
-            place.textContent = (await answer.json()).traceback || "There is no traceback.";
-        } catch {
-            place.textContent = "The cluster does not answer any more.";
+            place.textContent = (await ask({run, cause})).traceback || "There is no traceback.";
+        } catch (error) {
+            place.textContent = reason(error);
         }
     }
 
@@ -178,12 +187,11 @@
         clearTimeout(timer);
         let pause = document.hidden ? HIDDEN : EVERY;
         try {
-            const answer = await fetch(address, {cache: "no-store"});
-            const facts = await answer.json();
-            if (answer.ok) show(facts);
-            notice(answer.ok ? "" : facts.error);
-        } catch {
-            notice("The cluster does not answer: it was closed, or its program has ended. This is what was seen last.");
+            const facts = await ask(asked ? {run: asked} : {});
+            if (!facts.error) show(facts);
+            notice(facts.error);
+        } catch (error) {
+            notice(reason(error) + " This is what was seen last.");
             pause = LOST;
         }
         clearTimeout(timer);
