@@ -192,7 +192,8 @@ class _Own:
             self._cluster.sync(self._close_connections, callback_timeout=HANG_UP_SECONDS)
 
     async def _close_connections(self) -> None:
-        server = self._cluster.scheduler.http_server
+        scheduler: Any = self._cluster.scheduler
+        server = scheduler.http_server
         server.stop()
         await server.close_all_connections()
 

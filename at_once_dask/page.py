@@ -42,9 +42,10 @@ What the address answers is one JSON object:
         its ``index``, ``stage`` (``idle``, ``between inputs``, or as in a failure), ``seconds``
         (for how long), and ``long``, whether that is much more than usual. The longest first.
     ``n_causes``, ``causes``
-        Equal failures grouped, the most frequent first (20 at most): ``id``, ``count``, ``kind``,
-        ``stage``, ``error``, ``where``, ``message``, and of the first such failure ``example``, the
-        repr of its input or key, and ``index``, null for a key.
+        Equal failures grouped, the most frequent first (20 at most): ``id``, ``count``,
+        ``at_least`` (whether there are more, which are not counted yet), ``kind``, ``stage``,
+        ``error``, ``where``, ``message``, and of the first such failure ``example``, the repr of
+        its input or key, and ``index``, null for a key.
     ``slowest``
         The inputs that took longest (20 at most): ``index``, ``input``, ``seconds``.
 

@@ -122,18 +122,20 @@
             place.replaceChildren();
             place.dataset.run = run.id;
         }
-        find("failing").hidden = !run.causes.length;
         const there = new Map(Array.from(place.children, (child) => [child.dataset.cause, child]));
         run.causes.forEach((cause, n) => {
             const made = there.get(cause.id) ?? causeOf(run, cause);
             there.delete(cause.id);
-            made.querySelector(".count").textContent = number(cause.count) + " ×";
+            made.querySelector(".count").textContent = number(cause.count) + (cause.at_least ? "+ ×" : " ×");
             made.querySelector(".rest").textContent = " in " + cause.stage + ": " + cause.message.split("\n", 1)[0];
             const example = made.querySelector(".example");
             example.replaceChildren(make("span", "for example "), make("span", named(cause.example, cause.index), "input"));
             if (place.children[n] !== made) place.insertBefore(made, place.children[n] ?? null);
         });
-        for (const gone of there.values()) gone.remove();
+        for (const gone of there.values()) { // somebody reads it: while the run goes on it stays
+            if (run.state !== "running" || !gone.open) gone.remove();
+        }
+        find("failing").hidden = !place.children.length;
         const more = run.n_causes - run.causes.length;
         find("more").hidden = !more;
         find("more").textContent = "and " + number(more) + " further causes, in the report";
