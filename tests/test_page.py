@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -65,9 +66,10 @@ class Going:
 
     def __init__(self, folder: Path, *args: Any, **kwargs: Any) -> None:
         self._gate = folder / "go on"
-        self._results: list[Any] = []
-        run: Any = partial(at_once_dask.run, on_error="return", progress=False)
-        self._thread = threading.Thread(target=lambda: self._results.append(run(*args, **kwargs)))
+        self._result: Any = None
+        self._error: BaseException | None = None
+        self._run: Any = partial(at_once_dask.run, on_error="return", progress=False)
+        self._thread = threading.Thread(target=self._go, args=args, kwargs=kwargs)
 
     def __enter__(self) -> Going:
         self._thread.start()
@@ -76,10 +78,19 @@ class Going:
     def __exit__(self, *exc_info: object) -> None:
         self.release()
 
+    def _go(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            self._result = self._run(*args, **kwargs)
+        except BaseException as error:
+            self._error = error
+
     def release(self) -> Any:
+        """Its result; what it raised, if it did."""
         self._gate.touch()
         self._thread.join()
-        return self._results[0]
+        if self._error is not None:
+            raise self._error
+        return self._result
 
 
 def waiting(folder: Path, hung: int, n: Callable[[Any], int] = int) -> Any:
@@ -307,11 +318,8 @@ def test_a_tab_is_told_of_the_end_and_shows_the_next_cluster(
         at_once_dask.run([1], None, print_less, progress=False)
         shows(chrome, "#name", "print_less")
         assert text(chrome, "#notice") == ""
-        chrome.switch_to.new_window("tab")
         see(chrome, page)
         shows(chrome, "#name", "print_less")
-        chrome.close()
-        chrome.switch_to.window(chrome.window_handles[0])
     finally:
         chrome.get("about:blank")
         at_once_dask.close()
@@ -330,10 +338,13 @@ at_once_dask.close()
 """
 
 
-def test_a_stopped_program_is_told(chrome: Any, folder: Path) -> None:
+def test_a_stopped_program_is_told(folder: Path) -> None:
     command = [sys.executable, "-c", STOPPED]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=folder, stdin=pipe, stdout=pipe, text=True) as driver:
+    with (
+        chromium(folder / "profile") as chrome,  # one of its own: it starts more processes
+        subprocess.Popen(command, cwd=folder, stdin=pipe, stdout=pipe, text=True) as driver,
+    ):
         assert driver.stdin is not None
         assert driver.stdout is not None
         see(chrome, urljoin(driver.stdout.readline().strip(), "at-once"))
@@ -347,7 +358,6 @@ def test_a_stopped_program_is_told(chrome: Any, folder: Path) -> None:
         poll_for(lambda: not text(chrome, "#notice"), "the page does not go on")
         driver.stdin.close()
         shows(chrome, "#notice", "The cluster does not answer")
-    complaints(chrome)  # that nobody answered, which is right
 
 
 def test_what_is_no_json_comes_from_somebody_else(page: str, chrome: Any) -> None:
@@ -549,6 +559,156 @@ def test_what_is_tried_again_has_not_failed_yet(page: str, folder: Path) -> None
         assert (told["causes"], told["inputs"]["failed"]) == ([], 0)
         assert run.release().n_failed == 1
     assert [cause["count"] for cause in seen(page, "causes")] == [1]
+
+
+def test_a_failure_is_seen_until_it_is_recorded(page: str, folder: Path) -> None:
+    """Also when its partition has ended, and the run's thread is busy with something else."""
+
+    def slowly() -> Iterator[int]:
+        yield from range(8)
+        wait_in(folder)
+
+    def process(n: int) -> None:
+        if n == 0:
+            raise ValueError("the first")
+
+    with Going(folder, slowly(), None, process) as run:
+        poll_for(
+            lambda: {at["stage"] for at in seen(page, "workers")} == {"idle"} and has_ended(),
+            "the partition goes on",
+        )
+        (cause,) = seen(page, "causes")
+        assert (cause["count"], cause["example"], cause["at_least"]) == (1, "0", False)
+        traceback = facts(page, run=facts(page)["run"]["id"], cause=cause["id"])["traceback"]
+        assert "ValueError: the first" in traceback
+        assert run.release().n_failed == 1
+
+
+def has_ended() -> bool:
+    """Whether all that was sent to workers is done."""
+    (view,) = list(own._own.sight._runs)[-1:]  # type: ignore[union-attr]
+    live = view._live
+    held = [] if live is None else [one for at in live.working() for one in at.held]
+    return bool(held) and all(one.step.ended for one in held)
+
+
+def test_counts_add_up_while_failures_are_recorded(page: str, folder: Path) -> None:
+    """To record them takes a repr of the user's, which may take its time."""
+
+    class Named(Evil):
+        def __repr__(self) -> str:
+            if self.n == 0 and os.getpid() == driver:
+                (folder / "named").touch()
+                wait_in(folder)
+            return str(self.n)
+
+    def process(inp: Any) -> None:
+        if inp.n == 1:
+            threading.Event().wait(3)  # the worker tells once a second how many have failed
+        else:
+            raise ValueError(inp.n)
+
+    driver = os.getpid()
+    with Going(folder, [Named(n) for n in range(8)], None, process) as run:
+        # Nobody looks at the page yet, or they would be named for that.
+        poll_for(lambda: n_failed() == 7, "the failures are not told", n_failed)
+        poll_for((folder / "named").exists, "they are not being recorded")
+        for _ in range(3):
+            told = facts(page)["run"]
+            assert (told["inputs"]["failed"], told["inputs"]["left"]) == (7, 1)
+            assert [cause["count"] for cause in told["causes"]] == [7]
+        assert run.release().n_failed == 7
+    assert facts(page)["run"]["inputs"]["failed"] == 7
+
+
+def n_failed() -> int:
+    """Inputs of the latest run."""
+    (latest, *_) = own._own.sight.brief()  # type: ignore[union-attr]
+    return int(latest["inputs"]["failed"])
+
+
+def test_the_first_hung_input_is_long_before_anything_came_back(page: str, folder: Path) -> None:
+    with Going(folder, range(8), None, waiting(folder, 3)):
+        poll_for(
+            lambda: [at["index"] for at in seen(page, "workers") if at["long"]] == [3],
+            "it is not marked",
+            lambda: facts(page)["run"],
+        )
+
+
+def test_failures_that_are_too_many_to_look_at_are_at_least_so_many(
+    page: str, folder: Path
+) -> None:
+    def process(n: int) -> None:
+        if n == 300:
+            wait_in(folder)
+        raise ValueError("long" * 500)
+
+    with Going(folder, range(301), None, process) as run:
+        poll_for(
+            lambda: [cause["at_least"] for cause in seen(page, "causes")] == [True],
+            "they are not so many",
+            lambda: seen(page, "causes"),
+        )
+        assert run.release().n_failed == 301
+    (cause,) = seen(page, "causes")
+    assert (cause["count"], cause["at_least"]) == (301, False)
+
+
+def refuses(pid: int, key: int) -> int:
+    if os.getpid() == pid:
+        raise RuntimeError("not in the driver")
+    return key
+
+
+class Stranger:
+    """A value that cannot be unpickled in the process `pid`."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def __reduce__(self) -> Any:
+        return refuses, (self.pid, 1)
+
+
+def test_a_reduced_value_that_does_not_arrive_is_a_failed_key(page: str) -> None:
+    driver = os.getpid()
+    result = at_once_dask.run(
+        range(10),
+        None,
+        lambda n: [(n, n)],
+        reduce_fn=lambda values: Stranger(driver) if 3 in values else values[0],
+        on_error="return",
+        progress=False,
+    )
+    assert (len(result), result.report.n_keys_failed) == (9, 1)
+    assert facts(page)["run"]["keys"] == {"total": 10, "reduced": 9, "failed": 1, "left": 0}
+
+
+def test_a_name_is_made_once_and_not_all_at_a_time() -> None:
+    names, made = Names(), []
+
+    class Costly(Evil):
+        def __repr__(self) -> str:
+            made.append(self.n)
+            assert names.of(self.n, self) is None  # somebody looks again meanwhile
+            end = time.monotonic() + 0.03
+            while time.monotonic() < end:
+                pass
+            return "costly"
+
+    for n in range(10):
+        names.of(n, Costly(n))
+    names.make()
+    assert 1 <= len(made) <= 2
+    for _ in range(10):
+        names.make()
+    assert sorted(made) == list(range(10))
+    assert names.of(9, Costly(9)) == "costly"
+    names.of(10, Costly(10))
+    names.forget_asked()
+    names.make()
+    assert 10 not in made
 
 
 def test_names_are_bounded() -> None:
