@@ -19,7 +19,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import urljoin
 
 import dask
 import distributed.utils
@@ -334,7 +333,7 @@ class Cluster:
         """Address of the page of our own; None on a borrowed cluster."""
         if self.sight is None or self.dashboard_link is None:
             return None
-        return urljoin(self.dashboard_link, page.ADDRESS)
+        return page.beside(self.dashboard_link)
 
     def surroundings(self) -> surroundings.Surroundings | None:
         """What the workers are to adopt: nothing on a borrowed cluster."""

@@ -86,6 +86,17 @@ class _Tab(str):
 _TAB = _Tab("at \N{ZERO WIDTH SPACE}once")
 
 
+def beside(link: str) -> str:
+    """The page's address, where `link` is that of the dashboard.
+
+    Its settings say what that looks like: it need not lead to Dask's first page.
+
+    >>> beside("http://127.0.0.1:8787/status"), beside("/user/me/proxy/8787")
+    ('http://127.0.0.1:8787/at-once', '/user/me/proxy/8787/at-once')
+    """
+    return f"{link.removesuffix('/status').rstrip('/')}/{ADDRESS}"
+
+
 def answer(scheduler: Any, sight: Sight) -> None:
     """Open the JSON address; it needs no Bokeh."""
     handlers: list[Any] = [

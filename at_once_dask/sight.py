@@ -129,7 +129,7 @@ class RunView:
         self._begun = time.monotonic()
         self._head: dict[str, Any] = {
             "id": id,
-            "name": name,
+            "name": cut(name, REPR_LIMIT),
             "begun": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         }
         self._live: _Live | None = _Live(ledger, source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlencode, urljoin, urlsplit
 
+import dask
 import psutil
 import pytest
 from browser import chromium, complaints
@@ -240,6 +243,30 @@ def test_a_traceback_after_a_click_that_stays_open(page: str, chrome: Any, folde
     assert complaints(chrome) == []
 
 
+def test_what_is_drawn_is_told_in_words_too(page: str, chrome: Any, folder: Path) -> None:
+    """And where nobody knows how many inputs there are, no share of them is drawn."""
+
+    def label(selector: str) -> str:
+        found = chrome.find_element("css selector", selector).get_attribute("aria-label")
+        return str(found)
+
+    def slowly() -> Iterator[int]:
+        yield from range(8)
+        wait_in(folder)
+        yield 8
+
+    see(chrome, page)
+    with Going(folder, slowly(), None, waiting(folder, 3)) as run:
+        shows(chrome, "#state", "running: map")
+        assert label("#bar") == "nobody knows how many inputs there are"
+        assert chrome.find_elements("css selector", "#bar.unknown")
+        run.release()
+        shows(chrome, "#state", "failed")
+    assert label("#bar") == "8 processed, 0 skipped, 1 failed of 9"
+    assert not chrome.find_elements("css selector", "#bar.unknown")
+    assert label("#plot").startswith("the rate over time: at most ")
+
+
 def test_a_failed_run_stays_and_earlier_ones_are_a_click_away(
     page: str, chrome: Any, folder: Path
 ) -> None:
@@ -397,6 +424,10 @@ def test_100_000_failures_of_three_causes(page: str, chrome: Any, folder: Path) 
         milliseconds, size = chrome.execute_async_script(look)
         assert milliseconds < 1000
         assert size < 100_000
+        begun = time.monotonic()
+        chrome.get(page)
+        shows(chrome, '#counts [data-count="failed"] dd', "100,000")
+        assert time.monotonic() - begun < 1
         causes = chrome.find_elements("css selector", "#causes details")
         assert len(causes) == 3
         report = run.release()
@@ -475,6 +506,10 @@ def test_how_it_ended(page: str) -> None:
     with pytest.raises(OSError, match="unplugged"):
         at_once_dask.run(unplugged(), None, print_less, progress=False)
     assert told() == ["broken", "the list itself raised OSError: unplugged"]
+    driver = os.getpid()
+    with pytest.raises(KeyboardInterrupt):
+        at_once_dask.run([1], None, lambda n: os.kill(driver, signal.SIGINT), progress=False)
+    assert told() == ["interrupted", "Ctrl-C"]
     at_once_dask.plan(range(9), lambda n: [n < 4, None], progress=False)
     plan = facts(page)["run"]
     assert (plan["phase"], plan["inputs"]["skipped"], plan["inputs"]["pending"]) == ("check", 4, 5)
@@ -487,12 +522,22 @@ def test_runs_that_are_not_known(page: str) -> None:
         assert "lists those that are" in json.loads(answer)["error"]
 
 
-def test_only_the_latest_runs_are_kept_and_without_their_ledgers(page: str) -> None:
+def test_only_the_latest_runs_are_kept_and_nothing_of_them(page: str) -> None:
+    """Neither their inputs nor their ledgers, also when somebody has looked meanwhile."""
+    refs: list[weakref.ref[Any]] = []
     for _ in range(21):
-        at_once_dask.run([1], None, print_less, progress=False)
+        inputs = [Evil(n) for n in range(9)]
+        refs += map(weakref.ref, inputs)
+        looker = threading.Thread(target=facts, args=[page])
+        looker.start()
+        at_once_dask.run(inputs, None, print_less, progress=False)
+        looker.join()
+        refs.append(weakref.ref(at_once_dask.last_report()._story.ledger))  # type: ignore[union-attr]
+    del inputs
+    at_once_dask.run([1], None, print_less, progress=False)
     assert len(facts(page)["runs"]) == 20
-    views = own._own.sight._runs  # type: ignore[union-attr]
-    assert [view._live for view in views] == [None] * 20
+    gc.collect()
+    assert [ref() for ref in refs if ref() is not None] == []
 
 
 def test_a_repr_is_called_where_the_run_is(page: str, folder: Path) -> None:
@@ -628,9 +673,13 @@ def n_failed() -> int:
 
 
 def test_the_first_hung_input_is_long_before_anything_came_back(page: str, folder: Path) -> None:
-    with Going(folder, range(8), None, waiting(folder, 3)):
+    def process(n: int) -> None:
+        if n:
+            wait_in(folder)
+
+    with Going(folder, range(8), None, process):
         poll_for(
-            lambda: [at["index"] for at in seen(page, "workers") if at["long"]] == [3],
+            lambda: 1 in [at["index"] for at in seen(page, "workers") if at["long"]],
             "it is not marked",
             lambda: facts(page)["run"],
         )
@@ -766,6 +815,22 @@ def test_no_thread_is_left_when_the_cluster_is_closed_while_bokeh_is_imported(
     assert (done.stdout, done.stderr) == ("True\n['MainThread']\n", "")
 
 
+@pytest.mark.parametrize("end", ["", "/", "/status"])
+def test_the_page_is_beside_the_dashboard_wherever_that_is(page: str, end: str) -> None:
+    port = urlsplit(page).port
+    with dask.config.set({"distributed.dashboard.link": f"/user/me/proxy/{{port}}{end}"}):
+        assert own.find(None).page_link == f"/user/me/proxy/{port}/at-once"
+
+
+def test_a_long_name_is_cut(page: str) -> None:
+    def process(n: int) -> None:
+        """Handles an input."""
+
+    process.__name__ = "p" * 10_000
+    at_once_dask.run([1], None, process, progress=False)
+    assert len(facts(page)["run"]["name"]) == 200
+
+
 def test_on_loopback_only(page: str) -> None:
     port = int(page.split(":")[2].split("/")[0])
     listening = [
@@ -827,6 +892,26 @@ class Noting:
 
     def __getattr__(self, name: str) -> Any:
         return lambda *args, **kwargs: None
+
+
+def test_a_death_with_bystanders(page: str, folder: Path) -> None:
+    """Its own failure, and once each those that its process had noted before."""
+
+    def process(n: int) -> None:
+        if n == 1:
+            wait_in(folder)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if n % 10 == 0:
+            raise ValueError(n)
+
+    with Going(folder, range(40), None, process) as run:
+        poll_for(lambda: seen(page, "causes"), "no failure is shown")
+        report = run.release()
+    told = facts(page)["run"]
+    assert told["inputs"] == counts_of(report)
+    assert (report.n_processed, report.n_failed, report.n_left) == (35, 5, 0)
+    causes = [(cause["kind"], cause["error"], cause["count"]) for cause in told["causes"]]
+    assert causes == [("exception", "ValueError", 4), ("crash", "SIGKILL", 1)]
 
 
 def unplugged() -> Iterator[int]:

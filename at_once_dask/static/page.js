@@ -76,12 +76,20 @@
             made.append(make("dt", name), make("dd", value));
             return made;
         }));
-        const total = inputs.total ?? inputs.processed + inputs.skipped + inputs.failed;
+        const total = inputs.total; // shares of what nobody knows are none
+        find("bar").classList.toggle("unknown", total === null);
         const shares = {processed: inputs.processed + inputs.pending, skipped: inputs.skipped, failed: inputs.failed};
         for (const [name, n] of Object.entries(shares)) {
             find("bar").querySelector("." + name).style.width = (total ? 100 * n / total : 0) + "%";
         }
-        find("bar").setAttribute("aria-label", "processed, skipped and failed as shares of all");
+        find("bar").setAttribute("aria-label", total === null ? "nobody knows how many inputs there are"
+            : Object.entries(shares).map(([name, n]) => number(n) + " " + name).join(", ") + " of " + number(total));
+    }
+
+    function showSpeed(run) { // the plot itself is a picture
+        const most = Math.max(0, ...run.rates.flatMap((one) => one.points.map(([, rate]) => rate)));
+        const now = run.rate === null ? "" : "now " + speed(run.rate) + ", ";
+        find("plot").setAttribute("aria-label", "the rate over time: " + now + "at most " + speed(most));
     }
 
     function showWorkers(run) {
@@ -172,6 +180,7 @@
         find("reason").textContent = run.reason;
         find("what").textContent = run.keys ? "Inputs, then keys, a second" : "Inputs a second";
         showCounts(run);
+        showSpeed(run);
         showWorkers(run);
         showCauses(run);
         showSlowest(run);
