@@ -19,7 +19,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import urljoin
 
 import dask
 import distributed.utils
@@ -47,6 +46,7 @@ from at_once_dask.worker import OwnWorker
 T = TypeVar("T", Client, LocalCluster)
 
 START_SECONDS = 30  # for the workers to come
+HANG_UP_SECONDS = 2  # for the connections of browsers to close
 _GIVEN_UP = (Status.failed, Status.closed)
 
 # Dask's settings for the own cluster, for as long as it lives: nannies read them at each restart.
@@ -86,7 +86,10 @@ class _Own:
         try:
             with _interrupts_wait():
                 self._cluster = self._to_close(self._start())
-                dashboard.build_on_demand(self._cluster.scheduler, self.sight)
+                self._undo.enter_context(
+                    dashboard.build_on_demand(self._cluster.scheduler, self.sight)
+                )
+                self._undo.callback(self._hang_up)
                 self.client: Client = self._to_close(self._connect())
         except BaseException:
             self.close()
@@ -179,6 +182,20 @@ class _Own:
         for nanny in self._cluster.workers.values():
             if nanny.worker_address in addresses and nanny.pid is not None:
                 processes.end_tree(nanny.pid)
+
+    def _hang_up(self) -> None:
+        """Close what browsers keep open: Dask only stops listening, and then nobody answers them.
+
+        Where somebody has closed the cluster behind our back, there is no event loop to do it.
+        """
+        with contextlib.suppress(TimeoutError, RuntimeError):
+            self._cluster.sync(self._close_connections, callback_timeout=HANG_UP_SECONDS)
+
+    async def _close_connections(self) -> None:
+        scheduler: Any = self._cluster.scheduler
+        server = scheduler.http_server
+        server.stop()
+        await server.close_all_connections()
 
     def close(self) -> None:
         self._undo.close()
@@ -312,7 +329,7 @@ class Cluster:
         """Address of the page of our own; None on a borrowed cluster."""
         if self.sight is None or self.dashboard_link is None:
             return None
-        return urljoin(self.dashboard_link, page.ADDRESS)
+        return page.beside(self.dashboard_link)
 
     def surroundings(self) -> surroundings.Surroundings | None:
         """What the workers are to adopt: nothing on a borrowed cluster."""

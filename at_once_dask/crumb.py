@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, TextIO
 
 from at_once_dask.errors import AtOnceError
 from at_once_dask.failure import Failure
-from at_once_dask.states import COLLECT, LEFT, OPEN, is_final
+from at_once_dask.states import COLLECT, LEFT, OPEN, SKIPPED, is_final
 
 # Places in the head.
 START, SIZE, CURRENT, STOP, CLOSING, OVERDUE, THREAD = range(7)
@@ -210,29 +210,52 @@ class Step:
         Since when (``time.monotonic``).
     failures : list of Failure
         Those before it, as many as were asked for.
+    more : bool
+        Whether there may be further ones.
+    usual : float or None
+        Seconds that those before it took which were not skipped (the mean); None without any.
+    ended : bool
+        It is at nothing any more: all that was to be handled is, and not delivered yet.
     """
 
     position: int | None
     state: int
     since: float
     failures: list[Failure]
+    more: bool = False
+    usual: float | None = None
+    ended: bool = False
 
 
 def _step(file: BinaryIO, limit: int) -> Step | None:
     start, n, current, stop, closing, *_ = struct.unpack("=8q", file.read(_HEAD))
-    if not n or (stop != UNKNOWN and not closing):
+    if not n:
         return None
-    marks, states = _HEAD, _HEAD + 8 * (n + 1)
-    position = stop if closing else current
-    file.seek(marks + 8 * (position - start))
-    (since,) = struct.unpack("=d", file.read(8))
-    file.seek(states + current - start)
-    state = COLLECT if closing else file.read(1)[0]
-    file.seek(states + n)
-    records = _records(file.read(limit))
-    failures = [pickle.loads(data) for _, kind, data in records if kind == FAILURE]
-    of_several = closing or is_final(state) or (state == OPEN and n > 1)
-    return Step(None if of_several else position, state, since, failures)
+    ended = stop != UNKNOWN and not closing
+    offset = (current if stop == UNKNOWN else stop) - start
+    begun, since = _mark(file, 0), _mark(file, offset)
+    file.seek(_HEAD + 8 * (n + 1))
+    states = file.read(n)
+    state = COLLECT if closing else states[current - start]
+    worked = offset - states.count(SKIPPED, 0, offset)
+    content = file.read(limit + 1)
+    records = _records(content[:limit])
+    of_several = ended or closing or is_final(state) or (state == OPEN and n > 1)
+    return Step(
+        None if of_several else start + offset,
+        state,
+        since,
+        [pickle.loads(data) for _, kind, data in records if kind == FAILURE],
+        more=len(content) > limit,
+        usual=(since - begun) / worked if worked else None,
+        ended=ended,
+    )
+
+
+def _mark(file: BinaryIO, offset: int) -> float:
+    file.seek(_HEAD + 8 * offset)
+    (mark,) = struct.unpack("=d", file.read(8))
+    return float(mark)
 
 
 class Trail:
@@ -317,11 +340,11 @@ class Trail:
         return None
 
     def step(self, id: str, limit: int) -> Step | None:
-        """What partition `id` is at, with `limit` bytes of records; None when it does not go on.
+        """What partition `id` is at, with `limit` bytes of records; None when it has not begun.
 
         Made to be called while the worker writes: it may be a moment old, and raises nothing.
         """
-        with contextlib.suppress(OSError, struct.error, IndexError, ValueError):
+        with contextlib.suppress(Exception):  # it is gone, or one half of it is older
             with open(self._path(id), "rb") as file:
                 return _step(file, limit)
         return None

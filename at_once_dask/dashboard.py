@@ -6,6 +6,7 @@ the address answers from the start on, at first with a page that reloads itself.
 
 from __future__ import annotations
 
+import contextlib
 import html
 import threading
 from typing import Any
@@ -16,6 +17,7 @@ from at_once_dask import page
 from at_once_dask.sight import Sight
 
 RELOAD_SECONDS = 1
+IMPORT_SECONDS = 5  # that the end of the cluster waits for Bokeh's import
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="{reload}">
@@ -24,8 +26,10 @@ _PAGE = """<!doctype html>
 <body><p>{text}</p></body></html>"""
 
 
-def build_on_demand(scheduler: Any, sight: Sight) -> None:
+def build_on_demand(scheduler: Any, sight: Sight) -> contextlib.AbstractContextManager[object]:
     """Have `scheduler`, which was started without a dashboard, build it at the first request.
+
+    The end of what is returned comes when Bokeh is not being imported any more.
 
     Parameters
     ----------
@@ -35,7 +39,7 @@ def build_on_demand(scheduler: Any, sight: Sight) -> None:
         What the page of our own shows, and from the start its JSON address.
     """
     page.answer(scheduler, sight)
-    _Dashboard(scheduler, sight)
+    return _Dashboard(scheduler, sight)
 
 
 class _Dashboard:
@@ -44,18 +48,26 @@ class _Dashboard:
     def __init__(self, scheduler: Any, sight: Sight) -> None:
         self._scheduler = scheduler
         self._sight = sight
-        self._begun = False
+        self._thread: threading.Thread | None = None
         self.text = (
             "The dashboard is being loaded (Bokeh takes a moment); this page reloads itself."
         )
         self._pages = Application([(r".*", _Waiting, {"dashboard": self})])
         scheduler.http_application.add_application(self._pages)
 
+    def __enter__(self) -> _Dashboard:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """An import cannot be broken off; one that takes too long is left to itself."""
+        if self._thread is not None:
+            self._thread.join(IMPORT_SECONDS)
+
     def build(self) -> None:
         """Begin with it, unless that was done before; on the scheduler's event loop."""
-        if not self._begun:
-            self._begun = True
-            threading.Thread(target=self._import, name="dashboard", daemon=True).start()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._import, name="dashboard", daemon=True)
+            self._thread.start()
 
     def _import(self) -> None:
         try:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 SLOWEST = 20  # inputs that are known by name
 
+Same = tuple[str, str, str, str]  # what equal failures have in common
+
 _NAN = float("nan")
 
 
@@ -38,8 +40,8 @@ class Cause:
     """Equal failures: how many, and the first of them, with the repr of its input or key."""
 
     example: Failed
-    count: int = 0
-    inp: str = ""
+    count: int
+    inp: str
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -84,7 +86,7 @@ class Ledger:
         self.workers = array("i")
         self.names: list[str] = []
         self.failed: list[Failed] = []
-        self._causes: dict[tuple[str, str, str, str], Cause] = {}
+        self._causes: dict[Same, Cause] = {}
         self._slowest: list[Slow] = []  # a heap
         self.counts = [0] * len(NAMES)
 
@@ -103,7 +105,8 @@ class Ledger:
         import numpy as np  # importing this module must bring in nothing heavy
 
         stop, marks = outcome.stop, np.array(outcome.marks)
-        self._set_states(start, outcome.states)
+        failed = [self._failed(one, inputs[one.position - start]) for one in outcome.failures]
+        named = self._named(failed)
         self.starts[start:stop] = array("d", (marks[:-1] + outcome.epoch).tobytes())
         seconds = np.diff(marks)
         self.seconds[start:stop] = array("d", seconds.tobytes())
@@ -112,13 +115,26 @@ class Ledger:
             self._forget_the_left(start, outcome.states)
         handled = np.frombuffer(outcome.states, dtype=np.uint8) != LEFT
         self._note_slowest(start, np.where(handled, seconds, _NAN), inputs)
-        for failure in outcome.failures:
-            self._add(failure, inputs[failure.position - start])
+        # Behind all that calls a repr, which may be slow: who looks sees states and causes agree.
+        self._set_states(start, outcome.states)
+        self._enter(failed, named)
 
-    def causes(self) -> list[Cause]:
-        """Equal failures grouped, the most frequent first."""
-        found = sorted(self._causes.values(), key=lambda cause: cause.example.order)
-        return sorted(found, key=lambda cause: -cause.count)
+    def causes(self, limit: int | None = None) -> list[Cause]:
+        """Equal failures grouped, the most frequent first; `limit` at most."""
+        causes = list(self._causes.values())
+
+        def rank(cause: Cause) -> tuple[int, tuple[bool, int]]:
+            return -cause.count, cause.example.order
+
+        return heapq.nsmallest(len(causes) if limit is None else limit, causes, key=rank)
+
+    def cause(self, same: Same) -> Cause | None:
+        """The failures that have this in common."""
+        return self._causes.get(same)
+
+    @property
+    def n_causes(self) -> int:
+        return len(self._causes)
 
     def slowest(self) -> list[Slow]:
         """The inputs that took longest, the slowest first."""
@@ -133,35 +149,54 @@ class Ledger:
 
     def refuse(self, failure: Failure, inp: Any) -> None:
         """Enter an input that failed before it got anywhere."""
+        failed = [self._failed(failure, inp)]
+        named = self._named(failed)
         self._set_states(failure.position, bytes([FAILED]))
-        self._add(failure, inp)
+        self._enter(failed, named)
 
-    def fail_key(self, failure: Failure, key: Any) -> None:
-        self._enter(Failed(failure, key, None))
+    def fail_keys(self, failures: list[Failure], keys: list[Any]) -> None:
+        """Enter keys that failed in the reduction."""
+        failed = [Failed(*one, None) for one in zip(failures, keys, strict=True)]
+        self._enter(failed, self._named(failed))
 
     def changed(self, change: Callable[[Failed], Failed]) -> Ledger:
         """A copy whose failures are others."""
         copy = object.__new__(Ledger)
         copy.__dict__.update(self.__dict__, failed=[], _causes={})
-        for failed in self.failed:
-            copy._enter(change(failed))
-        for same, cause in self._causes.items():  # as they were called then
-            copy._causes[same].inp = cause.inp
+        named = {same: cause.inp for same, cause in self._causes.items()}  # as they were then
+        copy._enter([change(failed) for failed in self.failed], named)
         return copy
 
     def index(self, position: int) -> int:
         """The position in the list as given."""
         return position if self.order is None else self.order[position]
 
-    def _add(self, failure: Failure, inp: Any) -> None:
-        self._enter(Failed(failure, inp, self.index(failure.position)))
+    def _failed(self, failure: Failure, inp: Any) -> Failed:
+        return Failed(failure, inp, self.index(failure.position))
 
-    def _enter(self, failed: Failed) -> None:
-        self.failed.append(failed)
-        cause = self._causes.setdefault(failed.failure.cause, Cause(failed))
-        cause.count += 1
-        if cause.count == 1 or failed.order < cause.example.order:
-            cause.example, cause.inp = failed, safe_repr(failed.inp)
+    def _named(self, failed: list[Failed]) -> dict[Same, str]:
+        """The reprs of those among `failed` that become examples, by what they have in common."""
+        first: dict[Same, Failed] = {}
+        for one in failed:
+            known = first.get(one.failure.cause)
+            if known is None or one.order < known.order:
+                first[one.failure.cause] = one
+        return {
+            same: safe_repr(one.inp)
+            for same, one in first.items()
+            if same not in self._causes or one.order < self._causes[same].example.order
+        }
+
+    def _enter(self, failed: list[Failed], named: dict[Same, str]) -> None:
+        self.failed += failed
+        for one in failed:
+            same = one.failure.cause
+            known = self._causes.get(same)
+            if known is None or one.order < known.example.order:
+                count = 1 if known is None else known.count + 1
+                self._causes[same] = Cause(one, count, named[same])
+            else:
+                known.count += 1
 
     def _note_slowest(self, start: int, seconds: Any, inputs: list[Any]) -> None:
         """Of a partition: what is among the slowest so far."""

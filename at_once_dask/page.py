@@ -42,9 +42,10 @@ What the address answers is one JSON object:
         its ``index``, ``stage`` (``idle``, ``between inputs``, or as in a failure), ``seconds``
         (for how long), and ``long``, whether that is much more than usual. The longest first.
     ``n_causes``, ``causes``
-        Equal failures grouped, the most frequent first (20 at most): ``id``, ``count``, ``kind``,
-        ``stage``, ``error``, ``where``, ``message``, and of the first such failure ``example``, the
-        repr of its input or key, and ``index``, null for a key.
+        Equal failures grouped, the most frequent first (20 at most): ``id``, ``count``,
+        ``at_least`` (whether there are more, which are not counted yet), ``kind``, ``stage``,
+        ``error``, ``where``, ``message``, and of the first such failure ``example``, the repr of
+        its input or key, and ``index``, null for a key.
     ``slowest``
         The inputs that took longest (20 at most): ``index``, ``input``, ``seconds``.
 
@@ -55,12 +56,13 @@ answered with status 404 and ``{"error": TEXT}``.
 from __future__ import annotations
 
 import json
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tornado.ioloop import IOLoop
-from tornado.web import Application, RequestHandler
+from tornado.web import Application, RedirectHandler, RequestHandler
 
 from at_once_dask.sight import RunView, Sight
 
@@ -84,10 +86,25 @@ class _Tab(str):
 _TAB = _Tab("at \N{ZERO WIDTH SPACE}once")
 
 
+def beside(link: str) -> str:
+    """The page's address, where `link` is that of the dashboard.
+
+    Its settings say what that looks like: it need not lead to Dask's first page.
+
+    >>> beside("http://127.0.0.1:8787/status"), beside("/user/me/proxy/8787")
+    ('http://127.0.0.1:8787/at-once', '/user/me/proxy/8787/at-once')
+    """
+    return f"{link.removesuffix('/status').rstrip('/')}/{ADDRESS}"
+
+
 def answer(scheduler: Any, sight: Sight) -> None:
     """Open the JSON address; it needs no Bokeh."""
-    handler = (rf"/{ADDRESS}\.json", _Facts, {"sight": sight})
-    scheduler.http_application.add_application(Application([handler]))
+    handlers: list[Any] = [
+        (rf"/{ADDRESS}\.json", _Facts, {"sight": sight}),
+        # There Bokeh would show the page too, which asks for an address beside its own.
+        (rf"/{ADDRESS}/", RedirectHandler, {"url": f"../{ADDRESS}", "permanent": False}),
+    ]
+    scheduler.http_application.add_application(Application(handlers))
 
 
 def add(scheduler: Any, sight: Sight) -> None:
@@ -107,6 +124,8 @@ def add(scheduler: Any, sight: Sight) -> None:
     scheduler.http_application.add_application(application)
     application.initialize(IOLoop.current())
     application.start()
+    # A tab that was open at another cluster on this port sends what it knows of its plot.
+    warnings.filterwarnings("ignore", message="reference already known", category=UserWarning)
 
 
 class _Facts(RequestHandler):

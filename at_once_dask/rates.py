@@ -1,6 +1,7 @@
 """How fast it goes, and how long the rest takes.
 
-Noted in one thread, and read in others as well: what is read is never changed, it is replaced.
+Noted in one thread, and read in others as well: what has been noted never changes; a list gets
+longer, or another one that is thinned out takes its place.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import uuid
 from array import array
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, cached_property, partial
 from operator import itemgetter
 from typing import Any
@@ -43,7 +44,7 @@ from at_once_dask.story import (
     Story,
 )
 from at_once_dask.ticker import Silent, Ticker
-from at_once_dask.window import Sink, Watcher, Window
+from at_once_dask.window import Sink, Window
 
 JUDGED_FROM = 20  # inputs, before a share of failures tells anything
 
@@ -243,12 +244,13 @@ class _Watchers:
     """Who looks on: the progress, and the page of the own cluster."""
 
     def __init__(self, ticker: Ticker | Silent, seen: PassView | None) -> None:
-        self._all: list[Watcher] = [ticker] if seen is None else [ticker, seen]
-        self._seen = seen
+        self._all: list[Ticker | Silent | PassView] = [ticker]
+        if seen is not None:
+            self._all.append(seen)
 
     def begin(self, window: Window) -> None:
-        if self._seen is not None:
-            self._seen.flights = window
+        for watcher in self._all:
+            watcher.begin(window)
 
     def tick(self) -> None:
         for watcher in self._all:
@@ -257,10 +259,6 @@ class _Watchers:
     def running(self, event: Running) -> None:
         for watcher in self._all:
             watcher.running(event)
-
-    def failing(self, n: int) -> None:
-        for watcher in self._all:
-            watcher.failing(n)
 
 
 class MapSink(Sink):
@@ -326,23 +324,23 @@ class _ReduceSink(Sink):
     def record(self, start: int, outcome: Outcome, inputs: list[Group]) -> None:
         assert not isinstance(outcome.made, Piece)
         keys = [group.key for group in inputs]
-        self._ledger.record(start, outcome, keys)
-        for failure in outcome.failures:
-            self._run.ledger.fail_key(failure, keys[failure.position - start])
+        failures = outcome.failures[:]
         made = [] if outcome.made is None else pickles.loads(outcome.made)
         for position, pickled in [*made, *outcome.apart]:
-            key = keys[position - start]
             try:
-                self._run.reduced[position] = key, pickles.loads(pickled)
+                self._run.reduced[position] = keys[position - start], pickles.loads(pickled)
             except Exception as error:
-                failure = from_exception(position, "reduce", error)
-                self._run.ledger.fail_key(failure, key)
-                self.log(failure, inputs[position - start])
+                outcome.states[position - start] = FAILED
+                failures.append(from_exception(position, "reduce", error))
+                self.log(failures[-1], inputs[position - start])
+        failed = [keys[failure.position - start] for failure in failures]
+        self._run.ledger.fail_keys(failures, failed)
+        self._ledger.record(start, replace(outcome, failures=[]), keys)  # these are the run's
 
     def refuse(self, failure: Failure, inp: Group) -> None:
         failure.stage = "reduce"
         self._ledger.refuse(failure, inp)
-        self._run.ledger.fail_key(failure, inp.key)
+        self._run.ledger.fail_keys([failure], [inp.key])
         self.log(failure, inp)
 
     def log(self, failure: Failure, inp: Group) -> None:

@@ -1,8 +1,11 @@
 """What can be seen of the runs of a cluster, as plain data: for the page, and for its JSON address.
 
-It is put together when somebody looks, on the event loop, from what the run keeps anyhow; a run
-that nobody looks at notes how far it is twice a second, and no more. What is read here changes
+It is put together when somebody looks, on the event loop, from what the run keeps anyhow. A run
+that nobody looks at notes only how far it is, with each outcome. What is read here changes
 meanwhile in the run's thread, and no lock is taken: a look shows what was true a moment ago.
+
+A failure is in the crumb of its partition first, and in the ledger when that has come back. So the
+crumbs are read first, and what the ledger has got meanwhile is left out.
 
 One thing is left to the run's thread: the ``repr`` of an input, which may be code of the user's.
 That thread calls it anyhow, for the slowest inputs; on the event loop it would hold up the cluster.
@@ -12,9 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import heapq
 import time
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import PosixPath
@@ -23,7 +27,7 @@ from typing import Any, Protocol
 
 from at_once_dask.crumb import Step, Trail
 from at_once_dask.failure import REPR_LIMIT, Failure, cut, safe_repr
-from at_once_dask.ledger import Cause, Ledger
+from at_once_dask.ledger import Cause, Ledger, Same
 from at_once_dask.rates import Eta, Series
 from at_once_dask.reduction import Group
 from at_once_dask.report import Report
@@ -37,10 +41,13 @@ RUNS = 20  # that are kept
 CAUSES = 20  # of a run; those with the most failures
 MESSAGE_LIMIT = 300  # characters
 RECORD_BYTES = 65_536  # of each partition in flight, for failures that are not delivered yet
+TRACEBACKS_KEPT = 200  # of a run that goes on
 NAME_SECONDS = 0.5  # for the run's thread to name the current inputs
+NAMING_SECONDS = 0.05  # that it gives to that at a time
 NAMES_KEPT = 1_000
 LONG_SECONDS = 2.0  # an input that runs for less is not called long, ...
 LONG_TIMES = 5  # ... nor one that takes less than so many times the usual
+LONG_ALONE_SECONDS = 60.0  # the same while no other tells what is usual
 SAMPLE = 1_000  # inputs that tell what is usual
 
 _STATES = {STOPPED: "stopped", INTERRUPTED: "interrupted", BROKEN: "broken"}
@@ -50,12 +57,16 @@ _PLAIN = {str, bytes, int, float, bool, type(None), PosixPath}  # their `repr` i
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """A partition in flight; `final` when a failure in it has no attempts left."""
+    """A partition in flight; `final` when a failure in it has no attempts left.
+
+    `failed`: how many of its inputs have failed for good, as its worker tells.
+    """
 
     id: str
     worker: str
     chunk: Chunk
     final: bool
+    failed: int
 
 
 class Flights(Protocol):
@@ -69,6 +80,12 @@ class Flights(Protocol):
 
     def trail(self, worker: str) -> Trail | None:
         """Where `worker` leaves its crumbs, when that can be seen from here."""
+
+
+def failing(flights: Flights | None, ledger: Ledger) -> int:
+    """How many inputs have failed in partitions that the ledger does not know yet."""
+    held = [] if flights is None else flights.in_flight()
+    return sum(one.failed for one in held if ledger.states[one.chunk.start] == LEFT)
 
 
 class Sight:
@@ -112,7 +129,7 @@ class RunView:
         self._begun = time.monotonic()
         self._head: dict[str, Any] = {
             "id": id,
-            "name": name,
+            "name": cut(name, REPR_LIMIT),
             "begun": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         }
         self._live: _Live | None = _Live(ledger, source)
@@ -135,7 +152,12 @@ class RunView:
         live.close()
         is_failed = report.n_failed or report.n_keys_failed
         state = _STATES.get(ended, "failed" if is_failed else "done")
-        facts = self._facts(live, []) | {"state": state, "reason": reason or None, "workers": []}
+        groups, n_causes = live.groups([])
+        facts = self._facts(live, [], groups, n_causes) | {
+            "state": state,
+            "reason": reason or None,
+            "workers": [],
+        }
         facts["inputs"] = {
             "total": report.n_inputs,
             "processed": report.n_processed,
@@ -147,7 +169,6 @@ class RunView:
         if facts["keys"] is not None:
             facts["keys"]["failed"] = report.n_keys_failed
         facts |= {"seconds": round(report.seconds, 3), "rate": None, "eta": None}
-        groups = live.groups([])[:CAUSES]
         self._tracebacks = {group.id: group.failure.traceback for group in groups}
         self._kept, self._live = facts, None
 
@@ -163,10 +184,15 @@ class RunView:
         if live is None:
             return self._kept
         working = live.working()
+        groups, n_causes = live.groups(working)
+        self._keep_tracebacks(groups)
+        live.names.forget_asked()
         end = time.monotonic() + NAME_SECONDS
-        while self._live is not None and live.names.lack(working) and time.monotonic() < end:
+        while self._live is not None and live.lacks_names(working, groups):
+            if time.monotonic() > end:
+                break
             await asyncio.sleep(0.02)
-        return self._kept if self._live is None else self._facts(live, working)
+        return self._kept if self._live is None else self._facts(live, working, groups, n_causes)
 
     def rates(self) -> list[dict[str, Any]]:
         """By pass: its phase, and points of seconds since the run began, and inputs a second."""
@@ -174,12 +200,17 @@ class RunView:
         return self._kept["rates"] if live is None else self._rates(live)
 
     def traceback(self, cause: str) -> str | None:
-        """Of the example of a cause; None where there is no such cause."""
-        live = self._live
-        if live is None:
-            return self._tracebacks.get(cause)
-        groups = live.groups(live.working())
-        return next((g.failure.traceback for g in groups if g.id == cause), None)
+        """Of the example of a cause that was told; None where there is no such cause."""
+        return self._tracebacks.get(cause)
+
+    def _keep_tracebacks(self, groups: list[_Group]) -> None:
+        """Somebody may open any of these, also when others are more frequent by then."""
+        kept = self._tracebacks
+        for group in groups:
+            kept.pop(group.id, None)  # to the end: who was not told for longest goes first
+            kept[group.id] = group.failure.traceback
+        for id in list(kept)[:-TRACEBACKS_KEPT]:
+            del kept[id]
 
     def _summary(self, live: _Live) -> dict[str, Any]:
         now = live.passes[-1] if live.passes else None
@@ -191,10 +222,11 @@ class RunView:
             "keys": live.keys(),
         }
 
-    def _facts(self, live: _Live, working: list[_Working]) -> dict[str, Any]:
+    def _facts(
+        self, live: _Live, working: list[_Working], groups: list[_Group], n_causes: int
+    ) -> dict[str, Any]:
         now = live.passes[-1] if live.passes else None
-        groups = live.groups(working)
-        usual = None if now is None else _usual(now.ledger)
+        usual = None if now is None else _usual(now.ledger, working)
         return self._summary(live) | {
             "reason": None,
             "rate": None if now is None else _rounded(now.rate()),
@@ -206,8 +238,8 @@ class RunView:
                 key=lambda row: -1.0 if row["seconds"] is None else row["seconds"],
                 reverse=True,
             ),
-            "n_causes": len(groups),
-            "causes": [group.row(live.names) for group in groups[:CAUSES]],
+            "n_causes": n_causes,
+            "causes": [group.row(live.names) for group in groups],
             "slowest": [
                 {"index": slow.index, "input": slow.inp, "seconds": _rounded(slow.seconds)}
                 for slow in live.ledger.slowest()
@@ -240,10 +272,13 @@ class PassView:
         self.source = source
         self.names = names
         self.flights: Flights | None = None
-        self.failing_now = 0
         self.begun = time.monotonic()
         self._eta = Eta(self.begun)
         self._series = Series(self.begun)
+
+    def begin(self, flights: Flights) -> None:
+        """What is in flight, from now on."""
+        self.flights = flights
 
     def tick(self) -> None:
         now = time.monotonic()
@@ -255,11 +290,8 @@ class PassView:
     def running(self, event: object) -> None:
         """The crumbs tell more."""
 
-    def failing(self, n: int) -> None:
-        self.failing_now = n
-
     def close(self) -> None:
-        self.flights, self.failing_now = None, 0
+        self.flights = None
         self._series.note(time.monotonic(), self._done()[1], last=True)
 
     def rate(self) -> float:
@@ -268,8 +300,11 @@ class PassView:
 
     def eta(self) -> float | None:
         """Seconds; None when nobody can know."""
-        left = _counts(self.ledger, self.source, self.failing_now)["left"]
+        left = self.counts()["left"]
         return None if left is None else self._eta.seconds(left, time.monotonic())
+
+    def counts(self) -> dict[str, int | None]:
+        return _counts(self.ledger, self.source, failing(self.flights, self.ledger))
 
     def points(self, offset: float) -> list[list[float]]:
         return [[round(at + offset, 2), round(rate, 2)] for at, rate in self._series.rates()]
@@ -286,26 +321,30 @@ class Names:
 
     def __init__(self) -> None:
         self._asked: dict[Hashable, Any] = {}
-        self._made: dict[Hashable, str] = {}
+        self._made: dict[Hashable, str | None] = {}  # None while it is being made
 
     def of(self, key: Hashable, inp: Any) -> str | None:
         """The repr of `inp`; None when it is only asked for by this."""
         if type(inp) in _PLAIN:
             return safe_repr(inp)
-        made = self._made.get(key)
-        if made is None:
+        if key not in self._made:
             self._asked[key] = inp
-        return made
+        return self._made.get(key)
 
-    def lack(self, working: list[_Working]) -> bool:
-        """Whether some of these have no name yet; these are asked for."""
-        return any(named is None for at in working for named in at.names(self))
+    def forget_asked(self) -> None:
+        """A new look: what an earlier one has asked for may not be current any more."""
+        self._asked = {}
 
     def make(self) -> None:
-        while self._asked:
-            key, inp = self._asked.popitem()
+        """As many as were asked for, or as there is time for."""
+        asked, end = self._asked, time.monotonic() + NAMING_SECONDS
+        while asked and time.monotonic() < end:
+            key, inp = asked.popitem()
+            if key in self._made:
+                continue
             if len(self._made) >= NAMES_KEPT:
                 self._made = {}
+            self._made[key] = None
             self._made[key] = safe_repr(inp)
 
 
@@ -324,15 +363,15 @@ class _Live:
             self.passes[-1].close()
 
     def inputs(self) -> dict[str, int | None]:
-        first = self.passes[0].failing_now if self.passes else 0
-        return _counts(self.ledger, self.source, first)
+        if not self.passes:
+            return _counts(self.ledger, self.source, 0)
+        return self.passes[0].counts()
 
     def keys(self) -> dict[str, int | None] | None:
         """Counts of the reduction; None before there is one."""
         if len(self.passes) < 2:
             return None
-        keys = self.passes[1]
-        counts = _counts(keys.ledger, keys.source, keys.failing_now)
+        counts = self.passes[1].counts()
         return {
             "total": counts["total"],
             "reduced": counts["processed"],
@@ -340,21 +379,30 @@ class _Live:
             "left": counts["left"],
         }
 
-    def groups(self, working: list[_Working]) -> list[_Group]:
-        """Causes, also of failures that `working` has not delivered yet; the most frequent first.
+    def groups(self, working: list[_Working]) -> tuple[list[_Group], int]:
+        """The most frequent causes, and how many there are.
 
-        The ledger is read first: a partition that comes back meanwhile does not count twice.
+        With those of failures that `working` has not delivered yet; these were read before.
         """
-        groups = {cause.example.failure.cause: _Group.of(cause) for cause in self.ledger.causes()}
-        flights = self._flights()
-        out = set() if flights is None else {flight.id for flight in flights.in_flight()}
-        for at in working:
-            if at.flight is not None and at.flight.id in out:
-                for failure in at.failures():
-                    new = _Group(failure, at.index(failure.position), "", at.count(failure), at)
-                    known = groups.get(failure.cause)
-                    groups[failure.cause] = new if known is None else known.with_more(new)
-        return sorted(groups.values(), key=lambda group: -group.count)
+        new: dict[Same, _Group] = {}
+        for group in (group for at in working for held in at.held for group in held.groups()):
+            known = new.get(group.failure.cause)
+            new[group.failure.cause] = group if known is None else known.with_more(group)
+        n_causes = self.ledger.n_causes + sum(self.ledger.cause(same) is None for same in new)
+        found = [self._with_recorded(same, group) for same, group in new.items()]
+        recorded = self.ledger.causes(CAUSES + len(new))
+        found += [_Group.of(one) for one in recorded if one.example.failure.cause not in new]
+        return heapq.nsmallest(CAUSES, found, key=lambda group: group.rank), n_causes
+
+    def _with_recorded(self, same: Same, group: _Group) -> _Group:
+        cause = self.ledger.cause(same)
+        return group if cause is None else _Group.of(cause).with_more(group)
+
+    def lacks_names(self, working: list[_Working], groups: list[_Group]) -> bool:
+        """Whether some of what is told has no name yet; all of it is asked for."""
+        current = [(held, held.step.position) for at in working if (held := at.current)]
+        named = [held.name(self.names, at) for held, at in current if at is not None]
+        return None in [*named, *(group.name(self.names) for group in groups)]
 
     def _flights(self) -> Flights | None:
         return self.passes[-1].flights if self.passes else None
@@ -364,99 +412,111 @@ class _Live:
         flights = self._flights()
         if flights is None:
             return []
-        order = self.ledger if len(self.passes) == 1 else None
-        held: dict[str, list[Flight]] = {worker: [] for worker in flights.workers()}
+        now = self.passes[-1]
+        by_worker: dict[str, list[_Held]] = {worker: [] for worker in flights.workers()}
         for flight in flights.in_flight():
-            held.setdefault(flight.worker, []).append(flight)
-        return [
-            _working(worker, mine, flights.trail(worker), order) for worker, mine in held.items()
-        ]
+            mine = by_worker.setdefault(flight.worker, [])
+            trail = flights.trail(flight.worker)
+            step = None if trail is None else trail.step(flight.id, RECORD_BYTES)
+            if step is not None:
+                mine.append(_Held(flight, step, now.ledger, of_keys=len(self.passes) > 1))
+        at = time.monotonic()
+        return [_Working(worker, held, at) for worker, held in by_worker.items()]
 
 
 @dataclass(slots=True)
-class _Working:
-    """What one worker is doing; `order` knows the indices, of inputs."""
+class _Held:
+    """A partition that a worker has begun, or that has not arrived yet; `ledger` is its pass's."""
 
-    worker: str
-    order: Ledger | None
-    flight: Flight | None = None
-    step: Step | None = None
-    at: float = 0.0
-
-    def names(self, names: Names) -> list[str | None]:
-        """Of the current input, and of those that have failed before it."""
-        if self.flight is None or self.step is None:
-            return []
-        failed = [failure.position for failure in self.failures()]
-        current = [] if self.step.position is None else [self.step.position]
-        return [self.name(names, position) for position in current + failed]
+    flight: Flight
+    step: Step
+    ledger: Ledger
+    of_keys: bool
 
     def name(self, names: Names, position: int) -> str | None:
-        assert self.flight is not None
         inp = self.flight.chunk.inputs[position - self.flight.chunk.start]
         key = self.flight.id, position
         return names.of(key, inp.key if isinstance(inp, Group) else inp)
 
     def index(self, position: int) -> int | None:
-        return None if self.order is None else self.order.index(position)
+        return None if self.of_keys else self.ledger.index(position)
 
-    def failures(self) -> list[Failure]:
-        """Those for good that it has not delivered yet, of different causes."""
-        if self.step is None or self.flight is None or not self.flight.final:
-            return []
-        first: dict[Hashable, Failure] = {}
-        for failure in self.step.failures:
-            first.setdefault(failure.cause, failure)
-        return list(first.values())
+    def groups(self) -> Iterable[_Group]:
+        """Failures for good that the ledger does not have yet."""
+        found: dict[Same, _Group] = {}
+        for failure in self.step.failures if self.flight.final else []:
+            known = found.get(failure.cause)
+            if self.ledger.states[failure.position] != LEFT:
+                continue
+            if known is None:
+                index = self.index(failure.position)
+                known = found[failure.cause] = _Group(failure, index, 0, held=self)
+                known.more = self.step.more
+            known.count += 1
+        return found.values()
 
-    def count(self, failure: Failure) -> int:
-        """How many like this one it has not delivered."""
-        failures = [] if self.step is None else self.step.failures
-        return sum(other.cause == failure.cause for other in failures)
+
+@dataclass(slots=True)
+class _Working:
+    """What one worker holds."""
+
+    worker: str
+    held: list[_Held]
+    at: float
+
+    @property
+    def current(self) -> _Held | None:
+        """It works on one partition at a time."""
+        return next((held for held in self.held if not held.step.ended), None)
 
     def row(self, names: Names, usual: float | None) -> dict[str, Any]:
         row: dict[str, Any] = {"worker": self.worker, "input": None, "index": None}
-        if self.step is None:
+        held = self.current
+        if held is None:
             return row | {"stage": "idle", "seconds": None, "long": False}
-        position = self.step.position
-        if position is not None:
-            row |= {"input": self.name(names, position), "index": self.index(position)}
-        seconds = max(0.0, self.at - self.step.since)
-        long = usual is not None and seconds > max(LONG_SECONDS, LONG_TIMES * usual)
-        what = "between inputs" if is_final(self.step.state) else stage(self.step.state)
-        return row | {"stage": what, "seconds": round(seconds, 3), "long": long}
-
-
-def _working(
-    worker: str, flights: list[Flight], trail: Trail | None, order: Ledger | None
-) -> _Working:
-    """Of the partitions that it holds it works on one."""
-    working = _Working(worker, order, at=time.monotonic())
-    for flight in flights:
-        step = None if trail is None else trail.step(flight.id, RECORD_BYTES)
-        if step is not None:
-            working.flight, working.step = flight, step
-    return working
+        step = held.step
+        if step.position is not None:
+            index = held.index(step.position)
+            row |= {"input": held.name(names, step.position), "index": index}
+        seconds = max(0.0, self.at - step.since)
+        least = LONG_ALONE_SECONDS if usual is None else max(LONG_SECONDS, LONG_TIMES * usual)
+        what = "between inputs" if is_final(step.state) else stage(step.state)
+        return row | {"stage": what, "seconds": round(seconds, 3), "long": seconds > least}
 
 
 @dataclass(slots=True)
 class _Group:
-    """Equal failures, with an example."""
+    """Equal failures, with an example; `more` when not all of them were counted."""
 
     failure: Failure
     index: int | None
-    inp: str
     count: int
-    at: _Working | None = None  # who holds the example, where the ledger does not have it yet
+    inp: str = ""
+    held: _Held | None = None  # the example is in there, where the ledger does not have it yet
+    more: bool = False
 
     @classmethod
     def of(cls, cause: Cause) -> _Group:
-        return cls(cause.example.failure, cause.example.index, cause.inp, cause.count)
+        return cls(cause.example.failure, cause.example.index, cause.count, cause.inp)
 
     def with_more(self, other: _Group) -> _Group:
         """Both together; the example is the earlier one, where one can tell."""
         is_earlier = None not in (self.index, other.index) and other.index < self.index  # type: ignore[operator]
-        return replace(other if is_earlier else self, count=self.count + other.count)
+        return replace(
+            other if is_earlier else self,
+            count=self.count + other.count,
+            more=self.more or other.more,
+        )
+
+    @property
+    def rank(self) -> tuple[int, bool, int]:
+        """The most frequent first, then the earliest, keys last."""
+        return -self.count, self.index is None, self.index or 0
+
+    def name(self, names: Names) -> str | None:
+        """Of the example."""
+        held = self.held
+        return self.inp if held is None else held.name(names, self.failure.position)
 
     @property
     def id(self) -> str:
@@ -466,16 +526,16 @@ class _Group:
 
     def row(self, names: Names) -> dict[str, Any]:
         failure = self.failure
-        inp = self.inp if self.at is None else self.at.name(names, failure.position)
         return {
             "id": self.id,
             "count": self.count,
+            "at_least": self.more,
             "kind": failure.kind,
             "stage": failure.stage,
             "error": cut(failure.error, REPR_LIMIT),
             "where": cut(failure.where, MESSAGE_LIMIT),
             "message": cut(failure.message, MESSAGE_LIMIT),
-            "example": inp,
+            "example": self.name(names),
             "index": self.index,
         }
 
@@ -496,12 +556,18 @@ def _counts(ledger: Ledger, source: Source, failing: int) -> dict[str, int | Non
     }
 
 
-def _usual(ledger: Ledger) -> float | None:
-    """Seconds that an input takes which is not skipped, of a sample; None before there is one."""
+def _usual(ledger: Ledger, working: list[_Working]) -> float | None:
+    """Seconds that an input takes which is not skipped, of a sample; None before there is one.
+
+    As long as nothing has come back, what the partitions tell of those before the current one.
+    """
     step = len(ledger.states) // SAMPLE + 1
     sample = zip(ledger.states[::step], ledger.seconds[::step], strict=False)
     took = [seconds for state, seconds in sample if state in (PROCESSED, FAILED)]
     took = [seconds for seconds in took if seconds == seconds]  # those refused took none
+    if not took:
+        told = [held.step.usual for at in working for held in at.held]
+        took = [seconds for seconds in told if seconds is not None]
     return median(took) if took else None
 
 

@@ -15,6 +15,7 @@ from at_once_dask.crew import Running
 from at_once_dask.ledger import Ledger
 from at_once_dask.rates import Eta
 from at_once_dask.report import Report
+from at_once_dask.sight import Flights, failing
 from at_once_dask.states import FAILED, PENDING, PROCESSED, SKIPPED
 
 LINE_SECONDS = 10.0  # between two lines where there is no terminal
@@ -60,7 +61,7 @@ class Ticker:
         self._begun = self._shown = clock()
         self._eta = Eta(self._begun)
         self._long: dict[str, tuple[float, Running]] = {}
-        self._failing = 0  # failed, but not in the ledger yet
+        self._flights: Flights | None = None
         self._bar: Any = None
 
     def __enter__(self) -> Ticker:
@@ -71,7 +72,7 @@ class Ticker:
 
     def __exit__(self, *exc_info: object) -> None:
         self._long.clear()
-        self._failing = 0
+        self._flights = None
         self._show()
         if self._bar is not None:
             self._bar.close()
@@ -79,8 +80,9 @@ class Ticker:
     def running(self, event: Running) -> None:
         self._long[event.worker] = (self._clock(), event)
 
-    def failing(self, n: int) -> None:
-        self._failing = n
+    def begin(self, flights: Flights) -> None:
+        """What is in flight, from now on."""
+        self._flights = flights
 
     def tick(self) -> None:
         now = self._clock()
@@ -103,7 +105,7 @@ class Ticker:
         parts = [
             f"{counts[state]:,} {name}",
             f"{counts[SKIPPED]:,} skipped",
-            f"{counts[FAILED] + self._failing:,} failed",
+            f"{counts[FAILED] + failing(self._flights, self._ledger):,} failed",
         ]
         left = self._left()
         return parts if left is None else [*parts, f"{left:,} left"]
@@ -123,7 +125,7 @@ class Ticker:
     def _left(self) -> int | None:
         if self._total is None:
             return None
-        return max(0, self._total - self._handled() - self._failing)
+        return max(0, self._total - self._handled() - failing(self._flights, self._ledger))
 
     def _slowest(self, room: int) -> str:
         """What has run longest, of what was told a short time ago."""
@@ -195,13 +197,13 @@ class Silent:
     def __exit__(self, *exc_info: object) -> None:
         pass
 
+    def begin(self, flights: Flights) -> None:
+        pass
+
     def tick(self) -> None:
         pass
 
     def running(self, event: Running) -> None:
-        pass
-
-    def failing(self, n: int) -> None:
         pass
 
 

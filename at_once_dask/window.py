@@ -91,9 +91,6 @@ class Watcher(Protocol):
     def running(self, event: Running) -> None:
         """A worker tells what has been running there for long."""
 
-    def failing(self, n: int) -> None:
-        """So many inputs have failed in partitions that are still in flight."""
-
 
 @dataclass(slots=True)
 class Out:
@@ -105,7 +102,7 @@ class Out:
     limit: int
     asked: float = 0.0  # when it was asked back
     lost: float | None = None  # when Dask told that it will not come back
-    failed: int = 0  # inputs so far, for good
+    failed: int = 0  # inputs so far, for good, as its worker tells
 
 
 class Window:
@@ -205,7 +202,7 @@ class Window:
     def in_flight(self) -> list[Flight]:
         """What the workers hold; to be called from any thread."""
         return [
-            Flight(id, out.worker, out.chunk, self._is_last_attempt(out))
+            Flight(id, out.worker, out.chunk, self._is_last_attempt(out), out.failed)
             for id, out in list(self._out.items())
         ]
 
@@ -345,13 +342,12 @@ class Window:
         due = self._waiting[0][0] - time.monotonic() if self._waiting else TICK_SECONDS
         soon = LOOK_SOON_SECONDS if self._is_short_of_workers() else TICK_SECONDS
         self._handle(self._crew.next(max(0.0, min(due, soon))))
-        self._watcher.failing(sum(out.failed for out in self._out.values()))
         self._watcher.tick()
 
     def _handle(self, event: Event | None, stopping: bool = False) -> None:
         match event:
             case Delivered(id, outcome) if id in self._out:
-                self._deliver(id, self._out.pop(id), outcome)
+                self._deliver(id, self._out[id], outcome)
             case Broken(id, error) if id in self._out:
                 if stopping:
                     del self._out[id]
@@ -381,6 +377,15 @@ class Window:
                 out.failed = n
 
     def _deliver(self, id: str, out: Out, outcome: Outcome) -> None:
+        """A partition came back: it is in flight until it is recorded, or its failures would be
+        nowhere for as long as that takes.
+        """
+        try:
+            self._take_in(id, out, outcome)
+        finally:
+            del self._out[id]
+
+    def _take_in(self, id: str, out: Out, outcome: Outcome) -> None:
         chunk = out.chunk
         self._delivered[out.worker].append(id)
         if outcome.unreadable:
@@ -430,7 +435,12 @@ class Window:
                 self._settle(id, out, death)
 
     def _settle(self, id: str, out: Out, death: Death) -> None:
-        del self._out[id]
+        try:
+            self._take_apart(id, out, death)
+        finally:
+            del self._out[id]
+
+    def _take_apart(self, id: str, out: Out, death: Death) -> None:
         self._crew.drop(id, out.worker)
         chunk = out.chunk.part(out.chunk.start, out.limit)
         settled: Settled = settle(id, chunk, death, self._reducing, self._valued)

@@ -8,13 +8,17 @@ from typing import Any
 
 
 def poll_for(
-    condition: Callable[[], object], failure: str, details: Callable[[], object] = lambda: ""
+    condition: Callable[[], object],
+    failure: str,
+    details: Callable[[], object] = lambda: "",
+    *,
+    seconds: float = 10,
 ) -> None:
-    """Wait until `condition()` is true; after ten seconds fail with a sentence."""
-    end = time.monotonic() + 10
+    """Wait until `condition()` is true; after `seconds` fail with a sentence."""
+    end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
-            raise AssertionError(f"{failure} after 10 s: {details()}")
+            raise AssertionError(f"{failure} after {seconds:g} s: {details()}")
         time.sleep(0.01)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from functools import partial
 from typing import Any
 
 import pytest
@@ -235,8 +236,9 @@ def test_a_crumb_outlives_whoever_left_it(folder: Any) -> None:
     assert found.failures == {100: failure}
     assert found.values == {101: b"value"}
     assert list(trail.current()) == [("run-m1", 101, 2.0)]
-    assert trail.step("run-m1", 10_000) == Step(101, COLLECT, 2.0, [failure])
-    assert trail.step("run-m1", 20) == Step(101, COLLECT, 2.0, [])  # of the record only a part
+    at = partial(Step, 101, COLLECT, 2.0, usual=1.0)
+    assert trail.step("run-m1", 10_000) == at([failure])
+    assert trail.step("run-m1", 20) == at([], more=True)  # of the record only a part
     assert trail.step("run-m2", 10_000) is None
 
 
@@ -265,16 +267,21 @@ def test_the_same_partition_is_not_begun_twice(folder: Any) -> None:
         trail.create("p", 0, 1)
 
 
-def test_what_ended_is_not_looked_at_and_what_is_closing_is(folder: Any) -> None:
+def test_of_what_ended_only_failures_are_told_and_what_is_closing_goes_on(folder: Any) -> None:
     trail = Trail(str(folder), "run", "w")
     crumb = trail.create("p", 0, 2)
+    failure = Failure(0, "process", "exception", "ValueError", "no")
+    crumb.keep(0, FAILURE, pickles.dumps(failure))
+    crumb.states[:] = bytes([FAILED, SKIPPED])
     crumb.head[STOP] = 2
-    crumb.marks[2] = 7.0
+    crumb.marks[0], crumb.marks[2] = 4.0, 7.0
     assert list(trail.current()) == []
-    assert trail.step("p", 100) is None
+    told = trail.step("p", 10_000)
+    assert told is not None
+    assert (told.ended, told.position, told.failures) == (True, None, [failure])
     crumb.head[CLOSING] = 1
     assert list(trail.current()) == [("p", 2, 7.0)]
-    assert trail.step("p", 100) == Step(None, COLLECT, 7.0, [])
+    assert trail.step("p", 10_000) == Step(None, COLLECT, 7.0, [failure], usual=3.0)
     crumb.close()
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
-from urllib.parse import urlencode, urljoin
+from urllib.parse import urlencode, urljoin, urlsplit
 
+import dask
 import psutil
 import pytest
 from browser import chromium, complaints
@@ -64,9 +69,10 @@ class Going:
 
     def __init__(self, folder: Path, *args: Any, **kwargs: Any) -> None:
         self._gate = folder / "go on"
-        self._results: list[Any] = []
-        run: Any = partial(at_once_dask.run, on_error="return", progress=False)
-        self._thread = threading.Thread(target=lambda: self._results.append(run(*args, **kwargs)))
+        self._result: Any = None
+        self._error: BaseException | None = None
+        self._run: Any = partial(at_once_dask.run, on_error="return", progress=False)
+        self._thread = threading.Thread(target=self._go, args=args, kwargs=kwargs)
 
     def __enter__(self) -> Going:
         self._thread.start()
@@ -75,10 +81,19 @@ class Going:
     def __exit__(self, *exc_info: object) -> None:
         self.release()
 
+    def _go(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            self._result = self._run(*args, **kwargs)
+        except BaseException as error:
+            self._error = error
+
     def release(self) -> Any:
+        """Its result; what it raised, if it did."""
         self._gate.touch()
         self._thread.join()
-        return self._results[0]
+        if self._error is not None:
+            raise self._error
+        return self._result
 
 
 def waiting(folder: Path, hung: int, n: Callable[[Any], int] = int) -> Any:
@@ -119,6 +134,17 @@ def refused(address: str) -> tuple[int, bytes]:
         urllib.request.urlopen(address, timeout=10)
     with caught.value as answer:
         return answer.code, answer.read()
+
+
+def connections(page: str) -> list[str]:
+    """Of this process with who looks at the page, or waits for somebody to do so."""
+    port = urlsplit(page).port
+    found = psutil.Process().net_connections("tcp")
+    return [
+        connection.status
+        for connection in found
+        if connection.laddr.port == port and connection.status != psutil.CONN_TIME_WAIT
+    ]
 
 
 def see(chrome: Any, address: str) -> None:
@@ -217,6 +243,30 @@ def test_a_traceback_after_a_click_that_stays_open(page: str, chrome: Any, folde
     assert complaints(chrome) == []
 
 
+def test_what_is_drawn_is_told_in_words_too(page: str, chrome: Any, folder: Path) -> None:
+    """And where nobody knows how many inputs there are, no share of them is drawn."""
+
+    def label(selector: str) -> str:
+        found = chrome.find_element("css selector", selector).get_attribute("aria-label")
+        return str(found)
+
+    def slowly() -> Iterator[int]:
+        yield from range(8)
+        wait_in(folder)
+        yield 8
+
+    see(chrome, page)
+    with Going(folder, slowly(), None, waiting(folder, 3)) as run:
+        shows(chrome, "#state", "running: map")
+        assert label("#bar") == "nobody knows how many inputs there are"
+        assert chrome.find_elements("css selector", "#bar.unknown")
+        run.release()
+        shows(chrome, "#state", "failed")
+    assert label("#bar") == "8 processed, 0 skipped, 1 failed of 9"
+    assert not chrome.find_elements("css selector", "#bar.unknown")
+    assert label("#plot").startswith("the rate over time: at most ")
+
+
 def test_a_failed_run_stays_and_earlier_ones_are_a_click_away(
     page: str, chrome: Any, folder: Path
 ) -> None:
@@ -280,6 +330,76 @@ def test_the_tab_on_dasks_own_pages(page: str, chrome: Any) -> None:
     shows(chrome, "#name", "print_nothing")  # the run of the fixture, or of a test before
 
 
+def test_a_tab_is_told_of_the_end_and_shows_the_next_cluster(
+    page: str, chrome: Any, recwarn: pytest.WarningsRecorder
+) -> None:
+    """On the same port; that of the cluster which the tests share."""
+    see(chrome, page)
+    shows(chrome, "#name", "print_nothing")
+    poll_for(lambda: connections(page), "the tab is not connected")
+    at_once_dask.close()
+    assert connections(page) == []
+    shows(chrome, "#notice", "The cluster does not answer")
+    at_once_dask.start(2, dashboard_address=urlsplit(page).netloc)
+    try:
+        at_once_dask.run([1], None, print_less, progress=False)
+        shows(chrome, "#name", "print_less")
+        assert text(chrome, "#notice") == ""
+        see(chrome, page)
+        shows(chrome, "#name", "print_less")
+    finally:
+        chrome.get("about:blank")
+        at_once_dask.close()
+    complaints(chrome)  # that nobody answered, which is right
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+STOPPED = """
+import sys
+import at_once_dask
+
+print(at_once_dask.start(1, dashboard_address="127.0.0.1:0").dashboard_link, flush=True)
+at_once_dask.run([1], None, print, progress=False)
+sys.stdin.read()
+at_once_dask.close()
+"""
+
+
+def test_a_stopped_program_is_told(folder: Path) -> None:
+    command = [sys.executable, "-c", STOPPED]
+    pipe = subprocess.PIPE
+    with (
+        chromium(folder / "profile") as chrome,  # one of its own: it starts more processes
+        subprocess.Popen(command, cwd=folder, stdin=pipe, stdout=pipe, text=True) as driver,
+    ):
+        assert driver.stdin is not None
+        assert driver.stdout is not None
+        see(chrome, urljoin(driver.stdout.readline().strip(), "at-once"))
+        shows(chrome, "#state", "done")
+        driver.send_signal(signal.SIGSTOP)
+        try:
+            poll_for(lambda: text(chrome, "#notice"), "the page says nothing", seconds=20)
+            assert "is stopped" in text(chrome, "#notice")
+        finally:
+            driver.send_signal(signal.SIGCONT)
+        poll_for(lambda: not text(chrome, "#notice"), "the page does not go on")
+        driver.stdin.close()
+        shows(chrome, "#notice", "The cluster does not answer")
+
+
+def test_what_is_no_json_comes_from_somebody_else(page: str, chrome: Any) -> None:
+    see(chrome, page)
+    shows(chrome, "#state", "done")
+    chrome.execute_script("fetch = async () => new Response('<h1>Bad gateway</h1>')")
+    shows(chrome, "#notice", "What answers here is not the cluster")
+
+
+def test_the_address_with_a_slash_leads_to_the_page(page: str, chrome: Any) -> None:
+    see(chrome, f"{page}/?run=none")
+    assert chrome.current_url == f"{page}?run=none"
+    shows(chrome, "#notice", "no run none is known here")
+
+
 def test_100_000_failures_of_three_causes(page: str, chrome: Any, folder: Path) -> None:
     def process(n: int) -> None:
         if n == 100_000:
@@ -292,7 +412,11 @@ def test_100_000_failures_of_three_causes(page: str, chrome: Any, folder: Path) 
 
     see(chrome, page)
     with Going(folder, range(100_001), None, process) as run:
-        poll_for_long(lambda: facts(page)["run"]["inputs"]["left"] == 1)
+        poll_for(
+            lambda: facts(page)["run"]["inputs"]["left"] == 1,
+            "the others are not done",
+            seconds=60,
+        )
         shows(chrome, '#counts [data-count="failed"] dd', "100,000")
         look = "const begun = performance.now(); const done = arguments[0];"
         look += "fetch('at-once.json').then(a => a.text())"
@@ -300,6 +424,10 @@ def test_100_000_failures_of_three_causes(page: str, chrome: Any, folder: Path) 
         milliseconds, size = chrome.execute_async_script(look)
         assert milliseconds < 1000
         assert size < 100_000
+        begun = time.monotonic()
+        chrome.get(page)
+        shows(chrome, '#counts [data-count="failed"] dd', "100,000")
+        assert time.monotonic() - begun < 1
         causes = chrome.find_elements("css selector", "#causes details")
         assert len(causes) == 3
         report = run.release()
@@ -378,6 +506,10 @@ def test_how_it_ended(page: str) -> None:
     with pytest.raises(OSError, match="unplugged"):
         at_once_dask.run(unplugged(), None, print_less, progress=False)
     assert told() == ["broken", "the list itself raised OSError: unplugged"]
+    driver = os.getpid()
+    with pytest.raises(KeyboardInterrupt):
+        at_once_dask.run([1], None, lambda n: os.kill(driver, signal.SIGINT), progress=False)
+    assert told() == ["interrupted", "Ctrl-C"]
     at_once_dask.plan(range(9), lambda n: [n < 4, None], progress=False)
     plan = facts(page)["run"]
     assert (plan["phase"], plan["inputs"]["skipped"], plan["inputs"]["pending"]) == ("check", 4, 5)
@@ -390,12 +522,22 @@ def test_runs_that_are_not_known(page: str) -> None:
         assert "lists those that are" in json.loads(answer)["error"]
 
 
-def test_only_the_latest_runs_are_kept_and_without_their_ledgers(page: str) -> None:
+def test_only_the_latest_runs_are_kept_and_nothing_of_them(page: str) -> None:
+    """Neither their inputs nor their ledgers, also when somebody has looked meanwhile."""
+    refs: list[weakref.ref[Any]] = []
     for _ in range(21):
-        at_once_dask.run([1], None, print_less, progress=False)
+        inputs = [Evil(n) for n in range(9)]
+        refs += map(weakref.ref, inputs)
+        looker = threading.Thread(target=facts, args=[page])
+        looker.start()
+        at_once_dask.run(inputs, None, print_less, progress=False)
+        looker.join()
+        refs.append(weakref.ref(at_once_dask.last_report()._story.ledger))  # type: ignore[union-attr]
+    del inputs
+    at_once_dask.run([1], None, print_less, progress=False)
     assert len(facts(page)["runs"]) == 20
-    views = own._own.sight._runs  # type: ignore[union-attr]
-    assert [view._live for view in views] == [None] * 20
+    gc.collect()
+    assert [ref() for ref in refs if ref() is not None] == []
 
 
 def test_a_repr_is_called_where_the_run_is(page: str, folder: Path) -> None:
@@ -464,6 +606,160 @@ def test_what_is_tried_again_has_not_failed_yet(page: str, folder: Path) -> None
     assert [cause["count"] for cause in seen(page, "causes")] == [1]
 
 
+def test_a_failure_is_seen_until_it_is_recorded(page: str, folder: Path) -> None:
+    """Also when its partition has ended, and the run's thread is busy with something else."""
+
+    def slowly() -> Iterator[int]:
+        yield from range(8)
+        wait_in(folder)
+
+    def process(n: int) -> None:
+        if n == 0:
+            raise ValueError("the first")
+
+    with Going(folder, slowly(), None, process) as run:
+        poll_for(
+            lambda: {at["stage"] for at in seen(page, "workers")} == {"idle"} and has_ended(),
+            "the partition goes on",
+        )
+        (cause,) = seen(page, "causes")
+        assert (cause["count"], cause["example"], cause["at_least"]) == (1, "0", False)
+        traceback = facts(page, run=facts(page)["run"]["id"], cause=cause["id"])["traceback"]
+        assert "ValueError: the first" in traceback
+        assert run.release().n_failed == 1
+
+
+def has_ended() -> bool:
+    """Whether all that was sent to workers is done."""
+    (view,) = list(own._own.sight._runs)[-1:]  # type: ignore[union-attr]
+    live = view._live
+    held = [] if live is None else [one for at in live.working() for one in at.held]
+    return bool(held) and all(one.step.ended for one in held)
+
+
+def test_counts_add_up_while_failures_are_recorded(page: str, folder: Path) -> None:
+    """To record them takes a repr of the user's, which may take its time."""
+
+    class Named(Evil):
+        def __repr__(self) -> str:
+            if self.n == 0 and os.getpid() == driver:
+                (folder / "named").touch()
+                wait_in(folder)
+            return str(self.n)
+
+    def process(inp: Any) -> None:
+        if inp.n == 1:
+            threading.Event().wait(3)  # the worker tells once a second how many have failed
+        else:
+            raise ValueError(inp.n)
+
+    driver = os.getpid()
+    with Going(folder, [Named(n) for n in range(8)], None, process) as run:
+        # Nobody looks at the page yet, or they would be named for that.
+        poll_for(lambda: n_failed() == 7, "the failures are not told", n_failed)
+        poll_for((folder / "named").exists, "they are not being recorded")
+        for _ in range(3):
+            told = facts(page)["run"]
+            assert (told["inputs"]["failed"], told["inputs"]["left"]) == (7, 1)
+            assert [cause["count"] for cause in told["causes"]] == [7]
+        assert run.release().n_failed == 7
+    assert facts(page)["run"]["inputs"]["failed"] == 7
+
+
+def n_failed() -> int:
+    """Inputs of the latest run."""
+    (latest, *_) = own._own.sight.brief()  # type: ignore[union-attr]
+    return int(latest["inputs"]["failed"])
+
+
+def test_the_first_hung_input_is_long_before_anything_came_back(page: str, folder: Path) -> None:
+    def process(n: int) -> None:
+        if n:
+            wait_in(folder)
+
+    with Going(folder, range(8), None, process):
+        poll_for(
+            lambda: 1 in [at["index"] for at in seen(page, "workers") if at["long"]],
+            "it is not marked",
+            lambda: facts(page)["run"],
+        )
+
+
+def test_failures_that_are_too_many_to_look_at_are_at_least_so_many(
+    page: str, folder: Path
+) -> None:
+    def process(n: int) -> None:
+        if n == 300:
+            wait_in(folder)
+        raise ValueError("long" * 500)
+
+    with Going(folder, range(301), None, process) as run:
+        poll_for(
+            lambda: [cause["at_least"] for cause in seen(page, "causes")] == [True],
+            "they are not so many",
+            lambda: seen(page, "causes"),
+        )
+        assert run.release().n_failed == 301
+    (cause,) = seen(page, "causes")
+    assert (cause["count"], cause["at_least"]) == (301, False)
+
+
+def refuses(pid: int, key: int) -> int:
+    if os.getpid() == pid:
+        raise RuntimeError("not in the driver")
+    return key
+
+
+class Stranger:
+    """A value that cannot be unpickled in the process `pid`."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def __reduce__(self) -> Any:
+        return refuses, (self.pid, 1)
+
+
+def test_a_reduced_value_that_does_not_arrive_is_a_failed_key(page: str) -> None:
+    driver = os.getpid()
+    result = at_once_dask.run(
+        range(10),
+        None,
+        lambda n: [(n, n)],
+        reduce_fn=lambda values: Stranger(driver) if 3 in values else values[0],
+        on_error="return",
+        progress=False,
+    )
+    assert (len(result), result.report.n_keys_failed) == (9, 1)
+    assert facts(page)["run"]["keys"] == {"total": 10, "reduced": 9, "failed": 1, "left": 0}
+
+
+def test_a_name_is_made_once_and_not_all_at_a_time() -> None:
+    names, made = Names(), []
+
+    class Costly(Evil):
+        def __repr__(self) -> str:
+            made.append(self.n)
+            assert names.of(self.n, self) is None  # somebody looks again meanwhile
+            end = time.monotonic() + 0.03
+            while time.monotonic() < end:
+                pass
+            return "costly"
+
+    for n in range(10):
+        names.of(n, Costly(n))
+    names.make()
+    assert 1 <= len(made) <= 2
+    for _ in range(10):
+        names.make()
+    assert sorted(made) == list(range(10))
+    assert names.of(9, Costly(9)) == "costly"
+    names.of(10, Costly(10))
+    names.forget_asked()
+    names.make()
+    assert 10 not in made
+
+
 def test_names_are_bounded() -> None:
     names = Names()
     for n in range(3_000):
@@ -497,6 +793,42 @@ def test_the_json_comes_without_bokeh_and_the_page_builds_it(folder: Path) -> No
     )
     assert done.stderr == ""
     assert done.stdout.splitlines() == ['{"runs": [], "run": null}', "1 False", "True", "True"]
+
+
+CLOSING = """
+import threading, urllib.request
+import at_once_dask
+
+client = at_once_dask.start(1, dashboard_address="127.0.0.1:0")
+print(b"reloads itself" in urllib.request.urlopen(client.dashboard_link).read())
+at_once_dask.close()
+print([thread.name for thread in threading.enumerate()])
+"""
+
+
+def test_no_thread_is_left_when_the_cluster_is_closed_while_bokeh_is_imported(
+    folder: Path,
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSING], capture_output=True, text=True, cwd=folder, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("True\n['MainThread']\n", "")
+
+
+@pytest.mark.parametrize("end", ["", "/", "/status"])
+def test_the_page_is_beside_the_dashboard_wherever_that_is(page: str, end: str) -> None:
+    port = urlsplit(page).port
+    with dask.config.set({"distributed.dashboard.link": f"/user/me/proxy/{{port}}{end}"}):
+        assert own.find(None).page_link == f"/user/me/proxy/{port}/at-once"
+
+
+def test_a_long_name_is_cut(page: str) -> None:
+    def process(n: int) -> None:
+        """Handles an input."""
+
+    process.__name__ = "p" * 10_000
+    at_once_dask.run([1], None, process, progress=False)
+    assert len(facts(page)["run"]["name"]) == 200
 
 
 def test_on_loopback_only(page: str) -> None:
@@ -562,6 +894,26 @@ class Noting:
         return lambda *args, **kwargs: None
 
 
+def test_a_death_with_bystanders(page: str, folder: Path) -> None:
+    """Its own failure, and once each those that its process had noted before."""
+
+    def process(n: int) -> None:
+        if n == 1:
+            wait_in(folder)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if n % 10 == 0:
+            raise ValueError(n)
+
+    with Going(folder, range(40), None, process) as run:
+        poll_for(lambda: seen(page, "causes"), "no failure is shown")
+        report = run.release()
+    told = facts(page)["run"]
+    assert told["inputs"] == counts_of(report)
+    assert (report.n_processed, report.n_failed, report.n_left) == (35, 5, 0)
+    causes = [(cause["kind"], cause["error"], cause["count"]) for cause in told["causes"]]
+    assert causes == [("exception", "ValueError", 4), ("crash", "SIGKILL", 1)]
+
+
 def unplugged() -> Iterator[int]:
     yield from range(3)
     raise OSError("unplugged")
@@ -569,14 +921,3 @@ def unplugged() -> Iterator[int]:
 
 def print_less(inp: object) -> None:
     """Handles an input."""
-
-
-def poll_for_long(condition: Callable[[], object]) -> None:
-    """As `poll_for`, for what takes its time."""
-    for attempt in range(6):
-        try:
-            poll_for(condition, "it takes too long")
-            return
-        except AssertionError:
-            if attempt == 5:
-                raise

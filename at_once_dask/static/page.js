@@ -2,9 +2,20 @@
 // Fills the page from its JSON address. What comes from users becomes text, never markup.
 (() => {
     const EVERY = 1000, HIDDEN = 10000, LOST = 5000; // milliseconds between two looks
+    const PATIENCE = 10000; // milliseconds for an answer: a program that is stopped gives none
+    const CLOSED = "The cluster does not answer: it was closed, or its program has ended or is stopped.";
+    const OTHER = "What answers here is not the cluster: something else has its address, or stands before it.";
     const asked = new URLSearchParams(location.search).get("run");
-    const address = "at-once.json" + (asked ? "?run=" + encodeURIComponent(asked) : "");
     const find = (id) => document.getElementById(id);
+
+    async function ask(query) {
+        const address = "at-once.json?" + new URLSearchParams(query);
+        const answer = await fetch(address, {cache: "no-store", signal: AbortSignal.timeout(PATIENCE)});
+        const facts = await answer.json();
+        return answer.ok ? facts : {error: facts.error ?? OTHER};
+    }
+
+    const reason = (error) => error instanceof SyntaxError ? OTHER : CLOSED;
 
     function make(tag, text, name) {
         const made = document.createElement(tag);
@@ -65,12 +76,20 @@
             made.append(make("dt", name), make("dd", value));
             return made;
         }));
-        const total = inputs.total ?? inputs.processed + inputs.skipped + inputs.failed;
+        const total = inputs.total; // shares of what nobody knows are none
+        find("bar").classList.toggle("unknown", total === null);
         const shares = {processed: inputs.processed + inputs.pending, skipped: inputs.skipped, failed: inputs.failed};
         for (const [name, n] of Object.entries(shares)) {
             find("bar").querySelector("." + name).style.width = (total ? 100 * n / total : 0) + "%";
         }
-        find("bar").setAttribute("aria-label", "processed, skipped and failed as shares of all");
+        find("bar").setAttribute("aria-label", total === null ? "nobody knows how many inputs there are"
+            : Object.entries(shares).map(([name, n]) => number(n) + " " + name).join(", ") + " of " + number(total));
+    }
+
+    function showSpeed(run) { // the plot itself is a picture
+        const most = Math.max(0, ...run.rates.flatMap((one) => one.points.map(([, rate]) => rate)));
+        const now = run.rate === null ? "" : "now " + speed(run.rate) + ", ";
+        find("plot").setAttribute("aria-label", "the rate over time: " + now + "at most " + speed(most));
     }
 
     function showWorkers(run) {
@@ -86,11 +105,9 @@
 
     async function showTraceback(run, cause, place) {
         try {
-            const answer = await fetch("at-once.json?run=" + encodeURIComponent(run) + "&cause=" + encodeURIComponent(cause),
-                {cache: "no-store"});
-            place.textContent = (await answer.json()).traceback || "There is no traceback.";
-        } catch {
-            place.textContent = "The cluster does not answer any more.";
+            place.textContent = (await ask({run, cause})).traceback || "There is no traceback.";
+        } catch (error) {
+            place.textContent = reason(error);
         }
     }
 
@@ -113,18 +130,20 @@
             place.replaceChildren();
             place.dataset.run = run.id;
         }
-        find("failing").hidden = !run.causes.length;
         const there = new Map(Array.from(place.children, (child) => [child.dataset.cause, child]));
         run.causes.forEach((cause, n) => {
             const made = there.get(cause.id) ?? causeOf(run, cause);
             there.delete(cause.id);
-            made.querySelector(".count").textContent = number(cause.count) + " ×";
+            made.querySelector(".count").textContent = number(cause.count) + (cause.at_least ? "+ ×" : " ×");
             made.querySelector(".rest").textContent = " in " + cause.stage + ": " + cause.message.split("\n", 1)[0];
             const example = made.querySelector(".example");
             example.replaceChildren(make("span", "for example "), make("span", named(cause.example, cause.index), "input"));
             if (place.children[n] !== made) place.insertBefore(made, place.children[n] ?? null);
         });
-        for (const gone of there.values()) gone.remove();
+        for (const gone of there.values()) { // somebody reads it: while the run goes on it stays
+            if (run.state !== "running" || !gone.open) gone.remove();
+        }
+        find("failing").hidden = !place.children.length;
         const more = run.n_causes - run.causes.length;
         find("more").hidden = !more;
         find("more").textContent = "and " + number(more) + " further causes, in the report";
@@ -161,6 +180,7 @@
         find("reason").textContent = run.reason;
         find("what").textContent = run.keys ? "Inputs, then keys, a second" : "Inputs a second";
         showCounts(run);
+        showSpeed(run);
         showWorkers(run);
         showCauses(run);
         showSlowest(run);
@@ -178,12 +198,11 @@
         clearTimeout(timer);
         let pause = document.hidden ? HIDDEN : EVERY;
         try {
-            const answer = await fetch(address, {cache: "no-store"});
-            const facts = await answer.json();
-            if (answer.ok) show(facts);
-            notice(answer.ok ? "" : facts.error);
-        } catch {
-            notice("The cluster does not answer: it was closed, or its program has ended. This is what was seen last.");
+            const facts = await ask(asked ? {run: asked} : {});
+            if (!facts.error) show(facts);
+            notice(facts.error);
+        } catch (error) {
+            notice(reason(error) + " This is what was seen last.");
             pause = LOST;
         }
         clearTimeout(timer);
