@@ -29,6 +29,8 @@ from helpers import poll_for
 import at_once_dask
 from at_once_dask import Report
 from at_once_dask import cluster as own
+from at_once_dask.failure import Failure
+from at_once_dask.ledger import Ledger
 from at_once_dask.sight import Names
 
 HOSTILE = '<script>document.body.className = "taken"</script>"><img src=x onerror=document.title=1>'
@@ -241,6 +243,30 @@ def test_a_traceback_after_a_click_that_stays_open(page: str, chrome: Any, folde
     assert chrome.execute_script("return document.body.className") == ""
     assert "At once" in chrome.title
     assert complaints(chrome) == []
+
+
+WITHOUT = """
+const real = fetch;
+fetch = async (...asked) => {
+    const facts = await (await real(...asked)).json();
+    if (facts.run) Object.assign(facts.run, {causes: [], name: "without"});
+    return Response.json(facts);
+};
+"""
+
+
+def test_a_traceback_that_is_read_stays_while_the_run_goes_on(
+    page: str, chrome: Any, folder: Path
+) -> None:
+    """Though its cause may not be among the most frequent any more."""
+    see(chrome, page)
+    with Going(folder, range(40), None, waiting(folder, 3)):
+        shows(chrome, "#causes", "ValueError")
+        chrome.find_element("css selector", "#causes summary").click()
+        shows(chrome, "#causes pre", "Traceback (most recent call last)")
+        chrome.execute_script(WITHOUT)
+        shows(chrome, "#name", "without")
+        assert chrome.find_element("css selector", "#causes pre").is_displayed()
 
 
 def test_what_is_drawn_is_told_in_words_too(page: str, chrome: Any, folder: Path) -> None:
@@ -762,6 +788,33 @@ def test_a_name_is_made_once_and_not_all_at_a_time() -> None:
     names.forget_asked()
     names.make()
     assert 10 not in made
+
+
+def test_of_many_causes_the_most_frequent_are_found() -> None:
+    ledger = Ledger()
+    failures = [Failure(n, "process", "exception", f"E{n * n % 11}", "no") for n in range(99)]
+    ledger.draw(99)
+    for failure in failures:
+        ledger.refuse(failure, failure.position)
+    causes = ledger.causes()
+    assert [ledger.causes(n) for n in range(8)] == [causes[:n] for n in range(8)]
+    assert (ledger.n_causes, sum(cause.count for cause in causes)) == (6, 99)
+
+
+def test_a_cause_has_its_example_from_the_beginning() -> None:
+    """The repr of an input may take long, and somebody may look meanwhile."""
+    ledger, looks = Ledger(), []
+
+    class Looking(Evil):
+        def __repr__(self) -> str:
+            looks.append([(cause.inp, cause.count) for cause in ledger.causes()])
+            return str(self.n)
+
+    ledger.draw(9)
+    for n in (5, 2):
+        ledger.refuse(Failure(n, "process", "exception", "ValueError", "no"), Looking(n))
+    assert looks == [[], [("5", 1)]]
+    assert [(cause.inp, cause.count) for cause in ledger.causes()] == [("2", 2)]
 
 
 def test_names_are_bounded() -> None:
