@@ -228,7 +228,7 @@ class Step:
 
 
 def _step(file: BinaryIO, limit: int) -> Step | None:
-    start, n, current, stop, closing, *_ = struct.unpack("=8q", file.read(_HEAD))
+    start, n, current, stop, closing, *_ = _head(file)
     if not n:
         return None
     ended = stop != UNKNOWN and not closing
@@ -250,6 +250,10 @@ def _step(file: BinaryIO, limit: int) -> Step | None:
         usual=(since - begun) / worked if worked else None,
         ended=ended,
     )
+
+
+def _head(file: BinaryIO) -> tuple[int, ...]:
+    return struct.unpack("=8q", file.read(_HEAD))
 
 
 def _mark(file: BinaryIO, offset: int) -> float:
@@ -327,16 +331,15 @@ class Trail:
         """Of each partition that goes on: its id, the current position, and since when."""
         for id, path in self._paths():
             with contextlib.suppress(OSError, struct.error), open(path, "rb") as file:
-                head = struct.unpack("=8q", file.read(_HEAD))
+                head = _head(file)
                 position = head[CURRENT] if head[STOP] == UNKNOWN else head[STOP]
                 if head[SIZE] and (head[STOP] == UNKNOWN or head[CLOSING]):
-                    file.seek(_HEAD + 8 * (position - head[START]))
-                    yield id, position, struct.unpack("=d", file.read(8))[0]
+                    yield id, position, _mark(file, position - head[START])
 
     def thread_of(self, id: str) -> int | None:
         """Which thread works on this partition; None when it has gone."""
         with contextlib.suppress(OSError, struct.error), open(self._path(id), "rb") as file:
-            return int(struct.unpack("=8q", file.read(_HEAD))[THREAD])
+            return _head(file)[THREAD]
         return None
 
     def step(self, id: str, limit: int) -> Step | None:

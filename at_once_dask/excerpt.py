@@ -75,16 +75,15 @@ class Excerpt:
 
 def excerpt(story: Story) -> Excerpt:
     """The largest causes; of each the first failures, as many of all as there is room for."""
-    causes = story.ledger.causes()
-    some = causes[:MOST_CAUSES]
-    groups = {cause.example.failure.cause: Group(cause, []) for cause in some}
+    causes = story.ledger.causes(MOST_CAUSES)
+    groups = {cause.example.failure.cause: Group(cause, []) for cause in causes}
     members: dict[Any, list[Failed]] = {same: [] for same in groups}
     for failed in sorted(story.ledger.failed, key=attrgetter("order")):
         if failed.failure.cause in members and len(members[failed.failure.cause]) < MOST_FAILURES:
             members[failed.failure.cause].append(failed)
     for shown, group in _within_budget(members, groups):
         group.shown.append(shown)
-    found = Excerpt(list(groups.values()), len(causes) - len(some))
+    found = Excerpt(list(groups.values()), story.ledger.n_causes - len(causes))
     found.log_problem = _add_records(story, found)
     return found
 

@@ -28,6 +28,8 @@ REPR_DEPTH = 6  # of containers in containers
 NAME_LIMIT = 200  # characters of a type's name
 WHERE_LIMIT = 500  # characters; the end tells more
 
+Same = tuple[str, str, str, str]  # what equal failures have in common
+
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _NOT_THE_USERS = tuple(
     path + os.sep
@@ -83,7 +85,7 @@ class Failure:
     exit: str | None = None
 
     @property
-    def cause(self) -> tuple[str, str, str, str]:
+    def cause(self) -> Same:
         """Failures are equal when they have this in common."""
         return self.kind, self.stage, self.error, self.where
 

@@ -39,12 +39,12 @@ def page(story: Story) -> str:
 
 def report_card(story: Story) -> str:
     """What one wants to see first of a run."""
-    causes = story.ledger.causes()
+    causes = story.ledger.causes(CAUSES_IN_CARD)
     return _rendered(
         "report_card.html",
         story=story,
-        causes=causes[:CAUSES_IN_CARD],
-        n_causes_hidden=max(0, len(causes) - CAUSES_IN_CARD),
+        causes=causes,
+        n_causes_hidden=story.ledger.n_causes - len(causes),
     )
 
 

@@ -354,9 +354,13 @@ def entry(
     level: str, run: str | None, index: int | None, inp: str | None, worker: str, msg: object
 ) -> dict[str, Any]:
     """A record of now and of this process."""
-    time = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    values = (time, level, run, index, inp, worker, os.getpid(), msg)
+    values = (now(), level, run, index, inp, worker, os.getpid(), msg)
     return dict(zip(COLUMNS, values, strict=True))
+
+
+def now(timespec: str = "microseconds") -> str:
+    """The time as the log has it: UTC, with a ``Z``."""
+    return datetime.now(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
 def _identity(path: str) -> tuple[str, int, int]:

@@ -8,15 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from at_once_dask.failure import Failure, safe_repr
-from at_once_dask.states import FAILED, LEFT, NAMES
+from at_once_dask.failure import Failure, Same, safe_repr
+from at_once_dask.states import FAILED, LEFT, NAMES, PENDING, PROCESSED, SKIPPED
 
 if TYPE_CHECKING:
     from at_once_dask.flow import Outcome
 
 SLOWEST = 20  # inputs that are known by name
-
-Same = tuple[str, str, str, str]  # what equal failures have in common
 
 _NAN = float("nan")
 
@@ -118,6 +116,16 @@ class Ledger:
         # Behind all that calls a repr, which may be slow: who looks sees states and causes agree.
         self._set_states(start, outcome.states)
         self._enter(failed, named)
+
+    @property
+    def n_worked(self) -> int:
+        """Inputs that were handled, and not skipped."""
+        counts = self.counts
+        return counts[PROCESSED] + counts[FAILED] + counts[PENDING]
+
+    @property
+    def n_handled(self) -> int:
+        return self.n_worked + self.counts[SKIPPED]
 
     def causes(self, limit: int | None = None) -> list[Cause]:
         """Equal failures grouped, the most frequent first; `limit` at most."""

@@ -20,19 +20,19 @@ import time
 from collections import deque
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import PosixPath
 from statistics import median
 from typing import Any, Protocol
 
+from at_once_dask import journal
 from at_once_dask.crumb import Step, Trail
-from at_once_dask.failure import REPR_LIMIT, Failure, cut, safe_repr
-from at_once_dask.ledger import Cause, Ledger, Same
+from at_once_dask.failure import REPR_LIMIT, Failure, Same, cut, safe_repr
+from at_once_dask.ledger import Cause, Ledger
 from at_once_dask.rates import Eta, Series
 from at_once_dask.reduction import Group
 from at_once_dask.report import Report
 from at_once_dask.source import Chunk, Source
-from at_once_dask.states import FAILED, LEFT, PENDING, PROCESSED, SKIPPED, is_final, stage
+from at_once_dask.states import FAILED, LEFT, PENDING, PROCESSED, is_final, stage
 from at_once_dask.story import BROKEN, INTERRUPTED, STOPPED
 
 switched_on = True  # for a benchmark of what it costs
@@ -130,7 +130,7 @@ class RunView:
         self._head: dict[str, Any] = {
             "id": id,
             "name": cut(name, REPR_LIMIT),
-            "begun": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            "begun": journal.now("seconds"),
         }
         self._live: _Live | None = _Live(ledger, source)
         self._kept: dict[str, Any] = {}
@@ -213,7 +213,7 @@ class RunView:
             del kept[id]
 
     def _summary(self, live: _Live) -> dict[str, Any]:
-        now = live.passes[-1] if live.passes else None
+        now = live.now
         return self._head | {
             "state": "running",
             "phase": "start" if now is None else now.phase,
@@ -225,7 +225,7 @@ class RunView:
     def _facts(
         self, live: _Live, working: list[_Working], groups: list[_Group], n_causes: int
     ) -> dict[str, Any]:
-        now = live.passes[-1] if live.passes else None
+        now = live.now
         usual = None if now is None else _usual(now.ledger, working)
         return self._summary(live) | {
             "reason": None,
@@ -282,9 +282,8 @@ class PassView:
 
     def tick(self) -> None:
         now = time.monotonic()
-        handled, worked = self._done()
-        self._eta.note(now, handled, worked)
-        self._series.note(now, worked)
+        self._eta.note(now, self.ledger.n_handled, self.ledger.n_worked)
+        self._series.note(now, self.ledger.n_worked)
         self.names.make()
 
     def running(self, event: object) -> None:
@@ -292,11 +291,11 @@ class PassView:
 
     def close(self) -> None:
         self.flights = None
-        self._series.note(time.monotonic(), self._done()[1], last=True)
+        self._series.note(time.monotonic(), self.ledger.n_worked, last=True)
 
     def rate(self) -> float:
         """Inputs a second, those aside that were skipped."""
-        return self._series.rate(time.monotonic(), self._done()[1])
+        return self._series.rate(time.monotonic(), self.ledger.n_worked)
 
     def eta(self) -> float | None:
         """Seconds; None when nobody can know."""
@@ -308,12 +307,6 @@ class PassView:
 
     def points(self, offset: float) -> list[list[float]]:
         return [[round(at + offset, 2), round(rate, 2)] for at, rate in self._series.rates()]
-
-    def _done(self) -> tuple[int, int]:
-        """How many inputs are handled, and how many of them took work."""
-        counts = self.ledger.counts
-        worked = counts[PROCESSED] + counts[FAILED] + counts[PENDING]
-        return worked + counts[SKIPPED], worked
 
 
 class Names:
@@ -357,10 +350,15 @@ class _Live:
         self.passes: list[PassView] = []
         self.names = Names()
 
+    @property
+    def now(self) -> PassView | None:
+        """The latest pass."""
+        return self.passes[-1] if self.passes else None
+
     def close(self) -> None:
         """The latest pass is over."""
-        if self.passes:
-            self.passes[-1].close()
+        if self.now is not None:
+            self.now.close()
 
     def inputs(self) -> dict[str, int | None]:
         if not self.passes:
@@ -404,15 +402,12 @@ class _Live:
         named = [held.name(self.names, at) for held, at in current if at is not None]
         return None in [*named, *(group.name(self.names) for group in groups)]
 
-    def _flights(self) -> Flights | None:
-        return self.passes[-1].flights if self.passes else None
-
     def working(self) -> list[_Working]:
         """What each worker is doing now."""
-        flights = self._flights()
-        if flights is None:
+        now = self.now
+        flights = None if now is None else now.flights
+        if now is None or flights is None:
             return []
-        now = self.passes[-1]
         by_worker: dict[str, list[_Held]] = {worker: [] for worker in flights.workers()}
         for flight in flights.in_flight():
             mine = by_worker.setdefault(flight.worker, [])

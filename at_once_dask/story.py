@@ -132,10 +132,10 @@ class Story:
         Where it did not finish, the first of them says how it ended.
         """
         lines = [self.counts] if self.facts.ended == FINISHED else [self.ending, self.counts]
-        causes = self.ledger.causes()
-        lines += [f"  {cause_line(cause)}" for cause in causes[:CAUSES_IN_TEXT]]
-        if len(causes) > CAUSES_IN_TEXT:
-            lines.append(f"  and {len(causes) - CAUSES_IN_TEXT} more: see report.causes")
+        causes = self.ledger.causes(CAUSES_IN_TEXT)
+        lines += [f"  {cause_line(cause)}" for cause in causes]
+        if self.ledger.n_causes > len(causes):
+            lines.append(f"  and {self.ledger.n_causes - len(causes)} more: see report.causes")
         lines.append(f"Log: {self.facts.logfile}")
         if not self.ok:
             lines.append(f"Next: {self.next_step}")

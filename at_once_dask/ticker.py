@@ -86,7 +86,7 @@ class Ticker:
 
     def tick(self) -> None:
         now = self._clock()
-        self._eta.note(now, self._handled(), self._handled() - self._ledger.counts[SKIPPED])
+        self._eta.note(now, self._ledger.n_handled, self._ledger.n_worked)
         if now - self._shown >= (LINE_SECONDS if self._bar is None else REDRAW_SECONDS):
             self._shown = now
             self._show()
@@ -118,14 +118,10 @@ class Ticker:
         seconds = self._eta.seconds(left, now)
         return "ETA ?" if seconds is None else f"ETA {duration(seconds)}"
 
-    def _handled(self) -> int:
-        counts = self._ledger.counts
-        return counts[PROCESSED] + counts[SKIPPED] + counts[FAILED] + counts[PENDING]
-
     def _left(self) -> int | None:
         if self._total is None:
             return None
-        return max(0, self._total - self._handled() - failing(self._flights, self._ledger))
+        return max(0, self._total - self._ledger.n_handled - failing(self._flights, self._ledger))
 
     def _slowest(self, room: int) -> str:
         """What has run longest, of what was told a short time ago."""
@@ -149,7 +145,7 @@ class Ticker:
         prefix = f"{self._what}: "
         text = prefix + (self.line() if width is None else self.line(width - len(prefix)))
         with self._bar.get_lock():  # given back when Ctrl-C comes, as `refresh` would not
-            self._bar.n = self._handled()
+            self._bar.n = self._ledger.n_handled
             self._bar.ncols = width
             self._bar.set_description_str(text, refresh=False)
             self._bar.bar_format = _bar_format(self._total, text, width)
