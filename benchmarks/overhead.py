@@ -14,28 +14,26 @@ when a median of the rounds' ratios is above the target.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
+from typing import Any
+
+from growth import RESULTS, about, as_table, made, own_cluster
+from scenarios import nothing, spin
 
 import at_once_dask
 from at_once_dask import sight
 
 ROUNDS = 15
 WORKERS = 2
-WORK_SECONDS = 0.001
 TARGET = 1.02
-RESULTS = Path(__file__).parent / "results"
 HEAD = (
     "inputs", "with", "rounds", "without, median s", "with, median s", "median ratio", "smallest",
     "largest", "holds",
@@ -44,20 +42,9 @@ OFF, PAGE, BOTH = "neither", "the page", "page and capture"
 WAYS = (OFF, PAGE, BOTH)
 
 
-def busy(inp: int) -> None:
-    """Keep a core busy for a millisecond."""
-    end = time.perf_counter() + WORK_SECONDS
-    while time.perf_counter() < end:
-        pass
-
-
-def nothing(inp: int) -> None:
-    """The least that an input can be."""
-
-
 # The function, and how many inputs take some two seconds.
 SCENARIOS: dict[str, tuple[Callable[[int], None], int]] = {
-    "of 1 ms": (busy, 4_000),
+    "of 1 ms": (spin, 4_000),
     "that do nothing": (nothing, 2_000_000),
 }
 
@@ -133,35 +120,18 @@ def row(scenario: str, rounds: Sequence[Round], way: str) -> Row:
     )
 
 
-def today() -> str:
-    return datetime.now(UTC).date().isoformat()
-
-
-def versions() -> dict[str, str]:
-    packages = ("at_once_dask", "dask", "distributed")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
-
-
-def as_json(rounds: Sequence[Round], rows: Sequence[Row]) -> str:
-    about = {
-        "date": today(),
-        "versions": versions(),
-        "cores": os.cpu_count(),
-        "workers": WORKERS,
-        "target": TARGET,
+def as_json(facts: Mapping[str, Any], rounds: Sequence[Round], rows: Sequence[Row]) -> str:
+    found = {
         "rows": [asdict(row) | {"holds": row.holds} for row in rows],
         "rounds": [asdict(one) for one in rounds],
     }
-    return json.dumps(about, indent=2) + "\n"
+    return json.dumps({**facts, **found}, indent=2) + "\n"
 
 
-def as_markdown(rows: Sequence[Row]) -> str:
-    told = ", ".join(f"{name} {number}" for name, number in versions().items())
-    lines = [HEAD, ("---",) * len(HEAD), *(row.cells for row in rows)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def as_markdown(facts: Mapping[str, Any], table: str) -> str:
     return f"""# What the page and the capturing of output cost when nobody looks
 
-Made on {today()} by `python benchmarks/overhead.py` with {told}, on {os.cpu_count()} cores.
+{made(facts, "python benchmarks/overhead.py")}
 The same run on a warm cluster of {WORKERS} workers, with the page "At once" and `capture_output`
 switched off, with the page only, and with both, in rounds whose order alternates. The target: a
 median ratio of at most {TARGET:g}.
@@ -172,33 +142,23 @@ median ratio of at most {TARGET:g}.
 """
 
 
-def as_text(rows: Sequence[Row]) -> str:
-    lines = [HEAD, *(row.cells for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-
-
 def benchmark(n_rounds: int) -> bool:
     """Whether the target is reached."""
     rounds = []
-    with tempfile.TemporaryDirectory(prefix="overhead-") as folder:
-        at_once_dask.logfile = str(Path(folder, "log.jsonl"))
-        # The dashboard's usual port may be taken.
-        at_once_dask.start(WORKERS, dashboard_address="127.0.0.1:0")
-        try:
+    with tempfile.TemporaryDirectory(prefix="overhead-") as folder, contextlib.chdir(folder):
+        with own_cluster(WORKERS):
             for scenario in SCENARIOS:
                 rounds += measure(scenario, n_rounds)
-        finally:
-            at_once_dask.close()
     rows = [
         row(name, [one for one in rounds if one.scenario == name], way)
         for name in SCENARIOS
         for way in (PAGE, BOTH)
     ]
-    print(as_text(rows))
+    facts, table = about(1, workers=WORKERS, target=TARGET), as_table(HEAD, [r.cells for r in rows])
+    print(table)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "overhead.json").write_text(as_json(rounds, rows), "utf-8")
-    (RESULTS / "overhead.md").write_text(as_markdown(rows), "utf-8")
+    (RESULTS / "overhead.json").write_text(as_json(facts, rounds, rows), "utf-8")
+    (RESULTS / "overhead.md").write_text(as_markdown(facts, table), "utf-8")
     return all(row.holds for row in rows)
 
 
