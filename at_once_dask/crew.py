@@ -15,7 +15,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ import dask
 from distributed import Future
 from tornado.ioloop import IOLoop
 
-from at_once_dask import journal, pickles
+from at_once_dask import journal
 from at_once_dask.blame import Death
 from at_once_dask.cluster import Cluster, Worker
 from at_once_dask.crumb import Trace, Trail
@@ -33,6 +33,7 @@ from at_once_dask.guard import Guard
 from at_once_dask.interrupts import Interrupts
 from at_once_dask.journal import Book
 from at_once_dask.lease import forget, reclaim_all
+from at_once_dask.main_module import Main
 from at_once_dask.stack import read as read_stack
 from at_once_dask.worker import RunPlugin, run_partition
 
@@ -40,6 +41,7 @@ MEMORY_TOPIC = "worker-restart-memory"  # Dask's
 TIDY_SECONDS = 5.0  # for workers and nannies to forget a run
 INTRODUCTIONS = 10  # attempts to bring a run to the workers, while some of them die
 MEET_SECONDS = 1.0  # for nannies to take a guard, before the run begins without them
+FILED_BYTES = 2**20  # of a pickled job, from which on it crosses as a file
 GONE_SECONDS = 3.0  # for the scheduler to notice that a worker is gone
 
 
@@ -203,10 +205,22 @@ class ClusterCrew:
                 os.mkdir(self._shelves, mode=0o700)
             except OSError:  # there is no space, or somebody has tidied up: all values cross
                 self._shelves = None
-        self._register(
-            RunPlugin(run, self._job, self._book, surroundings, self._timeout, self._shelves)
-        )
+        job = self._in_a_file(self._job)
+        self._register(RunPlugin(run, job, self._book, surroundings, self._timeout, self._shelves))
         self._client.sync(self._meet_all, self._cluster.workers())
+
+    def _in_a_file(self, job: bytes) -> bytes | str:
+        """A large job crosses as a file, where all workers see it: messages are a copy each."""
+        if self._shelves is None or len(job) < FILED_BYTES:
+            return job
+        path = os.path.join(self._shelves, "job")
+        try:
+            with open(path, "xb") as file:
+                file.write(job)
+        except OSError:  # there is no space
+            return job
+        self._job = b""
+        return path
 
     def _register(self, plugin: RunPlugin) -> None:
         for attempt in range(INTRODUCTIONS):
@@ -440,7 +454,7 @@ class InlineCrew:
     """This process as the only worker: a partition is worked on when its outcome is asked for."""
 
     def __init__(self, job: bytes, book: Book, threads: int = 1) -> None:
-        self._job: Job = pickles.loads(job)
+        self._job = Job(*Main().fill(job))
         self._book = book
         self._threads = threads
         self._waiting: deque[Partition] = deque()
@@ -522,25 +536,3 @@ def _lost() -> AtOnceError:
         "the connection to the Dask scheduler is lost; start the cluster again, and run the same"
         " again with a new Client"
     )
-
-
-def pickled_job(job: Job) -> bytes:
-    """The job for the way; a function that cannot be pickled is bad input."""
-    try:
-        return pickles.dumps(job)
-    except Exception as error:
-        raise InputError(
-            f"{_unsendable(job)} cannot be sent to the workers: {type(error).__name__}: {error};"
-            " create files, locks and connections inside the function, not outside of it, and call"
-            " run(inp_list, check_inp, process_inp) again"
-        ) from error
-
-
-def _unsendable(job: Job) -> str:
-    """Which of the functions it is."""
-    for field in fields(job):
-        try:
-            pickles.dumps(getattr(job, field.name))
-        except Exception:
-            return field.name
-    return "what the functions share"

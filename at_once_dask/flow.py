@@ -17,7 +17,7 @@ import os
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import accumulate, takewhile
 from typing import Any
@@ -60,6 +60,11 @@ class Job:
     reduce_fn: Callable[[list[Any]], Any] | None
     combine_fn: Callable[[Any, Any], Any] | None
     verify: bool = False
+
+    @property
+    def functions(self) -> tuple[Any, ...]:
+        """All that it has, in the order of its fields."""
+        return tuple(getattr(self, field.name) for field in fields(self))
 
     @property
     def reducing(self) -> bool:

@@ -5,12 +5,13 @@ Both ends of every crossing use these two, so that classes of ``__main__`` come 
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
+import sys
 from collections import ChainMap
 from collections.abc import Callable, Iterable
-from functools import lru_cache
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import IO, Any, ClassVar
 
 import cloudpickle
@@ -77,15 +78,98 @@ def _code_of_file(name: str, make: Callable[..., CodeType], arguments: tuple[Any
     return make(*arguments).replace(co_filename=name)
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Leaves functions the name of their file: tracebacks tell it, and where something failed.
+def _reduce_cached(cached: Any) -> Any:
+    """What ``functools.cache`` wraps: anew, with an empty cache, where it cannot go by its name."""
+    module, name = getattr(cached, "__module__", ""), getattr(cached, "__qualname__", "")
+    if module != "__main__" and named(module, name) is cached:
+        return name
+    state = {name: value for name, value in vars(cached).items() if name not in _OF_WRAPPERS}
+    return _cached, (cached.__wrapped__, cached.cache_parameters()), state
 
+
+_OF_WRAPPERS = {*functools.WRAPPER_ASSIGNMENTS, "__wrapped__", "cache_parameters"}
+
+
+def _cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
+    return functools.lru_cache(**parameters)(function)
+
+
+def _reduce_cached_property(cached: functools.cached_property[Any]) -> Any:
+    state = {name: value for name, value in vars(cached).items() if name not in ("lock", "func")}
+    return functools.cached_property, (cached.func,), state
+
+
+def dispatching(registry: dict[type, Callable[..., Any]], state: dict[str, Any]) -> Any:
+    """What ``functools.singledispatch`` makes of a function and of those registered with it."""
+    made = functools.singledispatch(registry[object])
+    for kind, function in registry.items():
+        made.register(kind, function)
+    vars(made).update(state)
+    return made
+
+
+_DISPATCHING = functools.singledispatch(lambda value: value).__code__  # all of them have this one
+_KEPT_BY_DISPATCH = ("register", "dispatch", "registry", "_clear_cache")
+
+
+class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """As cloudpickle's, with what people's scripts have in them.
+
+    Functions keep the name of their file: tracebacks tell it, and where something failed;
     cloudpickle from 3.1.3 on puts ``<dynamic-code>`` in its place. In a notebook it is the cell's.
+    And what `functools` wraps goes, though it holds a lock, weak references or a cache.
     """
 
     dispatch_table: ClassVar[Any] = ChainMap(
-        {CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table
+        {
+            CodeType: _reduce_code,
+            type(functools.lru_cache(len)): _reduce_cached,
+            functools.cached_property: _reduce_cached_property,
+        },
+        cloudpickle.Pickler.dispatch_table,
     )
+
+    def _dynamic_function_reduce(self, func: FunctionType) -> Any:
+        if func.__code__ is not _DISPATCHING:
+            return super()._dynamic_function_reduce(func)
+        state = {k: v for k, v in vars(func).items() if k not in _KEPT_BY_DISPATCH}
+        registry: Any = func.registry  # type: ignore[attr-defined]
+        return dispatching, (dict(registry), state)
+
+
+class _Pickler(Pickler):
+    """What both sides know by its name in ``__main__`` crosses by that name."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, (type, FunctionType)) and _is_shared(obj):
+            return obj.__qualname__
+        return super().reducer_override(obj)
+
+
+_shared: frozenset[str] = frozenset()
+
+
+def share(names: Iterable[str]) -> None:
+    """These names of ``__main__`` are the same functions and classes on the other side."""
+    global _shared
+    _shared = frozenset(names)
+
+
+def _is_shared(obj: Any) -> bool:
+    if obj.__module__ != "__main__" or obj.__qualname__.partition(".")[0] not in _shared:
+        return False
+    return named("__main__", obj.__qualname__) is obj
+
+
+def named(module: str, qualname: str) -> Any:
+    """What is called so in the imported `module`; None where nothing is."""
+    found: Any = sys.modules.get(module)
+    try:
+        for name in qualname.split("."):
+            found = getattr(found, name)
+    except AttributeError:
+        return None
+    return found
 
 
 def survives(key: object) -> bool:
@@ -136,6 +220,6 @@ class _Exactly:
         return hash(self.key)
 
 
-@lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=4096)
 def _survives(exactly: _Exactly) -> bool:
     return bool(loads(dumps(exactly.key)) == exactly.key)

@@ -21,7 +21,7 @@ import dask
 import distributed
 
 from at_once_dask import cluster, journal, pickles
-from at_once_dask.crew import Crew, Running, pickled_job
+from at_once_dask.crew import Crew, Running
 from at_once_dask.errors import InputError
 from at_once_dask.failure import Failure, cut, first_line, from_exception
 from at_once_dask.flow import Job, Outcome
@@ -44,6 +44,7 @@ from at_once_dask.story import (
     Story,
 )
 from at_once_dask.ticker import Silent, Ticker
+from at_once_dask.unsendable import pickled_job
 from at_once_dask.window import Sink, Window
 
 JUDGED_FROM = 20  # inputs, before a share of failures tells anything
@@ -75,7 +76,9 @@ class Run:
             options.combine_fn,
             options.verify,
         )
-        self.job = pickled_job(job)
+        self.job, used, others = pickled_job(job)
+        # Of a borrowed cluster's workers nobody knows whether they can have more than is used.
+        pickles.share(used | others if self.client is None else used)
         self.replay = job.steps.replay
         self.source = Source(())
         self.ledger = Ledger()
@@ -203,6 +206,7 @@ class Run:
 
     def close(self) -> None:
         self.groups.close()
+        pickles.share(())
 
     def _allowed(self) -> int | None:
         """How many failures from now on stop the run at once; None where a share counts."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import multiprocessing
 import multiprocessing.spawn
 import os
 import sys
@@ -35,12 +36,15 @@ class Surroundings:
         ``sys.path``.
     log_level : int
         Of the root logger.
+    start_method : str
+        How `multiprocessing` starts the processes of those who do not say.
     """
 
     directory: str | None
     environment: dict[str, str]
     path: list[str]
     log_level: int
+    start_method: str
 
     @classmethod
     def of_this_process(cls) -> Surroundings:
@@ -48,7 +52,14 @@ class Surroundings:
         with contextlib.suppress(FileNotFoundError):
             directory = os.getcwd()
         environment = forkserver.THREAD_LIMITS | dict(os.environ) | dict([processes.mark()])
-        return cls(directory, environment, list(sys.path), logging.getLogger().level)
+        method = multiprocessing.get_start_method(allow_none=True)
+        return cls(
+            directory,
+            environment,
+            list(sys.path),
+            logging.getLogger().level,
+            method or multiprocessing.get_all_start_methods()[0],
+        )
 
     def adopt(self) -> None:
         """Make them this process's; modules edited since they were imported are forgotten."""
@@ -60,6 +71,7 @@ class Surroundings:
         processes.mark_as_worker()
         sys.path[:] = self.path
         self._adopt_log_level()
+        multiprocessing.set_start_method(self.start_method, force=True)
         forget_edited_modules()
 
     def _adopt_log_level(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
 import signal
 import sys
@@ -11,10 +13,11 @@ from typing import Any
 from distributed import WorkerPlugin, get_worker
 from tornado.ioloop import PeriodicCallback
 
-from at_once_dask import journal, lease, output, pickles, processes, stack
+from at_once_dask import inside, journal, lease, output, pickles, processes, stack
 from at_once_dask.crumb import OVERDUE, Trail
 from at_once_dask.flow import Job, Outcome, Partition, work
 from at_once_dask.journal import Book
+from at_once_dask.main_module import Main
 from at_once_dask.surroundings import Surroundings
 
 TELL_SECONDS = 1.0  # how often a worker tells what it is working on
@@ -56,24 +59,39 @@ class OwnWorker(WorkerPlugin):
 class _Sealed:
     """A job as it came: opened by the first partition, by one thread, once a process."""
 
-    def __init__(self, pickled: bytes, book: Book, trail: Trail, shelves: str | None) -> None:
+    def __init__(
+        self, job: bytes | str, book: Book, trail: Trail, shelves: str | None, folder: str
+    ) -> None:
         self.book = book
         self.trail = trail
         self.shelves = shelves
-        self._pickled = pickled
+        self._main = Main(folder)
+        self._sealed = job
         self._job: Job | None = None
         self._lock = threading.Lock()
 
     def open(self) -> Job:
+        """The job; from now on ``__main__`` is that of its run."""
         with self._lock:
+            self._main.take_place()
             if self._job is None:
-                self._job = pickles.loads(self._pickled)
-                self._pickled = b""
-            job: Job = self._job
-            return job
+                self._job = Job(*self._main.fill(self._unsealed()))
+                self._sealed = b""
+                pickles.share(vars(self._main))
+            return self._job
+
+    def _unsealed(self) -> bytes | mmap.mmap:
+        if isinstance(self._sealed, bytes):
+            return self._sealed
+        with open(self._sealed, "rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def close(self) -> None:
+        self._main.leave()
 
 
 _JOBS: dict[str, _Sealed] = {}  # of this process, by run
+_while_there_are_jobs = contextlib.ExitStack()
 
 
 class RunPlugin(WorkerPlugin):
@@ -82,8 +100,8 @@ class RunPlugin(WorkerPlugin):
     Parameters
     ----------
     run : str
-    job : bytes
-        The pickled Job.
+    job : bytes or str
+        The pickled Job, or the path of a file with it.
     book : Book
         Where the log goes.
     surroundings : Surroundings or None
@@ -98,7 +116,7 @@ class RunPlugin(WorkerPlugin):
     def __init__(
         self,
         run: str,
-        job: bytes,
+        job: bytes | str,
         book: Book,
         surroundings: Surroundings | None,
         timeout: float | None = None,
@@ -117,7 +135,11 @@ class RunPlugin(WorkerPlugin):
         journal.tell_by(worker.log_event)
         self.book = self.book.here()
         self._trail = Trail(os.path.dirname(worker.local_directory), self.run, worker.address)
-        _JOBS[self.run] = _Sealed(self.job, self.book, self._trail, self.shelves)
+        folder = os.path.join(worker.local_directory, f"main-{self.run}")
+        if not _JOBS:
+            _while_there_are_jobs.enter_context(inside.computing_in_place())
+            _while_there_are_jobs.enter_context(inside.may_start_processes())
+        _JOBS[self.run] = _Sealed(self.job, self.book, self._trail, self.shelves, folder)
         self.job = b""
         self._trail.open()
         self._stack = self._trail.open_stack()
@@ -161,7 +183,9 @@ class RunPlugin(WorkerPlugin):
         if self._writes_stack:
             stack.end()
         self._stack.close()
-        _JOBS.pop(self.run, None)
+        _JOBS.pop(self.run).close()
+        if not _JOBS:
+            _while_there_are_jobs.close()
         lease.forget(self.run)
         self._trail.clear()
 
@@ -171,6 +195,7 @@ def run_partition(partition: Partition) -> Outcome:
     sealed = _JOBS[partition.run]
     try:
         worker = get_worker().address
+        inside.give_event_loop()
         with output.of_run(sealed.book, worker):
             return work(sealed.open, sealed.book, partition, worker, sealed.trail, sealed.shelves)
     except (SystemExit, KeyboardInterrupt) as error:

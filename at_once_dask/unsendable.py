@@ -1,0 +1,111 @@
+"""What cannot cross to another process, by the name that its owner knows, and what to pass."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import fields
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+import cloudpickle.cloudpickle
+
+from at_once_dask import main_module
+from at_once_dask.errors import InputError
+from at_once_dask.failure import first_line
+from at_once_dask.flow import Job
+
+DEPTH = 8  # of helpers that use helpers
+
+
+def pickled_job(job: Job) -> tuple[bytes, frozenset[str], frozenset[str]]:
+    """As `main_module.pickled`; a function that cannot be pickled is bad input."""
+    try:
+        return main_module.pickled(job.functions)
+    except Exception as error:
+        raise InputError(_explained(job, error)) from error
+
+
+def _explained(job: Job, error: Exception) -> str:
+    """Which function it is, and which of the variables that it uses."""
+    for field in fields(job):
+        reason = _reason(getattr(job, field.name))
+        if reason is not None:
+            path = [field.name, *_path(getattr(job, field.name), DEPTH, set())]
+            break
+    else:
+        path, reason = ["what the functions share"], error
+    uses = ", which uses ".join(f"`{name}`" for name in path[1:])
+    what = f"{path[0]} uses {uses}, which cannot be" if uses else f"{path[0]} cannot be"
+    return (
+        f"{what} sent to the workers: {type(reason).__name__}: {first_line(str(reason))};"
+        f" {_advice(path)}, and call run(inp_list, check_inp, process_inp) again"
+    )
+
+
+def _advice(path: list[str]) -> str:
+    if len(path) == 1:
+        return "create files, locks and connections inside the function, not outside of it"
+    name = path[-1]
+    return (
+        f"make `{name}` inside the function (a file, lock or connection: once a worker with"
+        f" `@functools.cache def get_{name.rpartition('.')[2]}(): ...`)"
+    )
+
+
+def _reason(value: Any) -> Exception | None:
+    """Why it cannot be pickled; None when it can."""
+    try:
+        main_module.pickled_alone(value)
+    except Exception as error:
+        return error
+    return None
+
+
+def _path(value: Any, depth: int, seen: set[int]) -> list[str]:
+    """The names that lead from a function to what cannot be pickled."""
+    if depth:
+        seen.add(id(value))
+        for name, used in _uses(value):
+            if id(used) not in seen and _reason(used) is not None:
+                return [name, *_path(used, depth - 1, seen)]
+    return []
+
+
+def _uses(value: Any) -> Iterator[tuple[str, Any]]:
+    """What goes along with a function or another callable, by name."""
+    if isinstance(value, functools.partial):
+        yield from [("func", value.func), *_numbered(value.args), *value.keywords.items()]
+    elif isinstance(value, MethodType):
+        yield from [(type(value.__self__).__name__, value.__self__), ("func", value.__func__)]
+    elif isinstance(value, FunctionType):
+        yield from _variables(value)
+    elif isinstance(wrapped := getattr(value, "__wrapped__", None), FunctionType):
+        yield wrapped.__name__, wrapped
+    elif isinstance(value, type) and value.__module__ == "__main__":
+        yield from ((f"{value.__name__}.{name}", part) for name, part in vars(value).items())
+    elif not isinstance(value, (ModuleType, type)) and hasattr(value, "__call__"):  # noqa: B004
+        yield from ((f"self.{name}", part) for name, part in _attributes(value).items())
+        yield type(value).__name__, type(value)
+
+
+def _variables(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    names = cloudpickle.cloudpickle._extract_code_globals(function.__code__)
+    known = function.__globals__
+    yield from ((name, known[name]) for name in names if name in known)
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    for name, cell in cells:
+        try:
+            yield name, cell.cell_contents
+        except ValueError:  # it has no value yet
+            continue
+    yield from _numbered(function.__defaults__ or ())
+    yield from (function.__kwdefaults__ or {}).items()
+
+
+def _numbered(values: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
+    return ((f"argument {n}", value) for n, value in enumerate(values, 1))
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    return getattr(value, "__dict__", {})
