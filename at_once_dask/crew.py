@@ -122,6 +122,9 @@ class Crew(Protocol):
     def trail(self, worker: str) -> Trail | None:
         """Where the worker leaves its crumbs, when that can be seen from here."""
 
+    def keep_values(self) -> str | None:
+        """The folder with large values, which is the caller's to remove from now on."""
+
     def inquest(self, worker: str) -> Death:
         """What is known of a worker that is gone and of which nobody has told."""
 
@@ -423,6 +426,10 @@ class ClusterCrew:
         trail = Trail(self._known[worker].scratch, self._book.run, worker)
         return trail if trail.is_open() else None
 
+    def keep_values(self) -> str | None:
+        kept, self._shelves = self._shelves, None
+        return kept
+
     def awaits_workers(self) -> bool:
         return self._cluster.own or any(known.nanny for known in self._known.values())
 
@@ -491,6 +498,9 @@ class InlineCrew:
         self._waiting.clear()
 
     def trail(self, worker: str) -> Trail | None:
+        return None
+
+    def keep_values(self) -> str | None:
         return None
 
     def inquest(self, worker: str) -> Death:

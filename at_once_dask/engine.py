@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from at_once_dask import cluster, journal, report
@@ -12,7 +14,8 @@ from at_once_dask.crew import ClusterCrew, Crew
 from at_once_dask.errors import InputError, RunFailed, RunStopped
 from at_once_dask.interrupts import Interrupts
 from at_once_dask.lease import running
-from at_once_dask.options import Options, function_name
+from at_once_dask.options import Options, checked_reduce_fn, function_name
+from at_once_dask.reduction import Kept
 from at_once_dask.report import Plan, Reduction, Report
 from at_once_dask.runner import PlanSink, Run
 from at_once_dask.ticker import let_inspect, show_link, warn
@@ -41,6 +44,28 @@ def plan(options: Options, interrupts: Interrupts) -> Plan[Any]:
     if this.stopped is not None:
         raise RunStopped(this.end(), None, this.stopped)
     return sink.plan()
+
+
+def _reduce_again(options: Options, kept: Kept, reduce_fn: Any) -> Reduction[Any, Any]:
+    """The values that a run has grouped, with another function: the map is not done again."""
+    if not kept.is_whole:
+        raise InputError(
+            "the values are gone: they were in the files of a cluster that was closed; call"
+            " run(inp_list, check_inp, process_inp, reduce_fn=reduce_fn) again"
+        )
+    options = replace(options, inp_list=(), reduce_fn=checked_reduce_fn(reduce_fn))
+    interrupts = Interrupts()
+    with _one(options, interrupts) as this:
+        this.kept, this.groups, this.ledger = kept, kept.groups, kept.ledger.without_keys()
+        with _crew(this) as crew:
+            this.reduce(crew)
+    told = this.end()
+    reduction = this.reduction(told)
+    if this.stopped is not None:
+        raise RunStopped(told, reduction, this.stopped)
+    if told.n_keys_failed:
+        raise RunFailed(told, reduction)
+    return reduction
 
 
 @contextmanager
@@ -79,6 +104,8 @@ def _one(options: Options, interrupts: Interrupts) -> Iterator[Run]:
 
 def _keep(this: Run, told: Report) -> None:
     """For ``last_report``, which is of runs: a plan handles nothing."""
+    if this.kept is not None:
+        told.reduce_by(partial(_reduce_again, this.options, this.kept))
     if this.options.process_inp is not None:
         report.latest = told
 

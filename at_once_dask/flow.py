@@ -120,6 +120,9 @@ class Partition:
         No further input is begun when it has run so long; the rest goes back.
     delivered : tuple of str
         Partitions of this worker that have reached the driver: their crumbs may go.
+    compare : bool
+        Of the first input that can be, what `check_inp` says after it is compared with what
+        `process_inp` gave.
     """
 
     id: str
@@ -136,6 +139,7 @@ class Partition:
     allowed: int | None = None
     seconds: float = SLICE_SECONDS
     delivered: tuple[str, ...] = ()
+    compare: bool = False
 
     @property
     def final(self) -> bool:
@@ -167,6 +171,10 @@ class Outcome:
         position and pickled value.
     unreadable : bool
         The pack could not be unpickled and nothing was done.
+    compared : bool
+        Whether it was possible to compare.
+    returned : (int, str) or None
+        Map-only: position and repr of the first value that was returned, and dropped.
     """
 
     stop: int
@@ -178,6 +186,8 @@ class Outcome:
     made: Piece | bytes | None = None
     apart: list[tuple[int, bytes]] = field(default_factory=list)
     unreadable: bool = False
+    compared: bool = False
+    returned: tuple[int, str] | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -285,6 +295,7 @@ class _Slice:
         self.inputs: list[Any] = []
         self.failures: list[Failure] = []
         self.apart: list[tuple[int, bytes]] = []
+        self.item: Item | None = None  # of the map pass, while and when it is drawn from
 
     def map(self) -> Outcome:
         job, partition, states = self.job, self.partition, self.crumb.states
@@ -380,7 +391,8 @@ class _Slice:
         if mine.indices is None:
             mine.indices = range(partition.start, partition.start + partition.n)
         drawn = self._drawn() if partition.singly else iter(list(self._drawn()))
-        item = mine.subject = Item(mine)
+        item = self.item = mine.subject = Item(mine)
+        item.compare = partition.compare
         for offset in mine.claims(partition.n):
             item.inp = inp = next(drawn)
             item.offset = offset  # at once with the input, for `named`
@@ -461,6 +473,8 @@ class _Slice:
             failures=self.failures,
             made=made,
             apart=self.apart,
+            compared=self.partition.compare and self.item is not None and not self.item.compare,
+            returned=None if self.item is None else self.item.returned,
         )
 
 

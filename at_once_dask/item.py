@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import lru_cache
 from types import GeneratorType
@@ -13,9 +14,11 @@ from at_once_dask.crumb import Crumb
 from at_once_dask.failure import from_answer, from_exception, safe_repr
 from at_once_dask.gather import Pairs
 from at_once_dask.lease import Lease
+from at_once_dask.sameness import same_pairs
 from at_once_dask.states import CHECK, FAILED, PENDING, PROCESS, PROCESSED, SKIPPED, VERIFY, stage
 
 PAIR_HINT = "return [is_done, value], for example `return [path.exists(), None]`"
+FLAG_HINT = "is_done is True or False, as in `return [path.exists(), None]`"
 PAIRS_HINT = (
     "in a map-reduce run return a mapping or (key, value) pairs, for example "
     "`return {key: value}` or `return [(key, value)]`"
@@ -26,10 +29,12 @@ class Item:
     """The input on its way through the chain: check, filter, process.
 
     `offset` is its place in the partition; `state` tells what became of it; `value` is the input's
-    pairs, or its Failure.
+    pairs, or its Failure. Of the partition, `compare` says whether what an input gives is still to
+    be compared with what `check_inp` says then, and `returned` is the first value that was dropped:
+    the input's position, and the value's repr.
     """
 
-    __slots__ = ("inp", "offset", "start", "state", "states", "value")
+    __slots__ = ("compare", "inp", "offset", "returned", "start", "state", "states", "value")
 
     def __init__(self, lease: Lease) -> None:
         self.start = lease.start
@@ -38,6 +43,8 @@ class Item:
         self.inp: Any = None
         self.state = PENDING
         self.value: Any = None
+        self.compare = False
+        self.returned: tuple[int, str] | None = None
 
     @property
     def position(self) -> int:
@@ -132,7 +139,7 @@ class Steps:
     def _check(self, item: Item) -> None:
         assert self.check_inp is not None
         item.states[item.offset] = CHECK  # as `at`, which costs a call
-        is_done, value = read_answer(self.check_inp(item.inp))
+        is_done, value = read_answer(self.check_inp(item.inp), self.reducing)
         if is_done:
             if self.reducing:
                 item.value = self._done_value(value)
@@ -148,8 +155,12 @@ class Steps:
                 item.value = read_pairs(result, "process_inp")
             else:
                 refuse_lazy(result)
+                if item.returned is None:
+                    item.returned = item.position, safe_repr(result)
         if self.verify or (self.reducing and result is None):
             self._ask_again(item, result)
+        elif item.compare:
+            self._compare(item)
         item.state = PROCESSED
 
     def _done_value(self, value: Any) -> Pairs:
@@ -168,7 +179,7 @@ class Steps:
                 f"process_inp returned None and there is no check_inp to ask; {PAIRS_HINT}"
             )
         item.at(VERIFY if self.verify else CHECK)
-        is_done, value = read_answer(self.check_inp(item.inp))
+        is_done, value = read_answer(self.check_inp(item.inp), self.reducing)
         if not is_done:
             if not self.verify:
                 item.at(PROCESS)  # that is where the value is missing
@@ -180,9 +191,31 @@ class Steps:
             )
         if wanted:
             item.value = self._done_value(value)
+        elif self.reducing:
+            self._refuse_another(item, self._done_value(value))
+
+    def _compare(self, item: Item) -> None:
+        """After a resume the value that `check_inp` gives counts: is it the same?"""
+        assert self.check_inp is not None
+        item.at(VERIFY)
+        is_done, value = read_answer(self.check_inp(item.inp), self.reducing)
+        if is_done and value is not None:
+            item.compare = False
+            self._refuse_another(item, self._done_value(value))
+
+    def _refuse_another(self, item: Item, later: Pairs) -> None:
+        if not same_pairs(zip(*item.value, strict=True), zip(*later, strict=True)):
+            made, found = (
+                safe_repr(list(zip(*pairs, strict=True)), 60) for pairs in (item.value, later)
+            )
+            raise Answer(
+                f"process_inp returned {made}, and check_inp then gives {found} (JSON makes text of"
+                " keys, and lists of tuples), so a resumed run would give another result; save the"
+                " value in process_inp and return None, then each value comes from check_inp"
+            )
 
 
-def read_answer(answer: Any) -> tuple[bool, Any]:
+def read_answer(answer: Any, reducing: bool = True) -> tuple[bool, Any]:
     """The answer of `check_inp`, or an Answer that says what to return.
 
     >>> read_answer([1, "value"])
@@ -190,9 +223,36 @@ def read_answer(answer: Any) -> tuple[bool, Any]:
     """
     if not isinstance(answer, (list, tuple)) or len(answer) != 2:
         refuse_awaitable(answer, "check_inp")
-        raise Answer(f"check_inp returned {safe_repr(answer)}; {PAIR_HINT}")
+        if not reducing and _is_bool(answer):
+            return bool(answer), None
+        raise Answer(f"check_inp returned {safe_repr(answer)}; {_not_called(answer) or PAIR_HINT}")
     is_done, value = answer
-    return bool(is_done), value
+    if is_done is True or is_done is False:
+        return is_done, value
+    if is_done is None or _is_bool(is_done) or (_is_whole(is_done) and is_done in (0, 1)):
+        return bool(is_done), value
+    raise Answer(
+        f"check_inp returned {safe_repr(is_done)} as is_done; {_not_called(is_done) or FLAG_HINT}"
+    )
+
+
+def _not_called(answer: Any) -> str:
+    """What to write where a method is named and not called; empty for all else."""
+    if not callable(answer):
+        return ""
+    name = getattr(answer, "__name__", "is_done")
+    owner = type(getattr(answer, "__self__", None)).__name__.lower()
+    called = f"{'path' if 'path' in owner else 'it'}.{name}()"
+    return f"that is a function that was not called; write `return [{called}, None]`"
+
+
+def _is_bool(value: Any) -> bool:
+    """Whether it is a bool, or NumPy's."""
+    return isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral)
 
 
 def read_pairs(result: Any, who: str) -> Pairs:

@@ -118,6 +118,18 @@ class Ledger:
         self._enter(failed, named)
 
     @property
+    def n_keys_failed(self) -> int:
+        return sum(failed.index is None for failed in self.failed)
+
+    def without_keys(self) -> Ledger:
+        """A copy that knows of inputs only."""
+        copy = object.__new__(Ledger)
+        copy.__dict__.update(self.__dict__, failed=[], _causes={})
+        failed = [one for one in self.failed if one.index is not None]
+        copy._enter(failed, {same: cause.inp for same, cause in self._causes.items()})
+        return copy
+
+    @property
     def n_worked(self) -> int:
         """Inputs that were handled, and not skipped."""
         counts = self.counts

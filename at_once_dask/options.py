@@ -220,7 +220,8 @@ def _is_iterable(given: Any) -> bool:
 
 def _check_function(call: _Call, name: str, given: Any) -> None:
     if not callable(given):
-        what = "a function" if name == "process_inp" else "a function or None"
+        is_needed = name == "process_inp" or call.name == "report.reduce"
+        what = "a function" if is_needed else "a function or None"
         raise InputError(f"{name} is {safe_repr(given)}; it takes {what}: {_example(call, name)}")
     if _is(inspect.iscoroutinefunction, given) or _is(inspect.isasyncgenfunction, given):
         args = {"reduce_fn": "values", "combine_fn": "a, b"}.get(name, "inp")
@@ -249,6 +250,15 @@ def _example(call: _Call, name: str) -> str:
         "reduce_fn": call.written(reduce_fn="sum"),
         "combine_fn": call.written(combine_fn="operator.add"),
     }[name]
+
+
+def checked_reduce_fn(given: Any) -> Callable[[list[Any]], Any]:
+    """Of ``report.reduce``."""
+    call = _Call("report.reduce", inspect.signature(lambda reduce_fn: None))
+    _check_function(call, "reduce_fn", given)
+    _check_function_or_none(call, "reduce_fn", given)
+    checked: Callable[[list[Any]], Any] = given
+    return checked
 
 
 def _check_flag(call: _Call, name: str, given: Any) -> None:

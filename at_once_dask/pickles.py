@@ -28,9 +28,17 @@ def dumps(value: object) -> bytes:
         pickled = pickle.dumps(value, protocol=5)
     except Exception:
         return _dumps_by_value(value)
-    if b"__main__" in pickled:
+    if any(module in pickled for module in _by_value):
         return _dumps_by_value(value)
     return pickled
+
+
+_by_value = [b"__main__"]
+
+
+def cross_by_value(modules: Iterable[str]) -> None:
+    """Besides ``__main__`` these modules cannot be imported on the other side."""
+    _by_value[1:] = [module.encode() for module in modules]
 
 
 def dump(value: object, file: IO[bytes]) -> int:
@@ -108,7 +116,8 @@ def dispatching(registry: dict[type, Callable[..., Any]], state: dict[str, Any])
     return made
 
 
-_DISPATCHING = functools.singledispatch(lambda value: value).__code__  # all of them have this one
+_a_dispatching: Any = functools.singledispatch(len)
+_DISPATCHING = _a_dispatching.__code__  # all of them have this one
 _KEPT_BY_DISPATCH = ("register", "dispatch", "registry", "_clear_cache")
 
 

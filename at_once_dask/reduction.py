@@ -8,11 +8,13 @@ where the bag's ``foldby`` folds the pieces of each key and ``reduce_fn`` is map
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+import weakref
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from dask.bag import Bag
@@ -23,6 +25,9 @@ from at_once_dask.gather import Piece, Place, combine
 from at_once_dask.item import refuse_awaitable
 from at_once_dask.lease import Lease
 from at_once_dask.states import REDUCE
+
+if TYPE_CHECKING:
+    from at_once_dask.ledger import Ledger
 
 SPILL_BYTES = 256 * 2**20
 
@@ -113,6 +118,39 @@ class Groups:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+class Kept:
+    """Groups that outlive their run, to be reduced again; their files go when this goes.
+
+    Parameters
+    ----------
+    groups : Groups
+    ledger : Ledger
+        What became of the inputs.
+    """
+
+    def __init__(self, groups: Groups, ledger: Ledger) -> None:
+        self.groups = groups
+        self.ledger = ledger
+        self._folders: list[str] = []
+        weakref.finalize(self, _discard, groups, self._folders)
+
+    def add(self, folder: str | None) -> None:
+        """Take over a folder with values that workers have put into files."""
+        if folder is not None:
+            self._folders.append(folder)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it is there: the folders are in the own cluster's, which may be closed."""
+        return all(map(os.path.isdir, self._folders))
+
+
+def _discard(groups: Groups, folders: list[str]) -> None:
+    groups.close()
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Numbers(dict[Any, int]):

@@ -70,6 +70,7 @@ class Report:
     def __init__(self, story: Story, replay: Callable[[Any], Any]) -> None:
         self._story = story
         self._replay: Callable[[Any], Any] | None = replay
+        self._again: Callable[[Any], Reduction[Any, Any]] | None = None
         facts = story.facts
         self.run = facts.run
         self.seconds = facts.seconds
@@ -178,6 +179,52 @@ class Report:
             )
         return self._replay(failed[position].inp)
 
+    def reduce(self, reduce_fn: Callable[[list[Any]], Any]) -> Reduction[Any, Any]:
+        """Reduce the values that the run has grouped again, with another function.
+
+        For when `reduce_fn` failed for a key, or the run was stopped while it reduced: nothing is
+        mapped again. The values are kept as long as this report is, where a map-reduce with
+        `reduce_fn` did not come to its end; large ones until the own cluster is closed.
+
+        Parameters
+        ----------
+        reduce_fn : callable
+            As of ``run``: it gets the list of all values of a key, and runs on the workers.
+
+        Returns
+        -------
+        Reduction
+            Of all keys.
+
+        Raises
+        ------
+        InputError
+            When no values are kept.
+        RunFailed
+            When a key has failed again; its ``.report`` can reduce once more.
+
+        Examples
+        --------
+        >>> import at_once_dask
+        >>> found = at_once_dask.run(
+        ...     [3, 4], None, lambda n: {"n": n}, reduce_fn=lambda ns: ns / 2, on_error="return",
+        ...     progress=False,
+        ... )
+        >>> found, found.report.reduce(sum)
+        ({}, {'n': 7})
+        """
+        if self._again is None:
+            raise InputError(
+                "this report keeps no values to reduce: they are kept, in the process of the run,"
+                " when reduce_fn failed for a key or the reduction was stopped; call"
+                " run(inp_list, check_inp, process_inp, reduce_fn=reduce_fn)"
+            )
+        return self._again(reduce_fn)
+
+    def reduce_by(self, again: Callable[[Any], Reduction[Any, Any]]) -> None:
+        """Not for users: what `reduce` does."""
+        self._again = again
+
     def plot(self) -> figure:
         """When each worker was at what, as a Bokeh figure: show it with ``bokeh.plotting.show``.
 
@@ -253,7 +300,11 @@ class Report:
 
     def __getstate__(self) -> dict[str, Any]:
         ledger = self._story.ledger.changed(_portable)
-        return self.__dict__ | {"_story": Story(self._story.facts, ledger), "_replay": None}
+        return self.__dict__ | {
+            "_story": Story(self._story.facts, ledger),
+            "_replay": None,
+            "_again": None,
+        }
 
 
 class Reduction(dict[K, V]):

@@ -11,7 +11,7 @@ import time
 import uuid
 from array import array
 from collections.abc import Iterator, Sized
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache, cached_property, partial
 from operator import itemgetter
@@ -21,15 +21,16 @@ import dask
 import distributed
 
 from at_once_dask import cluster, journal, pickles
+from at_once_dask.by_value import unimportable_modules
 from at_once_dask.crew import Crew, Running
 from at_once_dask.errors import InputError
-from at_once_dask.failure import Failure, cut, first_line, from_exception
+from at_once_dask.failure import Failure, cut, first_line, from_exception, safe_repr
 from at_once_dask.flow import Job, Outcome
 from at_once_dask.gather import Piece
 from at_once_dask.interrupts import Interrupts
 from at_once_dask.ledger import Ledger
 from at_once_dask.options import Options
-from at_once_dask.reduction import Group, Groups
+from at_once_dask.reduction import Group, Groups, Kept
 from at_once_dask.report import Plan, Reduction, Report
 from at_once_dask.sight import PassView, RunView, Sight
 from at_once_dask.source import Source
@@ -43,7 +44,7 @@ from at_once_dask.story import (
     Facts,
     Story,
 )
-from at_once_dask.ticker import Silent, Ticker
+from at_once_dask.ticker import Silent, Ticker, warn
 from at_once_dask.unsendable import pickled_job
 from at_once_dask.window import Sink, Window
 
@@ -69,6 +70,9 @@ class Run:
         self._captures = journal.capture_output()
         self.report_path = _report_path(options.report_path, self.logfile)
         self.client = cluster.lent(options.client)
+        self._undo = ExitStack()
+        if self.client is None:
+            self._undo.enter_context(unimportable_modules())
         job = Job(
             options.check_inp,
             options.process_inp,
@@ -76,7 +80,11 @@ class Run:
             options.combine_fn,
             options.verify,
         )
-        self.job, used, others = pickled_job(job)
+        try:
+            self.job, used, others = pickled_job(job)
+        except BaseException:
+            self._undo.close()
+            raise
         # Of a borrowed cluster's workers nobody knows whether they can have more than is used.
         pickles.share(used | others if self.client is None else used)
         self.replay = job.steps.replay
@@ -88,6 +96,8 @@ class Run:
         self.page_link: str | None = None
         self.view: RunView | None = None  # where the page of the own cluster shows it
         self.stopped: str | None = None  # why it stopped early
+        self.kept: Kept | None = None  # the values of keys, when they may be wanted again
+        self.notes: list[str] = []  # what somebody should know, however it ends
         self.told: Report | None = None
         self._settings = options.settings
         self._log_begun = journal.size(self.logfile)
@@ -112,6 +122,7 @@ class Run:
                 valued=options.reducing,
                 retries=options.retries,
                 cautious=options.on_error == "stop" or options.max_failures is not None,
+                comparing=options.reducing and options.check_inp is not None and not options.verify,
                 allowed=self._allowed,
                 enough=self._too_many,
                 interrupted=self.interrupts.check,
@@ -137,8 +148,20 @@ class Run:
                 interrupted=self.interrupts.check,
             )
             watcher.begin(window)
-            stopped = window.run()
+            stopped: str | None = "interrupted"
+            try:
+                stopped = window.run()
+            finally:
+                if stopped is not None or self.ledger.n_keys_failed:
+                    self._keep_groups(crew)
             self.stopped = self.stopped or stopped
+
+    def _keep_groups(self, crew: Crew) -> None:
+        """So that they can be reduced again; combined values hold the combiner's failures."""
+        if self.options.reduce_fn is not None:
+            if self.kept is None:
+                self.kept = Kept(self.groups, self.ledger)
+            self.kept.add(crew.keep_values())
 
     def end(self, error: BaseException | None = None) -> Report:
         """What became of the inputs, however far the run came; made once.
@@ -171,6 +194,8 @@ class Run:
             checked=self.options.check_inp is not None,
             settings=self._settings,
             versions=versions(),
+            notes=tuple(self.notes),
+            kept=self.kept is not None,
         )
 
     def _ending(self, error: BaseException | None) -> tuple[str, str, str]:
@@ -200,13 +225,26 @@ class Run:
         """What failed where nobody was left to log it."""
         journal.note_failure(failure, self.book, what, index, 1 + self.options.retries)
 
+    def note_dropped(self, inp: Any, value: str) -> None:
+        """Say once that what `process_inp` returns is dropped: people come from ``Pool.map``."""
+        self.notes.append(
+            f"process_inp returns values, such as {cut(value, MESSAGE_IN_TEXT)} for input"
+            f" {safe_repr(inp)}, and in a map-only run they are dropped; save them in process_inp,"
+            " or get them back by position: run(enumerate(inp_list), None, lambda item: {item[0]:"
+            " process_inp(item[1])}, reduce_fn=lambda values: values[0])"
+        )
+        if self.options.progress:
+            warn(self.notes[-1])
+
     def show(self, sight: Sight, name: str) -> None:
         """The page of the own cluster shows this run, from now on."""
         self.view = sight.begin(self.id, name, self.ledger, self.source)
 
     def close(self) -> None:
-        self.groups.close()
+        if self.kept is None:
+            self.groups.close()
         pickles.share(())
+        self._undo.close()
 
     def _allowed(self) -> int | None:
         """How many failures from now on stop the run at once; None where a share counts."""
@@ -276,6 +314,8 @@ class MapSink(Sink):
 
     def record(self, start: int, outcome: Outcome, inputs: list[Any]) -> None:
         self._run.ledger.record(start, outcome, inputs)
+        if outcome.returned is not None and not self._run.notes:
+            self._run.note_dropped(inputs[outcome.returned[0] - start], outcome.returned[1])
         if isinstance(outcome.made, Piece):
             self._run.groups.add(start, outcome.made)
         for position, piece in outcome.apart:

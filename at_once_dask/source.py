@@ -13,6 +13,21 @@ from at_once_dask import pickles
 from at_once_dask.failure import Failure, from_exception
 from at_once_dask.interrupts import Interrupts
 
+# What to pass in the place of inputs that people try, by the name of their type.
+_INSTEAD = {
+    "DirEntry": "entry.path instead of the entry: [entry.path for entry in os.scandir(folder)]",
+    "generator": "what it gives: [list(part) for part in parts]",
+    "TextIOWrapper": "file.name instead of the file, and open it in process_inp",
+    "Row": "tuple(row) instead of the row",
+    "Match": "match.groupdict() instead of the match",
+    "_Element": "its text, as etree.tostring(element) makes it",
+    "function": "a name, and look the function up in process_inp",
+}
+_INSTEAD |= dict.fromkeys(
+    ("BufferedReader", "BufferedWriter", "FileIO", "ZipExtFile"), _INSTEAD["TextIOWrapper"]
+)
+_INSTEAD_OF_ANY = "what it is made of (a path, an id, a row's values), and make it in process_inp"
+
 DRAW_SECONDS = 0.05  # what an iterator gives in this time is sent off
 FIRST = 8  # inputs drawn to see whether there are any
 
@@ -63,6 +78,7 @@ class Chunk:
                 pickles.dumps(inp)
             except Exception as error:
                 failures.append(from_exception(position, "send", error))
+                failures[-1].message += f"; pass {_instead_of(inp)}"
                 chunks.append(self.part(first, position))
                 first = position + 1
         chunks.append(self.part(first, self.stop))
@@ -178,6 +194,10 @@ class Source:
             if len(inputs) == n or time.monotonic() > end:
                 return
         self.at_end = True
+
+
+def _instead_of(inp: Any) -> str:
+    return _INSTEAD.get(type(inp).__name__, _INSTEAD_OF_ANY)
 
 
 def _cut(chunks: deque[Chunk], n: int) -> Chunk:

@@ -37,6 +37,10 @@ class Facts:
     checked : bool
         Whether there is a ``check_inp``.
     settings, versions : mapping of str to str
+    notes : tuple of str
+        What somebody should know, however it ended.
+    kept : bool
+        Whether the values of the keys are kept, to be reduced again.
     """
 
     run: str
@@ -51,6 +55,8 @@ class Facts:
     checked: bool
     settings: Mapping[str, str]
     versions: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,6 +149,11 @@ class Story:
 
     @property
     def next_step(self) -> str:
+        if self.facts.kept:
+            return (
+                "fix reduce_fn and call report.reduce(reduce_fn): the values are kept, nothing is"
+                " mapped again."
+            )
         if self.n_failed or self.n_keys_failed:
             step = "fix the cause and run the same again"
         else:

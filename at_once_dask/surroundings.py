@@ -94,7 +94,7 @@ def forget_edited_modules() -> None:
     """
     global _looked_at
     now = time.time_ns()
-    modules = dict(_users_modules())
+    modules = dict(users_modules())
     stamps = {file: stamp for file in modules.values() if (stamp := _stamp(file)) is not None}
     edited = any(
         stamp != _known.get(file, stamp) or stamp[0] > _looked_at for file, stamp in stamps.items()
@@ -107,7 +107,7 @@ def forget_edited_modules() -> None:
     importlib.invalidate_caches()
 
 
-def _users_modules() -> Iterator[tuple[str, str]]:
+def users_modules() -> Iterator[tuple[str, str]]:
     """Name and file of the modules of the user's own, in pure Python."""
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)

@@ -103,6 +103,7 @@ class Out:
     asked: float = 0.0  # when it was asked back
     lost: float | None = None  # when Dask told that it will not come back
     failed: int = 0  # inputs so far, for good, as its worker tells
+    compares: bool = False  # it was asked to compare what an input gives with what check_inp says
 
 
 class Window:
@@ -122,6 +123,8 @@ class Window:
         Further attempts for an input that failed.
     cautious : bool
         Small partitions, because the run may stop for failures.
+    comparing : bool
+        Whether of one input what `check_inp` says afterwards is compared with what it gave.
     allowed : callable
         How many more inputs may fail before it does, the one that stops it included; or None.
     enough : callable
@@ -142,6 +145,7 @@ class Window:
         valued: bool = False,
         retries: int = 0,
         cautious: bool = False,
+        comparing: bool = False,
         allowed: Callable[[], int | None] = lambda: None,
         enough: Callable[[], str | None] = lambda: None,
         interrupted: Callable[[], None] = lambda: None,
@@ -175,6 +179,7 @@ class Window:
         self._with_nanny: set[str] = set()  # workers: somebody tells of their death, and replaces
         self._barren = 0
         self._hopeless: str | None = None
+        self._comparing = comparing
 
     def run(self) -> str | None:
         """Until the source is empty and all is back; or why it stopped early."""
@@ -325,8 +330,16 @@ class Window:
                 allowed=self._allowed(),
                 seconds=self._pace.seconds,
                 delivered=tuple(self._delivered.pop(worker, ())),
+                compare=self._is_to_compare(id),
             ),
         )
+
+    def _is_to_compare(self, id: str) -> bool:
+        """One partition at a time, until one could: so there is one failure, if any."""
+        self._out[id].compares = self._comparing and not any(
+            out.compares for out in self._out.values()
+        )
+        return self._out[id].compares
 
     def _sift(self, chunk: Chunk) -> None:
         chunks, failures = chunk.sift()
@@ -391,6 +404,7 @@ class Window:
         if outcome.unreadable:
             self._source.give_back(replace(chunk.part(chunk.start, out.limit), singly=True))
             return
+        self._comparing = self._comparing and not outcome.compared
         self._record(chunk.start, outcome, chunk.inputs)
         self._source.give_back(chunk.part(outcome.stop, out.limit))
         if outcome.stop > chunk.start:

@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-USES = '''
+USES = """
 from __future__ import annotations
 import collections, enum, functools, multiprocessing, os, pickle, re, shelve, sys, threading, typing
 from concurrent.futures import ProcessPoolExecutor
@@ -118,7 +118,8 @@ def dispatched(n):
 
 def annotated(n):
     hints = typing.get_type_hints(Result)
-    return sorted(hints), typing.get_args(hints["table"])[0].__name__, "Model" in str(hints["model"])
+    table = typing.get_args(hints["table"])[0]
+    return sorted(hints), table.__name__, "Model" in str(hints["model"])
 
 def through_main(n):
     import __main__
@@ -149,9 +150,9 @@ def all_uses(n):
 if not os.path.exists("model.pickle"):
     with open("model.pickle", "wb") as file:
         pickle.dump(Model(tokens), file)
-'''
+"""
 
-CALL = '''
+CALL = """
 def check(result):
     want = {use.__name__: [use(3)] for use in USES}
     want |= {name: [value] for name, value in EXPECTED.items()}
@@ -170,7 +171,7 @@ def named(n):
     return triple(n) + "1"
 result = at_once_dask.run([3], None, all_uses, reduce_fn=list, progress=False)
 print(check(result))
-'''
+"""
 
 ALL_RIGHT = ["all right", "all right"]
 

@@ -697,9 +697,9 @@ def test_texts_about_clients_show_the_call(untouched: None) -> None:
 
 
 UNPICKLABLE = (
-    "{} cannot be sent to the workers: TypeError: cannot pickle '_thread.lock' object; create"
-    " files, locks and connections inside the function, not outside of it, and call"
-    " run(inp_list, check_inp, process_inp) again"
+    "{} uses `lock`, which cannot be sent to the workers: TypeError: cannot pickle '_thread.lock'"
+    " object; make `lock` inside the function (a file, lock or connection: once a worker with"
+    " `@functools.cache def get_lock(): ...`), and call run(inp_list, check_inp, process_inp) again"
 )
 
 

@@ -316,8 +316,8 @@ def test_replay_of_what_works_by_now(cluster: Client, folder: Path) -> None:
 
 
 def test_replay_of_a_wrong_answer(cluster: Client) -> None:
-    report = run([1], lambda n: True, print, on_error="return", progress=False)
-    with pytest.raises(Exception, match=r"check_inp returned True; return \[is_done, value\]"):
+    report = run([1], lambda n: 3, print, on_error="return", progress=False)
+    with pytest.raises(Exception, match=r"check_inp returned 3; return \[is_done, value\]"):
         report.replay(0)
 
 

@@ -1,0 +1,69 @@
+"""Modules that are here, and that a worker could not import: what is in them crosses by value.
+
+Test modules in pytest's importlib mode, modules loaded from a path, those whose folder is no longer
+on ``sys.path``. For the own cluster, where workers have this process's ``sys.path``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from types import ModuleType
+
+import cloudpickle
+
+from at_once_dask import pickles
+from at_once_dask.surroundings import users_modules
+
+
+@contextmanager
+def unimportable_modules() -> Iterator[None]:
+    """They cross by value meanwhile; those that somebody has registered stay so."""
+    registered = cloudpickle.list_registry_pickle_by_value()
+    found = [module for module in _unimportable() if module.__name__ not in registered]
+    for module in found:
+        cloudpickle.register_pickle_by_value(module)
+    pickles.cross_by_value(module.__name__ for module in found)
+    try:
+        yield
+    finally:
+        pickles.cross_by_value(())
+        for module in found:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+def _unimportable() -> list[ModuleType]:
+    where = tuple(path for path in sys.path if isinstance(path, str)), _current_directory()
+    return [
+        sys.modules[name]
+        for name, file in users_modules()
+        if sys.modules[name].__name__ == name and not _can_be_imported(name, file, where)
+    ]
+
+
+def _current_directory() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
+
+
+@lru_cache(maxsize=1024)
+def _can_be_imported(name: str, file: str, where: object) -> bool:
+    """Whether an import of `name` finds this file; `where` it is looked for tells when to ask anew.
+
+    ``importlib.util.find_spec`` would say what is imported already.
+    """
+    parent = name.rpartition(".")[0]
+    path = getattr(sys.modules.get(parent), "__path__", None) if parent else None
+    if parent and path is None:
+        return False
+    for finder in sys.meta_path:
+        spec = finder.find_spec(name, path)
+        if spec is not None:
+            origin = spec.origin or ""
+            return os.path.realpath(origin) == os.path.realpath(file)
+    return False
