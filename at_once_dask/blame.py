@@ -25,11 +25,13 @@ from itertools import groupby
 from dask.utils import format_bytes
 
 from at_once_dask.crumb import Trace
-from at_once_dask.failure import Failure
+from at_once_dask.failure import Failure, cut_start
 from at_once_dask.flow import Outcome
 from at_once_dask.source import Chunk
 from at_once_dask.stack import NOWHERE, Stack
 from at_once_dask.states import COMBINE, FAILED, LEFT, OPEN, is_final, stage
+
+LAST_WORDS_LIMIT = 500  # characters
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Death:
         What it held, in bytes, when it was ended for that.
     stack : Stack
         Where it was when it died.
+    last_words : str
+        What was written to its file descriptors last.
     """
 
     worker: str
@@ -66,6 +70,7 @@ class Death:
     timeout: float | None = None
     memory: int | None = None
     stack: Stack = NOWHERE
+    last_words: str = ""
 
     def running(self) -> list[str]:
         """The partitions that were being worked on."""
@@ -235,6 +240,8 @@ def describe(death: Death, position: int, stage: str, seconds: float) -> Failure
     else:
         kind, error = "crash", exit or "WorkerDied"
         message = f"its worker died: {exit}" if exit else "its worker died; nobody saw how"
+        if death.last_words:
+            message += f"; it wrote: {cut_start(death.last_words, LAST_WORDS_LIMIT)}"
     return Failure(
         position=position,
         stage=stage,

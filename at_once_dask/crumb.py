@@ -33,7 +33,7 @@ UNKNOWN = -1  # as STOP
 _HEAD = 8 * 8  # bytes
 _RECORD = struct.Struct("=qBq")
 FAILURE, VALUE = range(2)  # kinds of records
-_STACK, _HERE = "stack", "here"  # no partition's ids
+_STACK, _HERE, _WRITTEN = "stack", "here", "written"  # no partition's ids begin so
 
 
 class BegunBeforeError(Exception):
@@ -319,6 +319,10 @@ class Trail:
                 return file.read()
         return ""
 
+    def written(self, number: int) -> str:
+        """Path of the file with what was written to this file descriptor."""
+        return self._path(f"{_WRITTEN}{number}")
+
     def traces(self) -> dict[str, bytes]:
         """What the crumbs hold, by partition id."""
         found = {}
@@ -360,23 +364,27 @@ class Trail:
 
     def clear(self) -> None:
         """Remove the crumbs of this worker, and the folder when it was the last."""
-        for path in [*(path for _, path in self._paths()), self.stack, self._here]:
+        for name in self._names():
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+                os.unlink(os.path.join(self.folder, name))
         with contextlib.suppress(OSError):
             os.rmdir(self.folder)
 
     def _path(self, id: str) -> str:
         return os.path.join(self.folder, self._prefix + id)
 
-    def _paths(self) -> list[tuple[str, str]]:
+    def _names(self) -> list[str]:
+        """Of all files of this worker."""
         try:
             names = os.listdir(self.folder)
         except OSError:
             return []
+        return [name for name in names if name.startswith(self._prefix)]
+
+    def _paths(self) -> list[tuple[str, str]]:
         start = len(self._prefix)
         return [
             (name[start:], os.path.join(self.folder, name))
-            for name in names
-            if name.startswith(self._prefix) and not name.endswith((_STACK, _HERE))
+            for name in self._names()
+            if not name.startswith((_STACK, _HERE, _WRITTEN), start)
         ]

@@ -18,7 +18,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate, takewhile
 from typing import Any
 
@@ -314,6 +314,7 @@ class _Slice:
                     break
             else:
                 states[item.offset] = item.state
+        output.catch_up(self.mine.book)
         self.mine.subject = None
         made = None
         if gathered is not None:
@@ -393,7 +394,7 @@ class _Slice:
         drawn = self._drawn() if partition.singly else iter(list(self._drawn()))
         item = self.item = mine.subject = Item(mine)
         item.compare = partition.compare
-        for offset in mine.claims(partition.n):
+        for offset in mine.claims(partition.n, partial(output.catch_up, mine.book)):
             item.inp = inp = next(drawn)
             item.offset = offset  # at once with the input, for `named`
             item.state = PENDING
@@ -473,7 +474,7 @@ class _Slice:
             failures=self.failures,
             made=made,
             apart=self.apart,
-            compared=self.partition.compare and self.item is not None and not self.item.compare,
+            compared=self.item is not None and self.item.compared,
             returned=None if self.item is None else self.item.returned,
         )
 

@@ -16,6 +16,7 @@ from tornado.ioloop import PeriodicCallback
 
 from at_once_dask import journal
 from at_once_dask.crumb import Trail
+from at_once_dask.descriptors import last_words
 from at_once_dask.processes import end_tree, exit_codes_read_once
 from at_once_dask.stack import ASK, is_written
 
@@ -128,6 +129,7 @@ class Guard(NannyPlugin):
                 "overdue": overdue,
                 "timeout": self.timeout,
                 "stack": trail.read_stack(),
+                "last_words": last_words(trail),
             }
             self._nanny.loop.add_callback(self._tell, news, trail)
 

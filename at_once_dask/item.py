@@ -30,11 +30,13 @@ class Item:
 
     `offset` is its place in the partition; `state` tells what became of it; `value` is the input's
     pairs, or its Failure. Of the partition, `compare` says whether what an input gives is still to
-    be compared with what `check_inp` says then, and `returned` is the first value that was dropped:
-    the input's position, and the value's repr.
+    be compared with what `check_inp` says then, and `compared` whether it was; `returned` is the
+    first value that was dropped: the input's position, and the value's repr.
     """
 
-    __slots__ = ("compare", "inp", "offset", "returned", "start", "state", "states", "value")
+    __slots__ = (
+        *("compare", "compared", "inp", "offset", "returned", "start", "state", "states", "value"),
+    )
 
     def __init__(self, lease: Lease) -> None:
         self.start = lease.start
@@ -43,7 +45,7 @@ class Item:
         self.inp: Any = None
         self.state = PENDING
         self.value: Any = None
-        self.compare = False
+        self.compare = self.compared = False
         self.returned: tuple[int, str] | None = None
 
     @property
@@ -198,9 +200,10 @@ class Steps:
         """After a resume the value that `check_inp` gives counts: is it the same?"""
         assert self.check_inp is not None
         item.at(VERIFY)
+        item.compare = False
         is_done, value = read_answer(self.check_inp(item.inp), self.reducing)
         if is_done and value is not None:
-            item.compare = False
+            item.compared = True
             self._refuse_another(item, self._done_value(value))
 
     def _refuse_another(self, item: Item, later: Pairs) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from at_once_dask.crumb import CURRENT, STOP, Crumb
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from at_once_dask.journal import Book
 
 NO_LIMIT = sys.maxsize
+PROCESS_SECONDS = 0.0005  # no process is started and gone in less
 
 
 class Subject(Protocol):
@@ -124,16 +125,21 @@ class Lease:
         self.head[STOP] = position
         return False
 
-    def claims(self, n: int) -> Iterator[int]:
+    def claims(self, n: int, ended: Callable[[], None]) -> Iterator[int]:
         """Claim `n` inputs, each when it is drawn: how far they are from the first.
+
+        `ended` is called when one has ended that took long enough to have started a process.
 
         As `begin`, and `end` behind the last. But that would cost an input that does nothing a
         fifth of its time, for the call and for looking up what is here at hand.
         """
         head, marks, states, start = self.head, self.marks, self.states, self.start
-        monotonic, deadline = time.monotonic, self.deadline
+        monotonic, deadline, late = time.monotonic, self.deadline, float("inf")
         for offset in range(n):
             marks[offset] = now = monotonic()
+            if now > late:
+                ended()
+            late = now + PROCESS_SECONDS
             head[CURRENT] = position = start + offset
             if position >= self.limit or (now >= deadline and offset):
                 head[STOP] = position

@@ -11,7 +11,8 @@ There is no lock: while a thread holds one, the garbage collector may run somebo
 it, which logs, and waits for a lock of `logging` that another thread holds while it writes here.
 What two threads may want is in dicts, sets and deques, from which one of them takes it in one step.
 
-Only what Python writes is seen: C code and subprocesses have the file descriptors.
+Only what Python writes comes this way: C code and subprocesses have the file descriptors (see
+``descriptors``).
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TextIO, TypeVar
 
 from at_once_dask import journal, lease
 from at_once_dask.failure import cut, safe_repr
@@ -36,6 +37,18 @@ from at_once_dask.journal import Book
 from at_once_dask.lease import Lease
 
 T = TypeVar("T")
+
+
+class Descriptors(Protocol):
+    """The file descriptors behind ``stdout`` and ``stderr``, while they are captured.
+
+    `streams` lead where these did before.
+    """
+
+    streams: dict[str, TextIO]
+
+    def catch_up(self) -> None: ...
+
 
 LINE_LIMIT = 10_000  # characters of a line, or of a logging record; the rest is cut
 TOGETHER = 100  # lines of one text are appended in one write, at most
@@ -49,18 +62,21 @@ _pages: set[_Page] = set()  # those in use
 _runs: set[str] = set()  # those of this worker whose output is captured
 _posts: dict[str, _Post] = {}  # by run, where the driver is on another host
 _streams: dict[str, Stream] = {}  # in place, by name
+_descriptors: dict[str, Descriptors] = {}  # by run, where they are captured
 _is_child = False  # of a worker: an input has forked it
 
 
-def begin(book: Book) -> None:
-    """A run begins in this worker."""
+def begin(book: Book, descriptors: Descriptors | None = None) -> None:
+    """A run begins in this worker; `descriptors` where these are captured, too."""
     global _is_child
     _is_child = False  # the worker itself was forked, too
     if not book.captures:
         return
     if not _runs:
-        _install()
+        _install({} if descriptors is None else descriptors.streams)
     _runs.add(book.run)
+    if descriptors is not None:
+        _descriptors[book.run] = descriptors
 
 
 def end(book: Book) -> None:
@@ -68,6 +84,7 @@ def end(book: Book) -> None:
     _close([page for page in list(_pages) if page.book.run == book.run])
     _runs.discard(book.run)
     _posts.pop(book.run, None)
+    _descriptors.pop(book.run, None)
     if not _runs:
         _uninstall()
 
@@ -87,6 +104,13 @@ def of_run(book: Book, worker: str) -> Iterator[None]:
             _send(book.run)
 
 
+def catch_up(book: Book | None) -> None:
+    """The current input is about to end: what was written to the file descriptors is its own."""
+    descriptors = None if book is None else _descriptors.get(book.run)
+    if descriptors is not None:
+        descriptors.catch_up()
+
+
 def settle(mine: Lease) -> None:
     """Bring what inputs of `mine` have written on lines without an end into the log."""
     if not _pages:
@@ -94,6 +118,11 @@ def settle(mine: Lease) -> None:
     _close([page for page in list(_pages) if page.lease is mine])
     if mine.book is not None:
         _send(mine.book.run)
+
+
+def page_of(book: Book, worker: str, mine: Lease | None) -> _Page:
+    """Where lines go that do not come through Python's streams: they are of the current input."""
+    return _Page(book, worker, mine)
 
 
 def tidy(run: str) -> None:
@@ -128,9 +157,11 @@ class _Page:
 
     def is_of(self, book: Book, mine: Lease | None) -> bool:
         """Whether it is still the same input that writes."""
-        if self not in _pages or self.lease is not mine or self.book is not book:
-            return False
-        return mine is None or mine.named[0] == self.offset
+        return self in _pages and self.book is book and self.is_still(mine)
+
+    def is_still(self, mine: Lease | None) -> bool:
+        """Whether `mine` is at the same input as then."""
+        return self.lease is mine and (mine is None or mine.named[0] == self.offset)
 
     def is_over(self) -> bool:
         """Whether nobody may come back to its open lines."""
@@ -156,7 +187,7 @@ class _Page:
             if not few[-1].endswith("\n"):
                 rest = _shortened(few.pop())
             if few:
-                self.note(level, [_last_state(line[:-1]) for line in few])
+                self.note(level, [last_state(line[:-1]) for line in few])
         return rest
 
     def write_bytes(self, level: str, data: bytes) -> None:
@@ -168,8 +199,8 @@ class _Page:
         """What has no end yet has it now."""
         for level in _STREAMS.values():
             rest = self._open.pop(level, "")
-            if _last_state(rest).strip():  # blanks are what wipes a progress bar away
-                self.note(level, [_last_state(rest)])
+            if last_state(rest).strip():  # blanks are what wipes a progress bar away
+                self.note(level, [last_state(rest)])
 
     def has_progress(self) -> bool:
         """Whether a line that is written again and again has no end yet."""
@@ -251,12 +282,18 @@ class Stream(io.TextIOBase):
     ----------
     name : {"stdout", "stderr"}
     original : text stream
+        Where it leads what is not the inputs'.
+    before : text stream or None
         What was there before.
+    has_descriptor : bool
+        Whether what is written to the file descriptor 1 or 2 is captured, too.
     """
 
-    def __init__(self, name: str, original: Any) -> None:
+    def __init__(self, name: str, original: Any, before: Any, has_descriptor: bool) -> None:
         self.level = _STREAMS[name]
         self.original = original
+        self.before = before
+        self._has_descriptor = has_descriptor
         self._attribute = name
         self._buffer = _Buffer(self)
 
@@ -288,8 +325,14 @@ class Stream(io.TextIOBase):
         return not _is_captured() and bool(self.original.isatty())
 
     def fileno(self) -> int:
+        if self._has_descriptor and _is_captured():  # for a subprocess that is to write here
+            return list(_STREAMS).index(self._attribute) + 1
         number: int = self.original.fileno()
         return number
+
+    @property
+    def name(self) -> str:
+        return f"<{self._attribute}>"
 
     def writable(self) -> bool:
         return True
@@ -516,12 +559,14 @@ def _current(name: str) -> Any:
     return getattr(sys, name)
 
 
-def _install() -> None:
+def _install(streams: Mapping[str, TextIO]) -> None:
     for name in _STREAMS:
-        original = getattr(sys, name)
-        if original is not None:
-            _streams[name] = Stream(name, original)
-            setattr(sys, name, _streams[name])
+        before = getattr(sys, name)
+        original = streams.get(name, before)
+        if original is None:  # nobody would see it; it is logged all the same
+            original = open(os.devnull, "w")  # noqa: SIM115
+        _streams[name] = Stream(name, original, before, name in streams)
+        setattr(sys, name, _streams[name])
     logging.getLogger().parent = _above_root
 
 
@@ -529,7 +574,7 @@ def _uninstall() -> None:
     """Somebody who has put something else there meanwhile keeps it: what is below it goes on."""
     for name, stream in _streams.items():
         if getattr(sys, name) is stream:
-            setattr(sys, name, stream.original)
+            setattr(sys, name, stream.before)
     _streams.clear()
     logging.getLogger().parent = None
 
@@ -541,10 +586,10 @@ def _tell_original(level: str, texts: list[str]) -> None:
             _streams[name].original.write("".join(f"{text}\n" for text in texts))
 
 
-def _last_state(line: str) -> str:
+def last_state(line: str) -> str:
     """What stands there in the end: each ``\\r`` begins the line again.
 
-    >>> _last_state("1 %\\r2 %\\r")
+    >>> last_state("1 %\\r2 %\\r")
     '2 %'
     """
     return line.rstrip("\r").rpartition("\r")[2]
@@ -556,7 +601,7 @@ def _shortened(rest: str) -> str:
     Its last ``\r`` stays: nothing is overwritten before something follows. And so does one before
     its last state: it tells a progress bar.
     """
-    state = _last_state(rest)[: LINE_LIMIT + 1]
+    state = last_state(rest)[: LINE_LIMIT + 1]
     ends_so = rest.endswith("\r")
     return ("\r" if "\r" in rest else "") + state + ("\r" if ends_so else "")
 
@@ -572,6 +617,7 @@ def _after_fork() -> None:
     _is_child = True
     _pages.clear()
     _posts.clear()
+    _descriptors.clear()
     _here.page = None
     _here.busy = False
 

@@ -52,6 +52,7 @@ PATIENCE_SECONDS = 30.0  # for nannies to start a worker when there is none left
 BARREN_DEATHS = 10  # in a row, none of them inside an input: then no worker will ever begin one
 BACKOFF_SECONDS = 0.5  # before the second attempt; doubled for each further one
 BACKOFF_LIMIT = 60.0
+COMPARISONS = 8  # partitions whose first input may be compared, until one can be
 NO_WORKERS = (
     "the cluster has no workers; start some, as with `dask worker ADDRESS`, and wait for them with"
     " client.wait_for_workers(1)"
@@ -179,7 +180,7 @@ class Window:
         self._with_nanny: set[str] = set()  # workers: somebody tells of their death, and replaces
         self._barren = 0
         self._hopeless: str | None = None
-        self._comparing = comparing
+        self._comparing = COMPARISONS if comparing else 0
 
     def run(self) -> str | None:
         """Until the source is empty and all is back; or why it stopped early."""
@@ -336,10 +337,10 @@ class Window:
 
     def _is_to_compare(self, id: str) -> bool:
         """One partition at a time, until one could: so there is one failure, if any."""
-        self._out[id].compares = self._comparing and not any(
-            out.compares for out in self._out.values()
-        )
-        return self._out[id].compares
+        others = any(out.compares for out in self._out.values())
+        compares = self._out[id].compares = self._comparing > 0 and not others
+        self._comparing -= compares
+        return compares
 
     def _sift(self, chunk: Chunk) -> None:
         chunks, failures = chunk.sift()
@@ -404,7 +405,8 @@ class Window:
         if outcome.unreadable:
             self._source.give_back(replace(chunk.part(chunk.start, out.limit), singly=True))
             return
-        self._comparing = self._comparing and not outcome.compared
+        if outcome.compared:
+            self._comparing = 0
         self._record(chunk.start, outcome, chunk.inputs)
         self._source.give_back(chunk.part(outcome.stop, out.limit))
         if outcome.stop > chunk.start:

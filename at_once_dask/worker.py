@@ -15,6 +15,7 @@ from tornado.ioloop import PeriodicCallback
 
 from at_once_dask import inside, journal, lease, output, pickles, processes, stack
 from at_once_dask.crumb import OVERDUE, Trail
+from at_once_dask.descriptors import Descriptors
 from at_once_dask.flow import Job, Outcome, Partition, work
 from at_once_dask.journal import Book
 from at_once_dask.main_module import Main
@@ -156,7 +157,17 @@ class RunPlugin(WorkerPlugin):
             self._callbacks.append(PeriodicCallback(self._end_when_overdue, LOOK_SECONDS * 1000))
         for callback in self._callbacks:
             callback.start()
-        output.begin(self.book)
+        self._descriptors = self._captured_descriptors(worker)
+        output.begin(self.book, self._descriptors)
+
+    def _captured_descriptors(self, worker: Any) -> Descriptors | None:
+        """In an own worker: in a borrowed one others write, too."""
+        if self.surroundings is None or not (self.book.captures and self.book.is_near):
+            return None
+        try:
+            return Descriptors(self.book, worker.address, self._trail)
+        except OSError:  # the disk is full, or the kernel cannot tell of changes
+            return None
 
     def _end_when_overdue(self) -> None:
         assert self.timeout is not None
@@ -180,6 +191,8 @@ class RunPlugin(WorkerPlugin):
         for callback in self._callbacks:
             callback.stop()
         output.end(self.book)
+        if self._descriptors is not None:
+            self._descriptors.close()
         if self._writes_stack:
             stack.end()
         self._stack.close()

@@ -77,7 +77,7 @@ def one_by_one(mine: lease.Lease) -> Iterator[int]:
 
 
 def in_a_row(mine: lease.Lease) -> Iterator[int]:
-    return (mine.start + offset for offset in mine.claims(N))
+    return (mine.start + offset for offset in mine.claims(N, lambda: None))
 
 
 @pytest.mark.parametrize("begun", [one_by_one, in_a_row])
@@ -100,7 +100,7 @@ def test_both_ways_to_begin_say_the_same(begun: Callable[[lease.Lease], Iterator
 
 def test_behind_the_last_of_a_row_it_ends() -> None:
     mine = entered("run-1", 7)
-    assert list(mine.claims(N)) == list(range(N))
+    assert list(mine.claims(N, lambda: None)) == list(range(N))
     assert mine.head[STOP] == 7 + N
     assert list(mine.states) == [BEGUN] * N
     assert mine.marks[N] >= mine.marks[N - 1] > 0

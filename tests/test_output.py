@@ -15,11 +15,14 @@ import pty
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import psutil
 import pytest
 from distributed import Client
@@ -80,14 +83,14 @@ def test_what_all_functions_print(cluster: Client) -> None:
     assert log["worker"].isin(cluster.nthreads()).all()
     assert (log["pid"] != os.getpid()).all()
     for index, inp in enumerate("ab"):
-        mine = log[log["index"] == index]
+        mine = log[log["index"] == index].drop_duplicates("msg")
         assert list(mine["input"]) == [f"'{inp}'"] * 2
         assert list(mine["msg"]) == [f"check {inp}", f"work {inp}"]
         assert list(mine["level"]) == ["STDOUT", "STDERR"]
     reducing = log[log["msg"] == "reduce [1]"]
     assert set(reducing["input"]) == {"'key of a'", "'key of b'"}
     assert reducing["index"].isna().all()
-    assert len(log) == 6
+    assert len(log) == 7  # one input is asked again, to be compared
 
 
 def test_combine_fn_prints_with_the_key(cluster: Client) -> None:
@@ -799,3 +802,104 @@ def test_a_handler_writes_while_logging_is_configured(folder: Path) -> None:
         with logging._lock:  # type: ignore[attr-defined]
             assert end_all(lambda: root.warning("hello"))
     assert records() == [("WARNING", None, "root: hello")]
+
+
+# ----- what does not come through Python's streams
+
+
+def of_inputs(log: pd.DataFrame) -> pd.DataFrame:
+    """Records that end with the number of an input, beside the input they are said to be of."""
+    ends = log["msg"].str.extract(r"^.* (\d+)$")[0]
+    return log.assign(ends=ends)[ends.notna()]
+
+
+@pytest.mark.parametrize("how", ["a subprocess", "the descriptor", "a pool", "to sys.stdout"])
+def test_what_is_written_to_the_descriptors_goes_to_the_log(cluster: Client, how: str) -> None:
+    def by_a_subprocess(n: int) -> None:
+        subprocess.run(
+            ["sh", "-c", f"echo out {n}; printf '1 %%\\r2 %%\\rerr {n}' >&2"], check=True
+        )
+
+    def by_the_descriptor(n: int) -> None:
+        os.write(1, b"out %d\n" % n)
+        os.write(2, b"err %d" % n)
+        time.sleep(0.002)
+
+    def by_a_pool(n: int) -> None:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            pool.map(os.system, [f"echo out {n}", f"echo err {n} >&2"])
+
+    def by_a_stream(n: int) -> None:
+        subprocess.run(["echo", f"out {n}"], stdout=sys.stdout, check=True)
+        subprocess.run(["sh", "-c", f"echo err {n} >&2"], stderr=sys.stderr, check=True)
+
+    ways = {
+        "a subprocess": by_a_subprocess,
+        "the descriptor": by_the_descriptor,
+        "a pool": by_a_pool,
+        "to sys.stdout": by_a_stream,
+    }
+    n = 3 if how == "a pool" else 30
+    report = at_once_dask.run(range(n), None, ways[how], progress=False)
+    found = of_inputs(at_once_dask.read_log(run=report.run))
+    assert sorted(found["msg"]) == sorted(
+        f"{kind} {i}" for i in range(n) for kind in ("out", "err")
+    )
+    assert (found["level"] == np.where(found["msg"].str[:3] == "out", "STDOUT", "STDERR")).all()
+    if how != "the descriptor":  # it may come a moment late: nothing waits there
+        assert (found["index"].astype(str) == found["ends"]).all()
+
+
+def test_the_descriptors_are_as_they_were_after_a_run(cluster: Client) -> None:
+    def where(dask_worker: Any) -> tuple[str, str, int]:
+        descriptors = len(os.listdir("/proc/self/fd"))
+        return os.readlink("/proc/self/fd/1"), os.readlink("/proc/self/fd/2"), descriptors
+
+    before = cluster.run(where)
+    for _ in range(3):
+        at_once_dask.run(range(4), None, lambda n: os.system("echo hi"), progress=False)
+    assert cluster.run(where) == before
+
+
+def test_capturing_nothing_leaves_the_descriptors_alone(
+    cluster: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(at_once_dask, "capture_output", False)
+    where = dict(
+        at_once_dask.run(
+            range(4),
+            None,
+            lambda n: {os.readlink("/proc/self/fd/1"): n},
+            reduce_fn=sum,
+            progress=False,
+        )
+    )
+    assert where.keys() == {os.readlink("/proc/self/fd/1")} or len(where) == 1
+    assert not any("at_once_dask-" in path for path in where)
+
+
+def test_the_last_words_of_a_process_are_in_its_failure(cluster: Client) -> None:
+    """The thread that brings them to the log needs the GIL: this death does not let go of it."""
+
+    def dies(n: int) -> None:
+        if n == 2:
+            libc = ctypes.PyDLL(None)
+            libc.write(2, b"free(): invalid pointer\n", 24)
+            libc.abort()
+
+    report = at_once_dask.run(range(4), None, dies, on_error="return", progress=False)
+    assert report.failures["message"].tolist() == [
+        "its worker died: SIGABRT; it wrote: free(): invalid pointer"
+    ]
+
+
+def test_c_code_that_holds_the_gil_and_writes_much_does_not_hang(cluster: Client) -> None:
+    def writes(n: int) -> None:
+        libc = ctypes.PyDLL(None)
+        for _ in range(50):
+            libc.write(1, b"x" * 99_999 + b"\n", 100_000)
+
+    report = at_once_dask.run([1], None, writes, timeout=60, progress=False)
+    log = at_once_dask.read_log(run=report.run)
+    assert len(log) == 50
+    assert (log["msg"].str.len() == 10_000).all()
