@@ -147,6 +147,7 @@ def _crew(this: Run) -> Iterator[Crew]:
     options = this.options
     this.interrupts.check()
     found = cluster.find(this.client)
+    this.warn_of_size(len(found.client.nthreads()))
     this.dashboard_link = found.dashboard_link
     this.page_link = found.page_link
     label = function_name(options.process_inp or options.check_inp)

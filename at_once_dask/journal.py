@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("time", "level", "run", "index", "input", "worker", "pid", "msg")
 
+COUNTED_BYTES = 2**24  # of the log of a run, to count what it has printed
 _LINE_BYTES = 2**20  # a longer one is passed over by those who look for single records
 
 _run: str | None = None  # the run that the driver is in
@@ -332,6 +333,19 @@ def records_of(
                 record = _parsed(line)
                 if record is not None and record["run"] == run:
                     yield record
+
+
+def count_printed(path: str, part: tuple[int, int], run: str) -> int:
+    """How many lines `run` has printed, in the bytes `part` of the file; of much the beginning."""
+    marks = [f'"level": "{level}", "run": "{run}"'.encode() for level in ("STDOUT", "STDERR")]
+    start, stop = part
+    try:
+        with open(path, "rb") as file:
+            file.seek(start)
+            lines = file.readlines(min(stop - start, COUNTED_BYTES))
+    except OSError:
+        return 0
+    return sum(any(mark in line for mark in marks) for line in lines)
 
 
 def _number(text: bytes) -> int | None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import dask
 import distributed
+from dask.utils import format_bytes
 
 from at_once_dask import cluster, journal, pickles
 from at_once_dask.by_value import unimportable_modules
@@ -45,9 +46,10 @@ from at_once_dask.story import (
     Story,
 )
 from at_once_dask.ticker import Silent, Ticker, warn
-from at_once_dask.unsendable import pickled_job
+from at_once_dask.unsendable import heaviest, pickled_job
 from at_once_dask.window import Sink, Window
 
+LARGE_JOB_BYTES = 50 * 2**20  # from which on sending the functions takes a while
 JUDGED_FROM = 20  # inputs, before a share of failures tells anything
 
 
@@ -71,15 +73,15 @@ class Run:
         self.report_path = _report_path(options.report_path, self.logfile)
         self.client = cluster.lent(options.client)
         self._undo = ExitStack()
-        if self.client is None:
-            self._undo.enter_context(unimportable_modules())
-        job = Job(
+        self._job = job = Job(
             options.check_inp,
             options.process_inp,
             options.reduce_fn,
             options.combine_fn,
             options.verify,
         )
+        if self.client is None:
+            self._undo.enter_context(unimportable_modules())
         try:
             self.job, used, others = pickled_job(job)
         except BaseException:
@@ -194,9 +196,17 @@ class Run:
             checked=self.options.check_inp is not None,
             settings=self._settings,
             versions=versions(),
-            notes=tuple(self.notes),
+            notes=tuple(self._all_notes()),
             kept=self.kept is not None,
         )
+
+    def _all_notes(self) -> Iterator[str]:
+        yield from self.notes
+        part = self._log_begun, journal.size(self.logfile)
+        n = journal.count_printed(self.logfile, part, self.id) if self._captures else 0
+        if n:
+            lines = "1 line was" if n == 1 else f"{n:,} lines were"
+            yield f'{lines} printed, and are in the log: at_once_dask.read_log(run="{self.id}")'
 
     def _ending(self, error: BaseException | None) -> tuple[str, str, str]:
         """How it ended, why, and the traceback of what broke it."""
@@ -235,6 +245,15 @@ class Run:
         )
         if self.options.progress:
             warn(self.notes[-1])
+
+    def warn_of_size(self, n_workers: int) -> None:
+        """A screen on which nothing happens while much is sent is to be explained."""
+        if self.options.progress and len(self.job) > LARGE_JOB_BYTES:
+            warn(
+                f"{heaviest(self._job)}, {format_bytes(len(self.job))} in all, to each of"
+                f" {n_workers} workers; load it inside the function, once a worker with"
+                " functools.cache, or pass a path"
+            )
 
     def show(self, sight: Sight, name: str) -> None:
         """The page of the own cluster shows this run, from now on."""

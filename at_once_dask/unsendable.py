@@ -26,6 +26,17 @@ def pickled_job(job: Job) -> tuple[bytes, frozenset[str], frozenset[str]]:
         raise InputError(_explained(job, error)) from error
 
 
+def heaviest(job: Job) -> str:
+    """What makes the job large: the function and the variable, as somebody knows them."""
+    sizes = [
+        (len(main_module.pickled_alone(used)), field.name, name)
+        for field in fields(job)
+        for name, used in _uses(getattr(job, field.name))
+    ]
+    _, function, name = max(sizes, default=(0, "process_inp", ""))
+    return f"{function} takes `{name}` along" if name else "the functions take much along"
+
+
 def _explained(job: Job, error: Exception) -> str:
     """Which function it is, and which of the variables that it uses."""
     for field in fields(job):

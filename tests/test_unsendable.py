@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import numpy as np
 import pytest
 from distributed import Client
 
@@ -138,3 +139,22 @@ def test_an_input_says_what_to_pass(cluster: Client, folder: Path, way: str) -> 
     for message in report.failures["message"]:
         assert message.startswith("cannot pickle")
         assert f"; pass {instead}" in message or instead in message
+
+
+def test_what_is_large_is_named_before_it_is_sent(
+    cluster: Client, capfd: pytest.CaptureFixture[str]
+) -> None:
+    small, table = [1], np.zeros(7 * 2**20)
+
+    def process_inp(n: int) -> None:
+        assert small
+        assert table[n] == 0
+
+    at_once_dask.run([1], None, process_inp)
+    assert (
+        "at_once_dask: process_inp takes `table` along, 56.00 MiB in all, to each of 2 workers;"
+        " load it inside the function, once a worker with functools.cache, or pass a path\n"
+    ) in capfd.readouterr().err
+    at_once_dask.run([1], None, process_inp, progress=False)
+    at_once_dask.run([1], None, lambda n: small and None)
+    assert "takes" not in capfd.readouterr().err
