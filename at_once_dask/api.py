@@ -9,12 +9,12 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from at_once_dask import forkserver, report
 from at_once_dask.interrupts import Interrupts
-from at_once_dask.options import DASHBOARD, Options, front_door
+from at_once_dask.options import DASHBOARD, Options, front_door, length
 from at_once_dask.report import Plan, Reduction, Report
 
 if TYPE_CHECKING:
@@ -365,8 +365,7 @@ def _engine(options: Options, interrupts: Interrupts) -> ModuleType:
     Without distributed there is neither a cluster nor a Client yet. A Ctrl-C during the imports
     counts when the run begins: it ends with a report, as any other.
     """
-    is_empty = isinstance(options.inp_list, Sized) and not len(options.inp_list)
-    if "distributed" not in sys.modules and not is_empty:
+    if "distributed" not in sys.modules and length(options.inp_list) != 0:
         forkserver.start()
     collects = gc.isenabled()
     gc.disable()  # nothing that an import makes is garbage: a twentieth of the time

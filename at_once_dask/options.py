@@ -7,7 +7,7 @@ import functools
 import inspect
 import numbers
 import os
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -375,10 +375,21 @@ def function_name(function: Any) -> str:
     return name if isinstance(name, str) else type(function).__name__
 
 
+def length(inp_list: Any) -> int | None:
+    """How many inputs there are; None where that is not known.
+
+    A class may have a ``__len__`` that raises, as that of ``tqdm(generator)``.
+    """
+    try:
+        return len(inp_list)
+    except Exception:
+        return None
+
+
 def _kind_of_list(inp_list: Any) -> str:
     """Its type and length; its repr might take long."""
-    n = f" of {len(inp_list):,}" if isinstance(inp_list, Sized) else ""
-    return f"{type(inp_list).__name__}{n}"
+    n = length(inp_list)
+    return type(inp_list).__name__ + ("" if n is None else f" of {n:,}")
 
 
 def _described(value: Any) -> str:

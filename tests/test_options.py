@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import io
 import os
 import pickle
 import re
@@ -18,9 +19,11 @@ import pandas as pd
 import pytest
 from distributed import Client
 from helpers import poll_for
+from tqdm import tqdm
 
 import at_once_dask
 from at_once_dask import cluster as cluster_module
+from at_once_dask import html
 
 # Wrong on purpose, and so without their types.
 run: Any = at_once_dask.run
@@ -1054,6 +1057,27 @@ class Word(str):
     pass
 
 
+class Stream:
+    """It has a ``__len__``, and no length."""
+
+    def __init__(self, letters: str, error: Exception) -> None:
+        self.letters = letters
+        self.error = error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.letters)
+
+    def __len__(self) -> int:
+        raise self.error
+
+
+class SilentTqdm(tqdm):  # type: ignore[type-arg]  it is no generic class where it runs
+    monitor_interval = 0  # or its thread stays
+
+    def __init__(self, inputs: Iterable[Any]) -> None:
+        super().__init__(inputs, file=io.StringIO())
+
+
 FRAME = pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}, index=["i", "j"])
 
 KINDS: dict[str, tuple[Callable[[], Any], list[Any]]] = {
@@ -1074,6 +1098,11 @@ KINDS: dict[str, tuple[Callable[[], Any], list[Any]]] = {
     "rows": (lambda: FRAME.itertuples(), [("i", 1, "x"), ("j", 2, "y")]),
     "records": (lambda: FRAME.to_dict("records"), [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]),
     "old sequence": (lambda: OldSequence(), ["a", "b", "c"]),
+    "tqdm": (lambda: SilentTqdm(["a", "b"]), ["a", "b"]),
+    "tqdm of a generator": (lambda: SilentTqdm(letter for letter in "ab"), ["a", "b"]),
+    "no length": (lambda: Stream("ab", TypeError("no len()")), ["a", "b"]),
+    "no length known": (lambda: Stream("ab", NotImplementedError()), ["a", "b"]),
+    "nothing, of no length": (lambda: Stream("", TypeError("no len()")), []),
     "str": (lambda: ["a.txt"], ["a.txt"]),
     "paths": (lambda: [Path("a.txt")], [Path("a.txt")]),
     "mixed": (lambda: [None, "a", b"b", Path("c")], [None, "a", b"b", Path("c")]),
@@ -1095,12 +1124,21 @@ def test_lists_of_every_kind(cluster: Client, folder: Path, name: str) -> None:
         result = run(inputs, None, keep, do_shuffle, list, progress=False)
         if hasattr(inputs, "close"):
             inputs.close()
-        found = result["all"]
+        found = result.get("all", [])
         assert result.report.n_inputs == len(expected)
         if do_shuffle:
             assert sorted(found, key=repr) == sorted(expected, key=repr)
         else:
             assert found == expected
+
+
+@pytest.mark.parametrize("error", [TypeError("no len()"), NotImplementedError(), ValueError()])
+def test_a_plan_and_the_words_for_a_list_of_no_length(cluster: Client, error: Exception) -> None:
+    found = plan(Stream("abc", error), lambda letter: [letter < "c", None], progress=False)
+    assert (found.n_inputs, found.pending) == (3, ["c"])
+    report = run(Stream("abc", error), None, print, progress=False)
+    assert report.n_inputs == 3
+    assert ">Stream<" in re.sub(r"\s+", "", html.page(report._story))
 
 
 def test_rows_of_a_frame_keep_their_names(cluster: Client) -> None:
