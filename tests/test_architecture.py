@@ -55,6 +55,7 @@ ORDER = (
     "page",
     "dashboard",
     "credentials",
+    "arity",
     "options",
     "cluster",
     "crew",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import io
+import operator
 import os
 import pickle
 import re
@@ -49,6 +50,18 @@ async def fetch_many(inp: Any) -> Any:
 
 def pairs(inp: Any) -> Iterator[tuple[str, int]]:
     yield "n", 1
+
+
+def resize(path: str, size: int) -> None:
+    pass
+
+
+def by_size(inp: Any, *, size: int, scale: int) -> None:
+    pass
+
+
+def total(values: list[int]) -> int:
+    return sum(values)
 
 
 class Fetcher:
@@ -324,6 +337,76 @@ FUNCTIONS: dict[str, Wrong] = {
     ),
 }
 
+ONE_INPUT = "it gets one argument, the input"
+ONE_LIST = "it gets one argument, the list of all values of a key"
+TWO_VALUES = "it gets two arguments, values of a key, and returns one"
+
+ARGUMENTS: dict[str, Wrong] = {
+    "process_inp(path, size)": (
+        lambda: run([("a", 1)], None, resize),
+        (
+            f"process_inp is the function resize, which takes (path, size); {ONE_INPUT}; where the"
+            " inputs are tuples, write run(inp_list, check_inp, lambda inp: resize(*inp))"
+        ),
+    ),
+    "check_inp of a plan": (
+        lambda: plan([("a", 1)], lambda path, size: [False, None]),
+        (
+            f"check_inp is the function <lambda>, which takes (path, size); {ONE_INPUT}; where the"
+            " inputs are tuples, write plan(inp_list, lambda inp: check_inp(*inp))"
+        ),
+    ),
+    "process_inp()": (
+        lambda: run([1], None, lambda: None),
+        (
+            f"process_inp is the function <lambda>, which takes nothing; {ONE_INPUT}: {RUN}"
+            " with `def process_inp(inp): ...`"
+        ),
+    ),
+    "process_inp(inp, *, size)": (
+        lambda: run([1], None, functools.partial(by_size, scale=2)),
+        (
+            f"process_inp is the function by_size, which takes (inp, *, size); {ONE_INPUT}; write"
+            " run(inp_list, check_inp, lambda inp: process_inp(inp, size=...))"
+        ),
+    ),
+    "reduce_fn(key, values)": (
+        lambda: run([1], None, process, reduce_fn=lambda key, values: sum(values)),
+        (
+            f"reduce_fn is the function <lambda>, which takes (key, values); {ONE_LIST}, and not"
+            f" the key: {CALL}, reduce_fn=lambda values: ...)"
+        ),
+    ),
+    "reduce_fn(a, b)": (
+        lambda: run([1], None, process, reduce_fn=operator.add),
+        (
+            f"reduce_fn is the function add, which takes (a, b); {ONE_LIST}; to fold them pairwise,"
+            f" write {CALL}, combine_fn=add)"
+        ),
+    ),
+    "reduce_fn()": (
+        lambda: run([1], None, process, reduce_fn=lambda: 1),
+        (
+            f"reduce_fn is the function <lambda>, which takes nothing; {ONE_LIST}: {CALL},"
+            " reduce_fn=sum)"
+        ),
+    ),
+    "combine_fn(values)": (
+        lambda: run([1], None, process, combine_fn=total),
+        (
+            f"combine_fn is the function total, which takes (values); {TWO_VALUES}; what takes the"
+            f" list of all values is {CALL}, reduce_fn=total)"
+        ),
+    ),
+    "combine_fn(a, b, c)": (
+        lambda: run([1], None, process, combine_fn=lambda a, b, c: a),
+        (
+            f"combine_fn is the function <lambda>, which takes (a, b, c); {TWO_VALUES}: {CALL},"
+            " combine_fn=operator.add)"
+        ),
+    ),
+}
+
 OTHERS: dict[str, Wrong] = {
     "do_shuffle a function": (
         lambda: run([1], check, process, sum),
@@ -393,6 +476,11 @@ OTHERS: dict[str, Wrong] = {
     ),
 }
 
+NO_CHECK = (
+    "write run(inp_list, None, {0}) when nothing can be done already, else run(inp_list, check_inp,"
+    " {0}) with `def check_inp(inp): return [is_done, value]`"
+)
+
 SIGNATURES: dict[str, Wrong] = {
     "nothing": (
         lambda: run(),
@@ -400,11 +488,27 @@ SIGNATURES: dict[str, Wrong] = {
     ),
     "no process_inp": (
         lambda: run([1], check),
-        f"run(): missing a required argument: 'process_inp'; it takes {ALL_OF_RUN}",
+        f"run(): missing a required argument: 'process_inp'; {NO_CHECK.format('check')}",
+    ),
+    "process_inp in the place of check_inp": (
+        lambda: run([1], process, progress=False),
+        f"run(): missing a required argument: 'process_inp'; {NO_CHECK.format('process')}",
+    ),
+    "a function without a name": (
+        lambda: run([1], lambda inp: 1),
+        f"run(): missing a required argument: 'process_inp'; {NO_CHECK.format('process_inp')}",
     ),
     "no check_inp": (
         lambda: run([1], process_inp=process),
-        f"run(): missing a required argument: 'check_inp'; it takes {ALL_OF_RUN}",
+        f"run(): missing a required argument: 'check_inp'; {NO_CHECK.format('process_inp')}",
+    ),
+    "the list alone": (
+        lambda: run([1]),
+        f"run(): missing a required argument: 'check_inp'; {NO_CHECK.format('process_inp')}",
+    ),
+    "check_inp by name, no process_inp": (
+        lambda: run([1], check_inp=check),
+        f"run(): missing a required argument: 'process_inp'; write {RUN}",
     ),
     "too many": (
         lambda: run([1], check, process, False, None, max),
@@ -484,7 +588,11 @@ PLANS: dict[str, Wrong] = {
     ),
     "no check_inp": (
         lambda: plan([1]),
-        f"plan(): missing a required argument: 'check_inp'; it takes {ALL_OF_PLAN}",
+        (
+            "plan(): missing a required argument: 'check_inp'; write plan(inp_list, None) when"
+            " nothing can be done already, else plan(inp_list, check_inp) with"
+            " `def check_inp(inp): return [is_done, value]`"
+        ),
     ),
     "swapped": (
         lambda: plan(check, [1]),
@@ -561,6 +669,7 @@ WRONG = {
     for table, rows in {
         "inp_list": INP_LIST,
         "functions": FUNCTIONS,
+        "arguments": ARGUMENTS,
         "others": OTHERS,
         "limits": LIMITS,
         "signature": SIGNATURES,
@@ -1071,11 +1180,9 @@ class Stream:
         raise self.error
 
 
-class SilentTqdm(tqdm):  # type: ignore[type-arg]  it is no generic class where it runs
-    monitor_interval = 0  # or its thread stays
-
-    def __init__(self, inputs: Iterable[Any]) -> None:
-        super().__init__(inputs, file=io.StringIO())
+def silent_tqdm(inputs: Iterable[Any]) -> Any:
+    kind: Any = type("silent_tqdm", (tqdm,), {"monitor_interval": 0})  # or its thread stays
+    return kind(inputs, file=io.StringIO())
 
 
 FRAME = pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}, index=["i", "j"])
@@ -1098,8 +1205,8 @@ KINDS: dict[str, tuple[Callable[[], Any], list[Any]]] = {
     "rows": (lambda: FRAME.itertuples(), [("i", 1, "x"), ("j", 2, "y")]),
     "records": (lambda: FRAME.to_dict("records"), [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]),
     "old sequence": (lambda: OldSequence(), ["a", "b", "c"]),
-    "tqdm": (lambda: SilentTqdm(["a", "b"]), ["a", "b"]),
-    "tqdm of a generator": (lambda: SilentTqdm(letter for letter in "ab"), ["a", "b"]),
+    "tqdm": (lambda: silent_tqdm(["a", "b"]), ["a", "b"]),
+    "tqdm of a generator": (lambda: silent_tqdm(letter for letter in "ab"), ["a", "b"]),
     "no length": (lambda: Stream("ab", TypeError("no len()")), ["a", "b"]),
     "no length known": (lambda: Stream("ab", NotImplementedError()), ["a", "b"]),
     "nothing, of no length": (lambda: Stream("", TypeError("no len()")), []),
