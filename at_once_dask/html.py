@@ -12,7 +12,7 @@ from at_once_dask import charts
 from at_once_dask.excerpt import excerpt
 from at_once_dask.failure import safe_repr
 from at_once_dask.ledger import Failed
-from at_once_dask.story import Story, example, message_line, named
+from at_once_dask.story import Story, examples, message_line, named
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -88,7 +88,7 @@ def _environment() -> Environment:
     )
     made.filters |= {"number": "{:,}".format, "took": charts.took}
     made.globals |= {
-        "example": example,
+        "examples": examples,
         "named": named,
         "message_line": message_line,
         "is_address": is_address,

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import sys
+from collections import deque
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -255,7 +256,7 @@ def read_log(path: str | os.PathLike[str] | None = None, run: str | None = None)
     path : path, optional
         By default ``at_once_dask.logfile``.
     run : str, optional
-        Only the records of this run (``report.run``).
+        Only the records of this run (``report.run``); ``"last"`` for the latest one in the log.
 
     Returns
     -------
@@ -285,13 +286,11 @@ def read_log(path: str | os.PathLike[str] | None = None, run: str | None = None)
     """
     import pandas as pd
 
-    records = []
-    with open(log_path() if path is None else path, "rb") as lines:
-        for line in lines:
-            record = _parsed(line)
-            if record is not None and (run is None or record["run"] == run):
-                records.append(record)
-    frame = pd.DataFrame(records, columns=list(COLUMNS))
+    path = log_path() if path is None else path
+    if run == "last":
+        run = latest_run(path)
+    found = [record for record in records(path) if run is None or record["run"] == run]
+    frame = pd.DataFrame(found, columns=list(COLUMNS))
     return frame.assign(
         time=pd.to_datetime(frame["time"], utc=True, format="ISO8601").astype(
             "datetime64[ns, UTC]"
@@ -299,6 +298,18 @@ def read_log(path: str | os.PathLike[str] | None = None, run: str | None = None)
         index=frame["index"].astype("Int64"),
         pid=frame["pid"].astype("Int64"),
     )
+
+
+def latest_run(path: str | os.PathLike[str]) -> str:
+    """The run that the last record of any run is of; an empty text where there is none."""
+    runs = (record["run"] for record in records(path) if record["run"] is not None)
+    return next(iter(deque(runs, maxlen=1)), "")
+
+
+def records(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """All whole ones, in their order."""
+    with open(path, "rb") as lines:
+        yield from filter(None, map(_parsed, lines))
 
 
 def size(path: str) -> int:

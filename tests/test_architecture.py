@@ -30,6 +30,7 @@ ORDER = (
     "crumb",
     "lease",
     "journal",
+    "failures",
     "output",
     "gather",
     "item",

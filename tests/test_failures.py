@@ -495,7 +495,10 @@ def test_run_failed_pickles_and_says_what_to_do(cluster: Client, folder: Path) -
         assert "1,001 inputs in" in text
         assert "989 processed, 1 skipped, 11 failed, 0 left" in text
         assert re.search(r"10 x ValueError in process at .*test_failures.py:\d+ in work", text)
-        assert "e.g. input 50: bad number\n" in text
+        assert "e.g. inputs 50, 150, 250, 350, 450: bad number\n" in text
+        log, run = folder / "log.jsonl", error.report.run
+        assert f"Log: {log} (run {run})\n" in text
+        assert f": python -m at_once_dask.failures {log} --run {run}\n" in text
         assert "1 x TypeError in send" in text
         assert str(folder / "log.jsonl") in text
         assert text.endswith(
@@ -620,3 +623,21 @@ def test_causes_come_with_the_most_frequent_first(cluster: Client) -> None:
     assert list(report.causes["error"]) == ["ValueError", "KeyError"]
     assert list(report.causes["count"]) == [7, 3]
     assert list(report.causes["example"]) == [3, 0]
+
+
+def test_the_first_inputs_of_a_cause_are_named(cluster: Client) -> None:
+    """By their place in the list, in whatever order they failed."""
+
+    def work(name: str) -> None:
+        raise {"o": OSError, "k": KeyError, "v": ValueError}[name[0]]("no")
+
+    names = ["k0", *(f"o{n}" for n in range(300)), "v0", "v1", "v" * 300, "v2"]
+    report = at_once_dask.run(names, None, work, True, on_error="return", progress=False)
+    text = report.summary()
+    assert "e.g. inputs 'o0', 'o1', 'o2', 'o3', 'o4': no\n" in text
+    assert "e.g. inputs 'v0', 'v1': no\n" in text  # no room for the long one, and those behind it
+    assert "e.g. input 'k0': 'no'\n" in text
+    copy = pickle.loads(pickle.dumps(report))
+    assert copy.summary() == text
+    few = at_once_dask.run(["o7", "o8"], None, work, on_error="return", progress=False)
+    assert ", inputs 'o7', 'o8': no\n" in few.summary()

@@ -1146,7 +1146,7 @@ def test_the_text_of_a_failed_run_shows_what_to_return(cluster: Client, name: st
         run(range(3), **call, reduce_fn=sum, progress=False)
     assert expected + "\n" in str(failed.value)
     assert "3 x TypeError in" in str(failed.value)
-    assert "e.g. input 0: " in str(failed.value)
+    assert ", inputs 0, 1, 2: " in str(failed.value)
 
 
 # --- calls that are right
