@@ -5,8 +5,10 @@ Nothing in here may raise: it describes objects whose ``repr``, ``str`` and pick
 
 from __future__ import annotations
 
+import contextlib
 import os
 import site
+import sys
 import sysconfig
 import traceback
 from array import array
@@ -84,6 +86,11 @@ class Failure:
     attempts: int = 1
     exit: str | None = None
 
+    def __post_init__(self) -> None:
+        """Whatever made them, its texts can be written anywhere."""
+        self.error, self.message = sound(self.error), sound(self.message)
+        self.traceback, self.where = sound(self.traceback), sound(self.where)
+
     @property
     def cause(self) -> Same:
         """Failures are equal when they have this in common."""
@@ -139,10 +146,23 @@ def safe_repr(value: object, limit: int = REPR_LIMIT) -> str:
             text += piece
             if len(text) > limit:
                 break
-        # Half a surrogate pair would break whatever it is sent through.
-        return cut(text.encode(errors="backslashreplace").decode(), limit)
+        return cut(sound(text), limit)
     except BaseException as error:
         return cut(_without_repr(value, error), limit)
+
+
+def sound(text: str) -> str:
+    """Without half surrogate pairs, as of file names that are not UTF-8: these break a print."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
+def printable(text: str) -> str:
+    """What ``print`` can write here: with escapes for what stdout or stderr has no letters for."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # None, or somebody else's idea of a stream
+            if stream.errors in ("strict", "surrogateescape"):
+                text = text.encode(stream.encoding, "backslashreplace").decode(stream.encoding)
+    return text
 
 
 def cut(text: str, limit: int) -> str:

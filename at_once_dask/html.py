@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from at_once_dask import charts
 from at_once_dask.excerpt import excerpt
-from at_once_dask.failure import safe_repr
+from at_once_dask.failure import safe_repr, sound
 from at_once_dask.ledger import Failed
 from at_once_dask.story import Story, examples, message_line, named
 
@@ -71,7 +71,7 @@ def plan_card(n_inputs: int, n_done: int, pending: Sequence[Any], failed: Sequen
 
 
 def _rendered(template: str, **values: Any) -> str:
-    return _environment().get_template(template).render(values)
+    return sound(_environment().get_template(template).render(values))
 
 
 @cache

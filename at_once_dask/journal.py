@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from at_once_dask import lease
 from at_once_dask.errors import InputError
-from at_once_dask.failure import safe_repr
+from at_once_dask.failure import safe_repr, sound
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -365,6 +365,8 @@ def entry(
     level: str, run: str | None, index: int | None, inp: str | None, worker: str, msg: object
 ) -> dict[str, Any]:
     """A record of now and of this process."""
+    if isinstance(msg, str):
+        msg = sound(msg)
     values = (now(), level, run, index, inp, worker, os.getpid(), msg)
     return dict(zip(COLUMNS, values, strict=True))
 

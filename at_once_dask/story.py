@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from at_once_dask.failure import cut, first_line, safe_repr
+from at_once_dask.failure import cut, first_line, safe_repr, sound
 from at_once_dask.ledger import Cause, Failed, Ledger
 from at_once_dask.states import FAILED, LEFT, PENDING, PROCESSED, SKIPPED
 
@@ -143,7 +143,7 @@ class Story:
             lines.append(f"Failures one by one: {self.listing}")
         if not self.ok:
             lines.append(f"Next: {self.next_step}")
-        return "\n".join(lines)
+        return sound("\n".join(lines))
 
     @property
     def listing(self) -> str:

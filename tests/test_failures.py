@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
 import pickle
 import re
 import sys
@@ -641,3 +642,45 @@ def test_the_first_inputs_of_a_cause_are_named(cluster: Client) -> None:
     assert copy.summary() == text
     few = at_once_dask.run(["o7", "o8"], None, work, on_error="return", progress=False)
     assert ", inputs 'o7', 'o8': no\n" in few.summary()
+
+
+ODD = "caf\udce9 \N{SNOWMAN}"  # as Python gives a file name that is not UTF-8
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
+def test_names_that_are_not_utf8_can_be_told(
+    cluster: Client, folder: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    """Wherever: on a terminal, in the log, in frames, in the page."""
+
+    def work(name: str) -> dict[str, int]:
+        print("reading", name)
+        at_once_dask.log(f"reading {name}")
+        raise ValueError(f"cannot read {name}")
+
+    (folder / ODD).mkdir()
+    monkeypatch.setattr(at_once_dask, "logfile", folder / ODD / "log.jsonl")
+    with pytest.raises(at_once_dask.RunFailed) as failed:
+        at_once_dask.run(
+            [ODD], None, work, reduce_fn=sum, progress=False, report_path=folder / ODD / "r.html"
+        )
+    report = failed.value.report
+    with io.TextIOWrapper(io.BytesIO(), encoding, "strict") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        print(failed.value, report, sep="\n")
+        terminal.flush()
+        told = terminal.buffer.getvalue().decode(encoding)
+        monkeypatch.undo()
+    snowman = "\N{SNOWMAN}" if encoding == "utf-8" else "\\u2603"
+    assert told.count(f"cannot read caf\\udce9 {snowman}\n") == 2
+    texts = [
+        report.summary(),
+        report._repr_html_(),
+        (folder / ODD / "r.html").read_text("utf-8"),
+        *report.failures[["message", "traceback"]].iloc[0],
+        *report.causes[["where", "message"]].iloc[0],
+        *at_once_dask.read_log(report.logfile)["msg"],
+    ]
+    assert all(text.encode() for text in texts)
+    assert sum("caf\\udce9 \N{SNOWMAN}" in text for text in texts) == len(texts) - 1
+    assert report.failures["input"].iloc[0] == ODD
