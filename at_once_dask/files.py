@@ -9,7 +9,8 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -185,6 +186,23 @@ def why_not(path: object) -> str | None:
     if not os.access(folder, os.W_OK | os.X_OK):
         return f"whose folder {safe_repr(folder)} may not be written to"
     return None
+
+
+def possible(name: str, refused: Callable[[str], object]) -> str:
+    """An example of a path: of a file called so here, else at home, else among the temporary ones.
+
+    `refused` tells of an absolute path whether it cannot be written: what follows an example must
+    not fail again. The user's number is in the last name, for others may write there too.
+    """
+    return next((path for path in _places(name) if not refused(os.path.abspath(path))), name)
+
+
+def _places(name: str) -> Iterator[str]:
+    yield name
+    yield os.path.join(os.path.expanduser("~"), name)
+    stem, ending = os.path.splitext(name)
+    with contextlib.suppress(OSError):
+        yield os.path.join(tempfile.gettempdir(), f"{stem}-{os.getuid()}{ending}")
 
 
 def _permissions(target: str, call: str) -> int | None:

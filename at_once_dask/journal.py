@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from at_once_dask import lease
+from at_once_dask import files, lease
 from at_once_dask.errors import InputError
 from at_once_dask.failure import safe_repr, sound
 
@@ -167,9 +167,10 @@ def writable_path() -> str:
     path = log_path()
     reason = _why_unwritable(path)
     if reason is not None:
+        example = json.dumps(files.possible("at_once_log.jsonl", _why_unwritable))
         raise InputError(
             f"at_once_dask.logfile = {path!r} cannot be written ({os.strerror(reason)}); assign a"
-            ' path in a folder that exists, for example at_once_dask.logfile = "log.jsonl"'
+            f" path that can be, for example at_once_dask.logfile = {example}"
         )
     return path
 

@@ -390,9 +390,10 @@ def _check_client(call: _Call, name: str, given: Any) -> None:
 def _check_report_path(call: _Call, name: str, given: Any) -> None:
     reason = None if given is None else files.why_not(given)
     if reason is not None:
+        example = repr(files.possible("report.html", files.why_not))
         raise InputError(
             f"{name} is {safe_repr(given)}, {reason}; it takes the path of the HTML file to write,"
-            f" in a folder that exists: {call.written(report_path=repr('report.html'))}"
+            f" in a folder that exists: {call.written(report_path=example)}"
         )
 
 

@@ -226,9 +226,10 @@ class Report:
         """
         reason = files.why_not(path)
         if reason is not None:
+            example = repr(files.possible("report.html", files.why_not))
             raise InputError(
                 f"path is {safe_repr(path)}, {reason}; name a file in a folder that exists:"
-                ' report.to_html("report.html")'
+                f" report.to_html({example})"
             )
         from at_once_dask import html
 

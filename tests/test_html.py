@@ -613,4 +613,4 @@ def test_to_html_says_what_is_wrong_with_a_path(given: Any) -> None:
     with pytest.raises(at_once_dask.InputError) as refused:
         run([], None, print).to_html(given)
     assert str(refused.value).startswith(f"path is {given!r}, ")
-    assert str(refused.value).endswith(': report.to_html("report.html")')
+    assert str(refused.value).endswith(": report.to_html('report.html')")
