@@ -155,7 +155,8 @@ def run(
         Finish everything else, then raise; finish and return; or stop at the first failed input.
     max_failures : int or float, optional
         Stop when more inputs than this have failed for good, whatever `on_error` says; a float
-        between 0 and 1 is the share failed / (failed + processed), judged from 20 inputs on.
+        between 0 and 1 is the share failed / (failed + processed + skipped), judged from 20 inputs
+        on.
     retries : int
         Further attempts for an input or key that failed in any way: after half a second, then
         twice as long each time up to a minute, give or take a half, while others go on.

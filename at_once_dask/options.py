@@ -180,7 +180,10 @@ def _misfit(call: _Call, args: tuple[Any, ...], given: Mapping[str, Any], error:
         return f"{call.name}(): {error}; it takes {call.accepted()}"
     text = f"{call.name}() has no argument {unknown!r}; "
     if unknown in _ELSEWHERE:
-        return text + _ELSEWHERE[unknown].format(call=call.written())
+        advice = _ELSEWHERE[unknown]
+        if call.name == "start":  # that is where it is
+            advice = advice.removesuffix(" first, then {call}")
+        return text + advice.format(call=call.written())
     close = difflib.get_close_matches(unknown, known, 1)
     hint = f"did you mean {close[0]!r}? It" if close else "it"
     return f"{text}{hint} takes {call.accepted()}"

@@ -219,7 +219,7 @@ class Run:
             return "an input failed, and on_error is 'stop'"
         if most is None:
             return None
-        judged = failed + counts[PROCESSED]
+        judged = failed + counts[PROCESSED] + counts[SKIPPED]  # what is done is good
         if isinstance(most, float):
             over = judged >= JUDGED_FROM and failed > most * judged
             of = f" of {judged:,} inputs"

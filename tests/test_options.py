@@ -659,6 +659,30 @@ STARTS: dict[str, Wrong] = {
         for given in ("lots", 0, -1, True, [1], float("nan"))
     },
     **{
+        f"memory_limit {given!r}": (
+            functools.partial(start, memory_limit=given),
+            (
+                f"memory_limit is {given!r}, which is {n_bytes} bytes for each worker, and none can"
+                f' live with less than 50 MiB; did you mean start(memory_limit="{meant}")?'
+            ),
+        )
+        for given, n_bytes, meant in (
+            (4, "4", "4 GiB"),
+            (1, "1", "1 GiB"),
+            (2.5, "2.5", "2.5 GiB"),
+            ("8", "8", "8 GiB"),
+            (4096, "4,096", "4 GiB"),
+            ("40 MB", "40,000,000", "4 GiB"),
+        )
+    },
+    **{
+        f"{word}": (
+            functools.partial(start, **{word: 4}),
+            f"start() has no argument {word!r}; call at_once_dask.start(n_workers=4)",
+        )
+        for word in ("n_jobs", "max_workers")
+    },
+    **{
         f"dashboard_address {given!r}": (
             functools.partial(start, dashboard_address=given),
             f"dashboard_address is {given!r}; {ADDRESS}",
@@ -745,9 +769,11 @@ def test_a_dashboard_port_that_is_taken(untouched: None) -> None:
 
 def test_other_settings_than_those_in_force(cluster: Client) -> None:
     text = refused(lambda: start(3, dashboard_address="127.0.0.1:0"))
-    assert "n_workers=3" in text
-    assert "n_workers=2" in text
-    assert text.endswith("call at_once_dask.close() first")
+    others = "memory_limit='auto', dashboard_address='127.0.0.1:0'"
+    assert text == (
+        f"a cluster with n_workers=2, {others} is running; call at_once_dask.close() first, then"
+        f" at_once_dask.start(n_workers=3, {others})"
+    )
     assert start(2, dashboard_address="127.0.0.1:0") is cluster
 
 
