@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import bdb
 import gc
 import io
 import pickle
 import re
+import signal
+import subprocess
 import sys
 import threading
 import weakref
@@ -684,3 +687,103 @@ def test_names_that_are_not_utf8_can_be_told(
     assert all(text.encode() for text in texts)
     assert sum("caf\\udce9 \N{SNOWMAN}" in text for text in texts) == len(texts) - 1
     assert report.failures["input"].iloc[0] == ODD
+
+
+def run_program(code: str) -> None:
+    subprocess.run(["/bin/sh", "-c", code], check=True, capture_output=True, timeout=20)
+
+
+def explain_bare_assert(n: int) -> None:
+    assert n > 5
+
+
+def explain_signal(n: int) -> None:
+    signal.signal(signal.SIGALRM, print)
+
+
+def explain_program(n: int) -> None:
+    run_program("echo frame 1 >&2; echo unknown codec foo >&2; exit 3")
+
+
+def explain_text_of_program(n: int) -> None:
+    subprocess.run("echo no such host; exit 1", shell=True, check=True, stdout=-1, text=True)
+
+
+def explain_long_words_of_program(n: int) -> None:
+    run_program("seq 100000 >&2; printf 'caf\\351' >&2; exit 3")
+
+
+def explain_slow_program(n: int) -> None:
+    subprocess.run("echo begun; exec sleep 60", shell=True, stdout=-1, timeout=0.3)
+
+
+def explain_silent_program(n: int) -> None:
+    subprocess.run(["/bin/false"], check=True)
+
+
+EXPLAINED: dict[Any, str] = {
+    explain_bare_assert: "assert n > 5",
+    explain_signal: (
+        "signal only works in main thread of the main interpreter; inputs run in a thread of their"
+        " worker; to limit the time of an input, write"
+        " run(inp_list, check_inp, process_inp, timeout=60) instead"
+    ),
+    explain_program: (
+        "Command '['/bin/sh', '-c', 'echo frame 1 >&2; echo unknown codec foo >&2; exit 3']'"
+        " returned non-zero exit status 3; it ended with: unknown codec foo\nframe 1\nunknown"
+        " codec foo"
+    ),
+    explain_text_of_program: (
+        "Command 'echo no such host; exit 1' returned non-zero exit status 1; it ended with: no"
+        " such host"
+    ),
+    explain_slow_program: (
+        "Command 'echo begun; exec sleep 60' timed out after 0.3 seconds; it ended with: begun"
+    ),
+    explain_silent_program: "Command '['/bin/false']' returned non-zero exit status 1.",
+}
+
+
+@pytest.mark.parametrize("work", EXPLAINED, ids=lambda work: work.__name__)
+def test_a_failure_tells_what_its_exception_does_not(cluster: Client, work: Any) -> None:
+    report = at_once_dask.run([1], None, work, on_error="return", progress=False)
+    assert report.failures.loc[0, "message"] == EXPLAINED[work]
+    logged = at_once_dask.read_log(run=report.run)["msg"].iloc[0]
+    assert EXPLAINED[work].splitlines()[-1] in logged
+    assert "test_failures.py:" in report.causes["where"].iloc[0]
+
+
+def test_of_the_words_of_a_program_the_end_is_kept(cluster: Client) -> None:
+    report = at_once_dask.run(
+        [1], None, explain_long_words_of_program, on_error="return", progress=False
+    )
+    message, traceback = report.failures[["message", "traceback"]].iloc[0]
+    assert message.endswith("\n99999\n100000\ncaf\\xe9")
+    assert "; it ended with: caf\\xe9\n…" in message
+    assert len(message) < 1_500
+    assert traceback.endswith("\n100000\ncaf\\xe9")
+
+
+def test_a_breakpoint_in_a_worker_says_where_it_would_stop(cluster: Client) -> None:
+    def work(n: int) -> None:
+        raise bdb.BdbQuit  # as `breakpoint()` ends where there is nothing to read from
+
+    report = at_once_dask.run([1], None, work, on_error="return", progress=False)
+    failure = report.failures.iloc[0]
+    assert failure["error"] == "BdbQuit"
+    assert "report.replay(position)" in failure["message"]
+
+
+def test_what_cannot_be_pickled_points_at_no_line_of_pickle(cluster: Client) -> None:
+    inputs = [1, (n for n in range(3)), threading.Lock()]
+    result = at_once_dask.run(
+        inputs,
+        None,
+        lambda n: {n: threading.Lock()},
+        reduce_fn=list,
+        on_error="return",
+        progress=False,
+    )
+    causes = result.report.causes
+    assert sorted(set(causes["stage"])) == ["collect", "send"]
+    assert set(causes["where"]) == {""}
