@@ -63,8 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines, end = listing(given.log, given.run)
     except OSError as error:
         print(
-            f"{given.log} cannot be read ({error.strerror}); name the log, which the report and"
-            f" the error of a run tell: python -m at_once_dask.failures {LOG}",
+            f"{given.log} cannot be read ({error.strerror}); a run in which nothing fails or is"
+            " written leaves no log; that of another one is named in its report and its error:"
+            f" python -m at_once_dask.failures {LOG}",
             file=sys.stderr,
         )
         return 1

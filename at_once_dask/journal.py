@@ -47,23 +47,26 @@ class Book:
     run : str
     path : str
         Absolute, on the driver's host.
-    file : tuple of str and int
-        What tells the file from all others: the host's boot id, device and inode.
+    known : tuple of str and int
+        What tells `place` from all others: the host's boot id, device and inode.
     captures : bool
         Whether what the functions print goes to it.
+    place : str
+        The file, or its folder where the first record is yet to create it.
     is_near : bool
         Whether `path` is the driver's file here.
     """
 
     run: str
     path: str
-    file: tuple[str, int, int]
+    known: tuple[str, int, int]
     captures: bool = True
+    place: str = ""
     is_near: bool = True
 
     def here(self) -> Book:
         """As it is for this worker. Asked once: later the file may be rotated or removed."""
-        return replace(self, is_near=_identity(self.path) == self.file)
+        return replace(self, is_near=_identity(self.place) == self.known)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append the record, or send it to the driver where the file is not near."""
@@ -150,16 +153,17 @@ def note_failure(
 
 
 def open_book(run: str, path: str, captures: bool) -> Book:
-    """Create or mend the log file and describe it for the workers.
+    """Describe the log file for the workers; the first record creates it.
 
     A torn last line, left by a crash, is ended, so that the next record stands on its own.
     """
-    with open(path, "ab+") as file:
-        if file.tell() > 0:
+    if size(path):
+        with open(path, "ab+") as file:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")
-    return Book(run, path, _identity(path), captures)
+    place = path if os.path.exists(path) else os.path.dirname(path)
+    return Book(run, path, _identity(place), captures, place)
 
 
 def writable_path() -> str:
@@ -274,7 +278,7 @@ def read_log(path: str | os.PathLike[str] | None = None, run: str | None = None)
     Raises
     ------
     FileNotFoundError
-        When there is no such file.
+        When there is no file at `path`. Where none is given, nothing was written yet.
 
     Examples
     --------
@@ -287,7 +291,10 @@ def read_log(path: str | os.PathLike[str] | None = None, run: str | None = None)
     """
     import pandas as pd
 
-    path = log_path() if path is None else path
+    if path is None:
+        path = log_path()
+        if not os.path.lexists(path):  # the first record creates it
+            path = os.devnull
     if run == "last":
         run = latest_run(path)
     found = [record for record in records(path) if run is None or record["run"] == run]

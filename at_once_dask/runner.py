@@ -190,7 +190,7 @@ class Run:
 
     @cached_property
     def book(self) -> journal.Book:
-        """The log of this run; the first look at it creates the file."""
+        """The log of this run."""
         return journal.open_book(self.id, self.logfile, self._captures)
 
     def log_failure(self, failure: Failure, what: Any, index: int | None) -> None:

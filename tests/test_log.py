@@ -153,6 +153,18 @@ def test_a_disk_that_is_full_in_the_middle_of_a_line(folder: Path) -> None:
     assert (folder / "log.jsonl").read_text().count("\n") == 4
 
 
+def test_a_run_that_writes_nothing_leaves_no_log(cluster: Client, folder: Path) -> None:
+    report = at_once_dask.run(range(100), None, abs, progress=False)
+    assert report.ok
+    assert list(folder.iterdir()) == []
+    assert len(at_once_dask.read_log()) == len(at_once_dask.read_log(run="last")) == 0
+    report = at_once_dask.run([1], None, print_it, progress=False)
+    log = at_once_dask.read_log(run="last")
+    assert list(log["msg"]) == ["printed", "logged"]
+    assert set(log["worker"]) <= set(cluster.nthreads())  # they wrote it themselves
+    assert set(log["run"]) == {report.run}
+
+
 def test_a_log_that_is_rotated_goes_on(cluster: Client, folder: Path) -> None:
     """Workers on the driver's host write to the new file themselves, however much it is."""
 
@@ -165,6 +177,7 @@ def test_a_log_that_is_rotated_goes_on(cluster: Client, folder: Path) -> None:
             print("line", line)
         assert (folder / "log.jsonl").read_text().count(f'"index": {n},') == 5_000
 
+    at_once_dask.log("there is something to rotate")
     report = at_once_dask.run(range(2), None, work, progress=False)
     assert len(at_once_dask.read_log(run=report.run)) == 10_000
 
@@ -242,7 +255,7 @@ def test_one_command_lists_the_failures_of_a_log(
     monkeypatch.setattr(at_once_dask, "logfile", "at_once_log.jsonl")
 
     def work(name: str) -> None:
-        logging.error("in process: it may look like a failure")
+        logging.getLogger("mine").error("in process: it may look like a failure")
         if not name.isalpha():
             raise ValueError(f"bad\x1b {name}")
 
@@ -276,7 +289,7 @@ def test_keys_that_failed_are_listed_behind_the_inputs(cluster: Client, folder: 
 def test_a_log_without_failures_and_none_at_all(cluster: Client, folder: Path) -> None:
     code, lines, complaint = listed("none.jsonl")
     assert (code, lines) == (1, [])
-    assert complaint.startswith("none.jsonl cannot be read (No such file or directory); name the")
+    assert complaint.startswith("none.jsonl cannot be read (No such file or directory); a run")
     assert complaint.endswith("python -m at_once_dask.failures at_once_log.jsonl\n")
     at_once_dask.log("before any run")
     assert listed("log.jsonl")[:2] == (
