@@ -4,7 +4,7 @@ import os as _os
 
 from at_once_dask.api import close, last_report, plan, run, start
 from at_once_dask.errors import AtOnceError, InputError, RunFailed, RunStopped
-from at_once_dask.files import atomic_write
+from at_once_dask.files import atomic_path, atomic_write
 from at_once_dask.journal import log, read_log
 from at_once_dask.report import Plan, Reduction, Report
 
@@ -25,6 +25,7 @@ __all__ = [
     "RunFailed",
     "RunStopped",
     "__version__",
+    "atomic_path",
     "atomic_write",
     "capture_output",
     "close",

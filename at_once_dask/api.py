@@ -9,12 +9,12 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from at_once_dask import forkserver, report
 from at_once_dask.interrupts import Interrupts
-from at_once_dask.options import DASHBOARD, Options, front_door
+from at_once_dask.options import DASHBOARD, Options, front_door, length
 from at_once_dask.report import Plan, Reduction, Report
 
 if TYPE_CHECKING:
@@ -155,7 +155,8 @@ def run(
         Finish everything else, then raise; finish and return; or stop at the first failed input.
     max_failures : int or float, optional
         Stop when more inputs than this have failed for good, whatever `on_error` says; a float
-        between 0 and 1 is the share failed / (failed + processed), judged from 20 inputs on.
+        between 0 and 1 is the share failed / (failed + processed + skipped), judged from 20 inputs
+        on.
     retries : int
         Further attempts for an input or key that failed in any way: after half a second, then
         twice as long each time up to a minute, give or take a half, while others go on.
@@ -365,8 +366,7 @@ def _engine(options: Options, interrupts: Interrupts) -> ModuleType:
     Without distributed there is neither a cluster nor a Client yet. A Ctrl-C during the imports
     counts when the run begins: it ends with a report, as any other.
     """
-    is_empty = isinstance(options.inp_list, Sized) and not len(options.inp_list)
-    if "distributed" not in sys.modules and not is_empty:
+    if "distributed" not in sys.modules and length(options.inp_list) != 0:
         forkserver.start()
     collects = gc.isenabled()
     gc.disable()  # nothing that an import makes is garbage: a twentieth of the time

@@ -46,6 +46,7 @@ from at_once_dask.worker import OwnWorker
 T = TypeVar("T", Client, LocalCluster)
 
 START_SECONDS = 30  # for the workers to come
+LEAST_MEMORY = 50 * 2**20  # bytes; an idle worker holds more
 HANG_UP_SECONDS = 2  # for the connections of browsers to close
 _GIVEN_UP = (Status.failed, Status.closed)
 
@@ -74,6 +75,10 @@ class _Settings:
     n_workers: int
     memory_limit: str | int | float | None
     dashboard_address: str
+
+    def __str__(self) -> str:
+        """As arguments."""
+        return ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
 
 
 class _Own:
@@ -239,8 +244,8 @@ def start(
             _own = _Own(settings)
         elif _own.settings != settings:
             raise InputError(
-                f"start() was given {settings}, but a cluster with {_own.settings} is running;"
-                " call at_once_dask.close() first"
+                f"a cluster with {_own.settings} is running; call at_once_dask.close() first, then"
+                f" at_once_dask.start({settings})"
             )
         return _own.client
 
@@ -398,13 +403,24 @@ def _checked(n_workers: Any, memory_limit: Any, dashboard_address: Any) -> _Sett
 
 
 def _check_memory_limit(memory_limit: Any) -> None:
-    fine = memory_limit is None or memory_limit == "auto"
+    if memory_limit is None or memory_limit == "auto":
+        return
+    n_bytes = 0.0
     if isinstance(memory_limit, (int, float)) and not isinstance(memory_limit, bool):
-        fine = memory_limit > 0
-    elif isinstance(memory_limit, str) and not fine:
+        n_bytes = memory_limit
+        if isinstance(memory_limit, float) and 0 < memory_limit <= 1:
+            return  # a share of what there is
+    elif isinstance(memory_limit, str):
         with contextlib.suppress(ValueError):
-            fine = parse_bytes(memory_limit) > 0
-    if not fine:
+            n_bytes = parse_bytes(memory_limit)
+    if 0 < n_bytes < LEAST_MEMORY:
+        meant = f"{n_bytes:g} GiB" if n_bytes < 1_000 else "4 GiB"
+        raise InputError(
+            f"memory_limit is {safe_repr(memory_limit)}, which is {n_bytes:,.12g} bytes for each"
+            f" worker, and none can live with less than {LEAST_MEMORY // 2**20} MiB; did you mean"
+            f' start(memory_limit="{meant}")?'
+        )
+    if not n_bytes > 0:
         raise InputError(
             f"memory_limit is {safe_repr(memory_limit)}; it takes bytes or text for each worker, as"
             ' in start(memory_limit="4 GiB"), "auto", or None for no limit'

@@ -41,7 +41,7 @@ class RunFailed(AtOnceError):
         return partial
 
     def __str__(self) -> str:
-        return self.report.summary()
+        return str(self.report)
 
 
 class RunStopped(RunFailed):

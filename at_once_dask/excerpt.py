@@ -19,6 +19,7 @@ from at_once_dask.story import Story
 MOST_CAUSES = 100
 MOST_FAILURES = 300
 FAILURE_BYTES = 1_500_000  # of text, as it will stand in the page
+NAME_BYTES = 500_000  # of inputs that are only named
 RECORD_BYTES = 1_000_000  # of records, likewise
 MOST_RECORDS = 20  # of one input
 RECORD_LIMIT = 2_000  # characters of one record
@@ -54,14 +55,15 @@ class Shown:
 
 @dataclass
 class Group:
-    """Equal failures: the cause, and some of them."""
+    """Equal failures: the cause, some of them, and the names of those behind these."""
 
     cause: Cause
     shown: list[Shown]
+    named: list[str] = field(default_factory=list)
 
     @property
     def n_hidden(self) -> int:
-        return self.cause.count - len(self.shown)
+        return self.cause.count - len(self.shown) - len(self.named)
 
 
 @dataclass
@@ -79,10 +81,11 @@ def excerpt(story: Story) -> Excerpt:
     groups = {cause.example.failure.cause: Group(cause, []) for cause in causes}
     members: dict[Any, list[Failed]] = {same: [] for same in groups}
     for failed in sorted(story.ledger.failed, key=attrgetter("order")):
-        if failed.failure.cause in members and len(members[failed.failure.cause]) < MOST_FAILURES:
+        if failed.failure.cause in members:
             members[failed.failure.cause].append(failed)
     for shown, group in _within_budget(members, groups):
         group.shown.append(shown)
+    _name_the_rest(members, groups)
     found = Excerpt(list(groups.values()), story.ledger.n_causes - len(causes))
     found.log_problem = _add_records(story, found)
     return found
@@ -107,6 +110,19 @@ def _within_budget(
         if number == MOST_FAILURES or (room < 0 and number):
             return
         yield shown, group
+
+
+def _name_the_rest(members: dict[Any, list[Failed]], groups: dict[Any, Group]) -> None:
+    """Of each cause as many as it has room for."""
+    for same, group in groups.items():
+        room = NAME_BYTES // len(groups)
+        for failed in members[same][len(group.shown) :]:
+            place = "key" if failed.index is None else failed.index
+            text = f"{place}\t{safe_repr(failed.inp)}"
+            room -= _bytes(text) + 1
+            if room < 0:
+                break
+            group.named.append(text)
 
 
 def _is_unique(inp: Any, text: str) -> bool:

@@ -5,8 +5,13 @@ Nothing in here may raise: it describes objects whose ``repr``, ``str`` and pick
 
 from __future__ import annotations
 
+import bdb
+import contextlib
+import linecache
 import os
 import site
+import subprocess
+import sys
 import sysconfig
 import traceback
 from array import array
@@ -27,8 +32,21 @@ REPR_LIMIT = 200  # characters, the log's
 REPR_DEPTH = 6  # of containers in containers
 NAME_LIMIT = 200  # characters of a type's name
 WHERE_LIMIT = 500  # characters; the end tells more
+WORDS_LIMIT = 1_000  # characters of what a program wrote
+LAST_LINE_LIMIT = 200  # characters of the last line of it
+
+_NO_TERMINAL = (
+    "a debugger finds no terminal in a worker; take the report of the run and call"
+    " report.replay(position), which runs the input in your own process, where breakpoint() stops"
+)
+_NO_MAIN_THREAD = (
+    "inputs run in a thread of their worker; to limit the time of an input, write"
+    " run(inp_list, check_inp, process_inp, timeout=60) instead"
+)
 
 Same = tuple[str, str, str, str]  # what equal failures have in common
+
+_TELLS_NOTHING = ("bdb.py", "cloudpickle.py", "copyreg.py", "pickle.py")  # of what went wrong
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _NOT_THE_USERS = tuple(
@@ -84,6 +102,11 @@ class Failure:
     attempts: int = 1
     exit: str | None = None
 
+    def __post_init__(self) -> None:
+        """Whatever made them, its texts can be written anywhere."""
+        self.error, self.message = sound(self.error), sound(self.message)
+        self.traceback, self.where = sound(self.traceback), sound(self.where)
+
     @property
     def cause(self) -> Same:
         """Failures are equal when they have this in common."""
@@ -97,13 +120,14 @@ class Failure:
 
 def from_exception(position: int, stage: str, error: BaseException) -> Failure:
     """Describe an exception that user code raised at `stage`."""
+    words = _words_of_program(error)
     return Failure(
         position=position,
         stage=stage,
         kind="exception",
         error=_name(error),
-        message=cut(_text(error), MESSAGE_LIMIT),
-        traceback=_traceback_text(error),
+        message=cut(_message(error, words), MESSAGE_LIMIT),
+        traceback=_traceback_text(error, words),
         where=_where(error),
     )
 
@@ -139,10 +163,23 @@ def safe_repr(value: object, limit: int = REPR_LIMIT) -> str:
             text += piece
             if len(text) > limit:
                 break
-        # Half a surrogate pair would break whatever it is sent through.
-        return cut(text.encode(errors="backslashreplace").decode(), limit)
+        return cut(sound(text), limit)
     except BaseException as error:
         return cut(_without_repr(value, error), limit)
+
+
+def sound(text: str) -> str:
+    """Without half surrogate pairs, as of file names that are not UTF-8: these break a print."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
+def printable(text: str) -> str:
+    """What ``print`` can write here: with escapes for what stdout or stderr has no letters for."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # None, or somebody else's idea of a stream
+            if stream.errors in ("strict", "surrogateescape"):
+                text = text.encode(stream.encoding, "backslashreplace").decode(stream.encoding)
+    return text
 
 
 def cut(text: str, limit: int) -> str:
@@ -273,12 +310,59 @@ def _text(error: BaseException) -> str:
         return f"<str of this exception raised {_name(broken)}>"
 
 
-def _traceback_text(error: BaseException) -> str:
+def _message(error: BaseException, words: str) -> str:
+    """Its text, with what more is known of this kind of exception."""
+    text = _text(error)
+    try:
+        if isinstance(error, AssertionError) and not text:
+            return _failing_line(error)
+        if isinstance(error, bdb.BdbQuit):
+            return _NO_TERMINAL
+        if isinstance(error, ValueError) and "signal only works in main thread" in text:
+            return f"{text}; {_NO_MAIN_THREAD}"
+    except BaseException:
+        return text
+    if not words:
+        return text
+    last = cut_start(words.splitlines()[-1], LAST_LINE_LIMIT)
+    rest = f"\n{words}" if "\n" in words else ""
+    text = cut(text, MESSAGE_LIMIT // 4).removesuffix(".")
+    return f"{text}; it ended with: {last}{rest}"
+
+
+def _failing_line(error: BaseException) -> str:
+    """The line of a bare ``assert``."""
+    tb = error.__traceback__
+    while tb is not None and tb.tb_next is not None:
+        tb = tb.tb_next
+    if tb is None:
+        return ""
+    code = tb.tb_frame.f_code
+    line = linecache.getline(code.co_filename, tb.tb_lineno, tb.tb_frame.f_globals).strip()
+    return line if line.startswith("assert") else ""
+
+
+def _words_of_program(error: BaseException) -> str:
+    """The end of what a program wrote that `subprocess` ran, where that was captured."""
+    if not isinstance(error, (subprocess.CalledProcessError, subprocess.TimeoutExpired)):
+        return ""
+    try:
+        for written in (error.stderr, error.output):
+            if isinstance(written, bytes):
+                written = written[-4 * WORDS_LIMIT :].decode(errors="backslashreplace")
+            if isinstance(written, str) and written.strip():
+                return cut_start(written[-2 * WORDS_LIMIT :].strip(), WORDS_LIMIT)
+    except BaseException:  # somebody's own kind of it
+        return ""
+    return ""
+
+
+def _traceback_text(error: BaseException, words: str) -> str:
     try:
         lines: Iterable[str] = traceback.format_exception(
             type(error), error, _without_our_frames(error.__traceback__)
         )
-        text = "".join(lines)
+        text = "".join([*lines, words])
     except BaseException as broken:
         return f"{type(error).__name__}: <its traceback raised {type(broken).__name__}>"
     if len(text) > TRACEBACK_LIMIT:  # the end names the error, the start names the caller
@@ -294,7 +378,7 @@ def _without_our_frames(tb: TracebackType | None) -> TracebackType | None:
 
 
 def _where(error: BaseException) -> str:
-    """The innermost frame in the user's own code, or the innermost at all."""
+    """The innermost frame in the user's own code, or the innermost at all, where that helps."""
     tb = _without_our_frames(error.__traceback__)
     best = last = None
     while tb is not None:
@@ -306,5 +390,7 @@ def _where(error: BaseException) -> str:
     if found is None:
         return ""
     code = found.tb_frame.f_code
+    if found is not best and os.path.basename(code.co_filename) in _TELLS_NOTHING:
+        return ""
     where = f"{cells.shown(code.co_filename)}:{found.tb_lineno} in {code.co_name}"
     return cut_start(where, WHERE_LIMIT)

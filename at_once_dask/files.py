@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import secrets
+import shutil
 import stat
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import IO, Any
 
 from at_once_dask.errors import InputError
@@ -51,8 +55,9 @@ def atomic_write(
     Notes
     -----
     A new file gets the permissions that ``open`` would give it, an old one keeps its own; a
-    symbolic link stays, and the file it leads to is replaced. After Python is killed, a file
-    ``.NAME.*.part`` may be left in the folder.
+    symbolic link stays, and the file it leads to is replaced. The temporary name has the ending of
+    `path`, by which libraries choose a format. After Python is killed, a file ``.*.part.NAME`` may
+    be left in the folder.
 
     Examples
     --------
@@ -67,28 +72,96 @@ def atomic_write(
             f"atomic_write takes mode 'w', 'wb', 'x' or 'xb', not {mode!r}; read the old file"
             " first and write all of it: with atomic_write(path, 'w') as file: ..."
         )
-    if not isinstance(path, (str, bytes, os.PathLike)):
-        raise InputError(
-            f"path is {safe_repr(path)}; it takes the path of a file:"
-            ' with atomic_write("result.txt") as file: ...'
-        )
-    target = os.path.realpath(os.fsdecode(path))
-    permissions = _permissions(target)
-    if permissions is not None and "x" in mode:
-        raise _exists(target)
-    folder, name = os.path.split(target)
-    temporary = os.path.join(folder, f".{name[:50]}.{secrets.token_hex(8)}.part")
-    try:
+    exclusive = "x" in mode
+    with _replacing(path, "with atomic_write({}) as file: ...", exclusive) as (temporary, kept):
         with open(temporary, mode.replace("w", "x"), **open_kwargs) as file:
-            if permissions is not None:  # before anything is in it that others may not read
-                os.chmod(temporary, permissions)
+            if kept is not None:  # before anything is in it that others may not read
+                os.chmod(temporary, kept)
             yield file
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path to write to; the file appears under its own name whole, or not at all.
+
+    As `atomic_write`, for what takes a path and no file: a program such as ffmpeg,
+    ``image.save(path)``, ``figure.savefig(path)``, ``frame.to_parquet(path)``.
+
+    Parameters
+    ----------
+    path : path
+        Its folder must exist.
+
+    Yields
+    ------
+    pathlib.Path
+        Of a file in the same folder that is not there yet, with the same ending.
+
+    Raises
+    ------
+    InputError
+        For what is no path of a file: a folder, a device.
+    FileNotFoundError
+        When its folder does not exist, and when the block has written no file.
+
+    Notes
+    -----
+    As for `atomic_write`; an old file's permissions are given to the new one when it is whole.
+
+    Examples
+    --------
+    >>> import at_once_dask
+    >>> with at_once_dask.atomic_path(tmp_path / "sum.txt") as temporary:
+    ...     _ = temporary.write_text("3")
+    >>> (tmp_path / "sum.txt").read_text()
+    '3'
+    """
+    with _replacing(path, "with atomic_path({}) as temporary: ...") as (temporary, kept):
+        yield Path(temporary)
+        if not os.path.isfile(temporary):
+            raise _nothing_written(os.fsdecode(path))
+        if kept is not None:
+            os.chmod(temporary, kept)
+
+
+@contextlib.contextmanager
+def _replacing(
+    path: object, call: str, exclusive: bool = False
+) -> Iterator[tuple[str, int | None]]:
+    """Where to write what will be at `path`, and the permissions of what is there.
+
+    `call` is shown where that is not possible.
+    """
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        example = call.format('"result.txt"')
+        raise InputError(f"path is {safe_repr(path)}; it takes the path of a file: {example}")
+    target = os.path.realpath(os.fsdecode(path))
+    permissions = _permissions(target, call)
+    if permissions is not None and exclusive:
+        raise _exists(target)
+    temporary = _beside(target)
+    try:
+        yield temporary, permissions
         _to_disk(temporary)
-        _publish(temporary, target, exclusive="x" in mode)
+        _publish(temporary, target, exclusive)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        _remove(temporary)
         raise
+
+
+def _beside(target: str) -> str:
+    """A new name in the same folder, with the same ending: libraries and programs go by it."""
+    folder, name = os.path.split(target)
+    if not os.path.isdir(folder):
+        text = (
+            "its folder does not exist; make it first:"
+            " path.parent.mkdir(parents=True, exist_ok=True)"
+        )
+        raise FileNotFoundError(errno.ENOENT, text, target)
+    start = f".{secrets.token_hex(8)}.part."
+    while len(os.fsencode(start + name)) > NAME_BYTES:
+        name = name[1:]
+    return os.path.join(folder, start + name)
 
 
 def why_not(path: object) -> str | None:
@@ -115,16 +188,34 @@ def why_not(path: object) -> str | None:
     return None
 
 
-def _permissions(target: str) -> int | None:
+def possible(name: str, refused: Callable[[str], object]) -> str:
+    """An example of a path: of a file called so here, else at home, else among the temporary ones.
+
+    `refused` tells of an absolute path whether it cannot be written: what follows an example must
+    not fail again. The user's number is in the last name, for others may write there too.
+    """
+    return next((path for path in _places(name) if not refused(os.path.abspath(path))), name)
+
+
+def _places(name: str) -> Iterator[str]:
+    yield name
+    yield os.path.join(os.path.expanduser("~"), name)
+    stem, ending = os.path.splitext(name)
+    with contextlib.suppress(OSError):
+        yield os.path.join(tempfile.gettempdir(), f"{stem}-{os.getuid()}{ending}")
+
+
+def _permissions(target: str, call: str) -> int | None:
     """Those of the file that is replaced; None when it is a new one."""
     try:
         found = os.stat(target).st_mode
     except FileNotFoundError:
         return None
     if not stat.S_ISREG(found):
+        example = call.format('os.path.join(folder, "result.txt")')
         raise InputError(
             f"path is {target!r}, which is no file and will not be replaced; name the file in it:"
-            ' with atomic_write(os.path.join(folder, "result.txt")) as file: ...'
+            f" {example}"
         )
     return stat.S_IMODE(found)
 
@@ -147,6 +238,21 @@ def _publish(temporary: str, target: str, exclusive: bool) -> None:
     except FileExistsError:
         raise _exists(target) from None
     os.unlink(temporary)
+
+
+def _remove(temporary: str) -> None:
+    """With what was written beside it under its name and another ending; a folder as well."""
+    for path in glob.glob(glob.escape(temporary) + "*"):
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+
+
+def _nothing_written(path: str) -> FileNotFoundError:
+    text = (
+        "the block has written no file; write to the path that it is given, and see that nothing"
+        " is added to its name: with atomic_path(path) as temporary: image.save(temporary)"
+    )
+    return FileNotFoundError(errno.ENOENT, text, path)
 
 
 def _exists(target: str) -> FileExistsError:

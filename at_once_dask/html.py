@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from at_once_dask import charts
 from at_once_dask.excerpt import excerpt
-from at_once_dask.failure import safe_repr
+from at_once_dask.failure import safe_repr, sound
 from at_once_dask.ledger import Failed
-from at_once_dask.story import Story, example, message_line, named
+from at_once_dask.story import Story, examples, message_line, named
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -71,7 +71,7 @@ def plan_card(n_inputs: int, n_done: int, pending: Sequence[Any], failed: Sequen
 
 
 def _rendered(template: str, **values: Any) -> str:
-    return _environment().get_template(template).render(values)
+    return sound(_environment().get_template(template).render(values))
 
 
 @cache
@@ -88,7 +88,7 @@ def _environment() -> Environment:
     )
     made.filters |= {"number": "{:,}".format, "took": charts.took}
     made.globals |= {
-        "example": example,
+        "examples": examples,
         "named": named,
         "message_line": message_line,
         "is_address": is_address,

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import sys
+from collections import deque
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -19,9 +20,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from at_once_dask import lease
+from at_once_dask import files, lease
 from at_once_dask.errors import InputError
-from at_once_dask.failure import safe_repr
+from at_once_dask.failure import safe_repr, sound
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,23 +48,26 @@ class Book:
     run : str
     path : str
         Absolute, on the driver's host.
-    file : tuple of str and int
-        What tells the file from all others: the host's boot id, device and inode.
+    known : tuple of str and int
+        What tells `place` from all others: the host's boot id, device and inode.
     captures : bool
         Whether what the functions print goes to it.
+    place : str
+        The file, or its folder where the first record is yet to create it.
     is_near : bool
         Whether `path` is the driver's file here.
     """
 
     run: str
     path: str
-    file: tuple[str, int, int]
+    known: tuple[str, int, int]
     captures: bool = True
+    place: str = ""
     is_near: bool = True
 
     def here(self) -> Book:
         """As it is for this worker. Asked once: later the file may be rotated or removed."""
-        return replace(self, is_near=_identity(self.path) == self.file)
+        return replace(self, is_near=_identity(self.place) == self.known)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append the record, or send it to the driver where the file is not near."""
@@ -150,16 +154,17 @@ def note_failure(
 
 
 def open_book(run: str, path: str, captures: bool) -> Book:
-    """Create or mend the log file and describe it for the workers.
+    """Describe the log file for the workers; the first record creates it.
 
     A torn last line, left by a crash, is ended, so that the next record stands on its own.
     """
-    with open(path, "ab+") as file:
-        if file.tell() > 0:
+    if size(path):
+        with open(path, "ab+") as file:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")
-    return Book(run, path, _identity(path), captures)
+    place = path if os.path.exists(path) else os.path.dirname(path)
+    return Book(run, path, _identity(place), captures, place)
 
 
 def writable_path() -> str:
@@ -167,9 +172,10 @@ def writable_path() -> str:
     path = log_path()
     reason = _why_unwritable(path)
     if reason is not None:
+        example = json.dumps(files.possible("at_once_log.jsonl", _why_unwritable))
         raise InputError(
             f"at_once_dask.logfile = {path!r} cannot be written ({os.strerror(reason)}); assign a"
-            ' path in a folder that exists, for example at_once_dask.logfile = "log.jsonl"'
+            f" path that can be, for example at_once_dask.logfile = {example}"
         )
     return path
 
@@ -256,7 +262,7 @@ def read_log(path: str | os.PathLike[str] | None = None, run: str | None = None)
     path : path, optional
         By default ``at_once_dask.logfile``.
     run : str, optional
-        Only the records of this run (``report.run``).
+        Only the records of this run (``report.run``); ``"last"`` for the latest one in the log.
 
     Returns
     -------
@@ -273,7 +279,7 @@ def read_log(path: str | os.PathLike[str] | None = None, run: str | None = None)
     Raises
     ------
     FileNotFoundError
-        When there is no such file.
+        When there is no file at `path`. Where none is given, nothing was written yet.
 
     Examples
     --------
@@ -286,13 +292,14 @@ def read_log(path: str | os.PathLike[str] | None = None, run: str | None = None)
     """
     import pandas as pd
 
-    records = []
-    with open(log_path() if path is None else path, "rb") as lines:
-        for line in lines:
-            record = _parsed(line)
-            if record is not None and (run is None or record["run"] == run):
-                records.append(record)
-    frame = pd.DataFrame(records, columns=list(COLUMNS))
+    if path is None:
+        path = log_path()
+        if not os.path.lexists(path):  # the first record creates it
+            path = os.devnull
+    if run == "last":
+        run = latest_run(path)
+    found = [record for record in records(path) if run is None or record["run"] == run]
+    frame = pd.DataFrame(found, columns=list(COLUMNS))
     return frame.assign(
         time=pd.to_datetime(frame["time"], utc=True, format="ISO8601").astype(
             "datetime64[ns, UTC]"
@@ -300,6 +307,18 @@ def read_log(path: str | os.PathLike[str] | None = None, run: str | None = None)
         index=frame["index"].astype("Int64"),
         pid=frame["pid"].astype("Int64"),
     )
+
+
+def latest_run(path: str | os.PathLike[str]) -> str:
+    """The run that the last record of any run is of; an empty text where there is none."""
+    runs = (record["run"] for record in records(path) if record["run"] is not None)
+    return next(iter(deque(runs, maxlen=1)), "")
+
+
+def records(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """All whole ones, in their order."""
+    with open(path, "rb") as lines:
+        yield from filter(None, map(_parsed, lines))
 
 
 def size(path: str) -> int:
@@ -368,6 +387,8 @@ def entry(
     level: str, run: str | None, index: int | None, inp: str | None, worker: str, msg: object
 ) -> dict[str, Any]:
     """A record of now and of this process."""
+    if isinstance(msg, str):
+        msg = sound(msg)
     values = (now(), level, run, index, inp, worker, os.getpid(), msg)
     return dict(zip(COLUMNS, values, strict=True))
 

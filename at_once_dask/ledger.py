@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import heapq
 from array import array
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from at_once_dask.failure import Failure, Same, safe_repr
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from at_once_dask.flow import Outcome
 
 SLOWEST = 20  # inputs that are known by name
+NAMED = 5  # failures of each cause that are known by name
 
 _NAN = float("nan")
 
@@ -33,13 +36,24 @@ class Failed:
         return self.index is None, self.failure.position if self.index is None else self.index
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Cause:
-    """Equal failures: how many, and the first of them, with the repr of its input or key."""
+    """Equal failures: how many, and the first of them, each with the repr of its input or key.
 
-    example: Failed
+    The reprs are as they were then: inputs may change.
+    """
+
     count: int
-    inp: str
+    first: tuple[tuple[Failed, str], ...]
+
+    @property
+    def example(self) -> Failed:
+        return self.first[0][0]
+
+    @property
+    def inp(self) -> str:
+        """The repr of the example's."""
+        return self.first[0][1]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -123,10 +137,14 @@ class Ledger:
 
     def without_keys(self) -> Ledger:
         """A copy that knows of inputs only."""
-        copy = object.__new__(Ledger)
-        copy.__dict__.update(self.__dict__, failed=[], _causes={})
         failed = [one for one in self.failed if one.index is not None]
-        copy._enter(failed, {same: cause.inp for same, cause in self._causes.items()})
+        causes = {s: cause for s, cause in self._causes.items() if cause.example.index is not None}
+        return self._copy(failed, causes)
+
+    def _copy(self, failed: list[Failed], causes: dict[Same, Cause]) -> Ledger:
+        """With other failures; all else is the same."""
+        copy = object.__new__(Ledger)
+        copy.__dict__.update(self.__dict__, failed=failed, _causes=causes)
         return copy
 
     @property
@@ -181,11 +199,12 @@ class Ledger:
 
     def changed(self, change: Callable[[Failed], Failed]) -> Ledger:
         """A copy whose failures are others."""
-        copy = object.__new__(Ledger)
-        copy.__dict__.update(self.__dict__, failed=[], _causes={})
-        named = {same: cause.inp for same, cause in self._causes.items()}  # as they were then
-        copy._enter([change(failed) for failed in self.failed], named)
-        return copy
+        changed = {id(failed): change(failed) for failed in self.failed}
+        causes = {
+            same: Cause(cause.count, tuple((changed[id(one)], inp) for one, inp in cause.first))
+            for same, cause in self._causes.items()
+        }
+        return self._copy(list(changed.values()), causes)
 
     def index(self, position: int) -> int:
         """The position in the list as given."""
@@ -194,29 +213,24 @@ class Ledger:
     def _failed(self, failure: Failure, inp: Any) -> Failed:
         return Failed(failure, inp, self.index(failure.position))
 
-    def _named(self, failed: list[Failed]) -> dict[Same, str]:
-        """The reprs of those among `failed` that become examples, by what they have in common."""
-        first: dict[Same, Failed] = {}
+    def _named(self, failed: list[Failed]) -> dict[Same, Cause]:
+        """The causes with these `failed` in them; reprs are made of the first of each alone."""
+        equal: dict[Same, list[Failed]] = defaultdict(list)
         for one in failed:
-            known = first.get(one.failure.cause)
-            if known is None or one.order < known.order:
-                first[one.failure.cause] = one
-        return {
-            same: safe_repr(one.inp)
-            for same, one in first.items()
-            if same not in self._causes or one.order < self._causes[same].example.order
-        }
+            equal[one.failure.cause].append(one)
+        return {same: self._cause_with(same, some) for same, some in equal.items()}
 
-    def _enter(self, failed: list[Failed], named: dict[Same, str]) -> None:
+    def _cause_with(self, same: Same, failed: list[Failed]) -> Cause:
+        known = self._causes.get(same, Cause(0, ()))
+        last = known.first[-1][0].order if len(known.first) == NAMED else None
+        new = heapq.nsmallest(NAMED, failed, key=attrgetter("order"))
+        named = [(one, safe_repr(one.inp)) for one in new if last is None or one.order < last]
+        first = sorted([*known.first, *named], key=lambda pair: pair[0].order)
+        return Cause(known.count + len(failed), tuple(first[:NAMED]))
+
+    def _enter(self, failed: list[Failed], causes: dict[Same, Cause]) -> None:
         self.failed += failed
-        for one in failed:
-            same = one.failure.cause
-            known = self._causes.get(same)
-            if known is None or one.order < known.example.order:
-                count = 1 if known is None else known.count + 1
-                self._causes[same] = Cause(one, count, named[same])
-            else:
-                known.count += 1
+        self._causes |= causes
 
     def _note_slowest(self, start: int, seconds: Any, inputs: list[Any]) -> None:
         """Of a partition: what is among the slowest so far."""

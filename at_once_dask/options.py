@@ -7,11 +7,11 @@ import functools
 import inspect
 import numbers
 import os
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from at_once_dask import files
+from at_once_dask import arity, files
 from at_once_dask.errors import InputError
 from at_once_dask.failure import safe_repr
 
@@ -161,7 +161,7 @@ def front_door(function: Callable[P, R]) -> Callable[P, R]:
         try:
             bound = call.signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise InputError(_misfit(call, kwargs, error)) from None
+            raise InputError(_misfit(call, args, kwargs, error)) from None
         for name, given in bound.arguments.items():
             if name in _CHECKS:
                 _CHECKS[name](call, name, given)
@@ -170,18 +170,34 @@ def front_door(function: Callable[P, R]) -> Callable[P, R]:
     return checked
 
 
-def _misfit(call: _Call, given: Mapping[str, Any], error: TypeError) -> str:
+def _misfit(call: _Call, args: tuple[Any, ...], given: Mapping[str, Any], error: TypeError) -> str:
     """Why the arguments do not fit the signature, and which do."""
     known = call.signature.parameters
     unknown = next((word for word in given if word not in known), None)
     if unknown is None:
+        if args and len(args) < 3 and "check_inp" in known and "missing" in str(error):
+            return f"{call.name}(): {error}; {_without_check(call, args[1:], given)}"
         return f"{call.name}(): {error}; it takes {call.accepted()}"
     text = f"{call.name}() has no argument {unknown!r}; "
     if unknown in _ELSEWHERE:
-        return text + _ELSEWHERE[unknown].format(call=call.written())
+        advice = _ELSEWHERE[unknown]
+        if call.name == "start":  # that is where it is
+            advice = advice.removesuffix(" first, then {call}")
+        return text + advice.format(call=call.written())
     close = difflib.get_close_matches(unknown, known, 1)
     hint = f"did you mean {close[0]!r}? It" if close else "it"
     return f"{text}{hint} takes {call.accepted()}"
+
+
+def _without_check(call: _Call, given: tuple[Any, ...], named: Mapping[str, Any]) -> str:
+    """The call of who gives a list and one function, as everywhere else."""
+    if "check_inp" in named:
+        return f"write {call.written()}"
+    what = {"process_inp": _called(given[0], "process_inp")} if given else {}
+    return (
+        f"write {call.written(check_inp='None', **what)} when nothing can be done already, else"
+        f" {call.written(**what)} with `def check_inp(inp): return [is_done, value]`"
+    )
 
 
 def _check_list(call: _Call, name: str, given: Any) -> None:
@@ -241,6 +257,49 @@ def _check_function_or_none(call: _Call, name: str, given: Any) -> None:
             f"{name} is {_shown(given)}, a generator; it must return its result instead of"
             f" yielding it: {_example(call, name)}"
         )
+    _check_arguments(call, name, given)
+
+
+def _check_process(call: _Call, name: str, given: Any) -> None:
+    _check_function(call, name, given)
+    _check_arguments(call, name, given)
+
+
+def _check_arguments(call: _Call, name: str, given: Any) -> None:
+    """Whether it can be called with as many as it will get."""
+    takes = arity.of(given)
+    if takes is None or takes.fits(2 if name == "combine_fn" else 1):
+        return
+    instead = {"reduce_fn": _reduce_instead, "combine_fn": _combine_instead}
+    advice = instead.get(name, _function_instead)(call, name, takes, _called(given, name))
+    raise InputError(f"{name} is {_shown(given)}, which takes {takes}; {advice}")
+
+
+def _function_instead(call: _Call, name: str, takes: arity.Takes, called: str) -> str:
+    gets = "it gets one argument, the input"
+    several = len(takes.required) > 1
+    if not several and not takes.named:
+        return f"{gets}: {_example(call, name)}"
+    more = "".join(f", {word}=..." for word in takes.named)
+    wrapped = call.written(**{name: f"lambda inp: {called}({'*inp' if several else 'inp'}{more})"})
+    return f"{gets}; {'where the inputs are tuples, ' if several else ''}write {wrapped}"
+
+
+def _reduce_instead(call: _Call, name: str, takes: arity.Takes, called: str) -> str:
+    gets = "it gets one argument, the list of all values of a key"
+    if len(takes.required) != 2 or takes.named:
+        return f"{gets}: {_example(call, name)}"
+    first, second = takes.required
+    if "key" in first or ("values" in second and "values" not in first):
+        return f"{gets}, and not the key: {call.written(reduce_fn='lambda values: ...')}"
+    return f"{gets}; to fold them pairwise, write {call.written(combine_fn=called)}"
+
+
+def _combine_instead(call: _Call, name: str, takes: arity.Takes, called: str) -> str:
+    gets = "it gets two arguments, values of a key, and returns one"
+    if not takes.fits(1):
+        return f"{gets}: {_example(call, name)}"
+    return f"{gets}; what takes the list of all values is {call.written(reduce_fn=called)}"
 
 
 def _example(call: _Call, name: str) -> str:
@@ -344,9 +403,10 @@ def _check_client(call: _Call, name: str, given: Any) -> None:
 def _check_report_path(call: _Call, name: str, given: Any) -> None:
     reason = None if given is None else files.why_not(given)
     if reason is not None:
+        example = repr(files.possible("report.html", files.why_not))
         raise InputError(
             f"{name} is {safe_repr(given)}, {reason}; it takes the path of the HTML file to write,"
-            f" in a folder that exists: {call.written(report_path=repr('report.html'))}"
+            f" in a folder that exists: {call.written(report_path=example)}"
         )
 
 
@@ -361,7 +421,7 @@ def _check_random_state(call: _Call, name: str, given: Any) -> None:
 _CHECKS: dict[str, Callable[[_Call, str, Any], None]] = {
     "inp_list": _check_list,
     "check_inp": _check_function_or_none,
-    "process_inp": _check_function,
+    "process_inp": _check_process,
     "do_shuffle": _check_flag,
     "reduce_fn": _check_function_or_none,
     "combine_fn": _check_function_or_none,
@@ -385,10 +445,21 @@ def function_name(function: Any) -> str:
     return name if isinstance(name, str) else type(function).__name__
 
 
+def length(inp_list: Any) -> int | None:
+    """How many inputs there are; None where that is not known.
+
+    A class may have a ``__len__`` that raises, as that of ``tqdm(generator)``.
+    """
+    try:
+        return len(inp_list)
+    except Exception:
+        return None
+
+
 def _kind_of_list(inp_list: Any) -> str:
     """Its type and length; its repr might take long."""
-    n = f" of {len(inp_list):,}" if isinstance(inp_list, Sized) else ""
-    return f"{type(inp_list).__name__}{n}"
+    n = length(inp_list)
+    return type(inp_list).__name__ + ("" if n is None else f" of {n:,}")
 
 
 def _described(value: Any) -> str:
@@ -397,6 +468,12 @@ def _described(value: Any) -> str:
 
 def _shown(function: Any) -> str:
     return f"the function {function_name(function)}"
+
+
+def _called(function: Any, name: str) -> str:
+    """How it is called in an example; by the argument's name, where it has none of its own."""
+    own = getattr(function, "__name__", None)
+    return own if isinstance(own, str) and own.isidentifier() else name
 
 
 def _is(kind: Callable[[Any], bool], function: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from at_once_dask import files
 from at_once_dask.errors import InputError
-from at_once_dask.failure import safe_repr
+from at_once_dask.failure import printable, safe_repr
 from at_once_dask.ledger import Failed
 from at_once_dask.story import Story
 
@@ -273,22 +273,23 @@ class Report:
         """
         reason = files.why_not(path)
         if reason is not None:
+            example = repr(files.possible("report.html", files.why_not))
             raise InputError(
                 f"path is {safe_repr(path)}, {reason}; name a file in a folder that exists:"
-                ' report.to_html("report.html")'
+                f" report.to_html({example})"
             )
         from at_once_dask import html
 
         page = html.page(self._story)
-        # Half of a surrogate pair, in a message, is no reason to be without the report.
-        with files.atomic_write(path, encoding="utf-8", errors="backslashreplace") as file:
+        with files.atomic_write(path, encoding="utf-8") as file:
             file.write(page)
 
     def summary(self) -> str:
         """The run in a few lines: counts, largest causes with an example, log and next step."""
         return self._story.summary
 
-    __str__ = summary
+    def __str__(self) -> str:
+        return printable(self.summary())
 
     def __repr__(self) -> str:
         return f"<Report of run {self.run}: {self._story.counts}>"

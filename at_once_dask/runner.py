@@ -10,7 +10,7 @@ import sys
 import time
 import uuid
 from array import array
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache, cached_property, partial
@@ -30,7 +30,7 @@ from at_once_dask.flow import Job, Outcome
 from at_once_dask.gather import Piece
 from at_once_dask.interrupts import Interrupts
 from at_once_dask.ledger import Ledger
-from at_once_dask.options import Options
+from at_once_dask.options import Options, length
 from at_once_dask.reduction import Group, Groups, Kept
 from at_once_dask.report import Plan, Reduction, Report
 from at_once_dask.sight import PassView, RunView, Sight
@@ -228,7 +228,7 @@ class Run:
 
     @cached_property
     def book(self) -> journal.Book:
-        """The log of this run; the first look at it creates the file."""
+        """The log of this run."""
         return journal.open_book(self.id, self.logfile, self._captures)
 
     def log_failure(self, failure: Failure, what: Any, index: int | None) -> None:
@@ -280,7 +280,7 @@ class Run:
             return "an input failed, and on_error is 'stop'"
         if most is None:
             return None
-        judged = failed + counts[PROCESSED]
+        judged = failed + counts[PROCESSED] + counts[SKIPPED]  # what is done is good
         if isinstance(most, float):
             over = judged >= JUDGED_FROM and failed > most * judged
             of = f" of {judged:,} inputs"
@@ -446,8 +446,7 @@ def _report_path(path: str | os.PathLike[str] | None, logfile: str) -> str | Non
 def _source(options: Options, interrupts: Interrupts) -> Source:
     inputs: Any = options.inp_list
     if not options.do_shuffle:
-        total = len(inputs) if isinstance(inputs, Sized) else None
-        return Source(inputs, total, interrupts=interrupts)
+        return Source(inputs, length(inputs), interrupts=interrupts)
     drawn = Source(inputs, interrupts=interrupts)
     copy = [inp for chunk in iter(partial(drawn.take, 1_000), None) for inp in chunk.inputs]
     order = array("i" if len(copy) < 2**31 else "q", range(len(copy)))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from at_once_dask.failure import cut, first_line, safe_repr
+from at_once_dask.failure import cut, first_line, safe_repr, sound
 from at_once_dask.ledger import Cause, Failed, Ledger
 from at_once_dask.states import FAILED, LEFT, PENDING, PROCESSED, SKIPPED
 
 CAUSES_IN_TEXT = 5
 MESSAGE_IN_TEXT = 300  # characters
+NAMES_IN_TEXT = 200  # characters of the inputs of a cause, where it is not one alone
 
 FINISHED, STOPPED, INTERRUPTED, BROKEN = "finished", "stopped early", "interrupted", "broken off"
 
@@ -89,7 +91,7 @@ class Story:
 
     @cached_property
     def n_keys_failed(self) -> int:
-        return sum(failed.index is None for failed in self.ledger.failed)
+        return self.ledger.n_keys_failed
 
     @property
     def ok(self) -> bool:
@@ -142,10 +144,19 @@ class Story:
         lines += [f"  {cause_line(cause)}" for cause in causes]
         if self.ledger.n_causes > len(causes):
             lines.append(f"  and {self.ledger.n_causes - len(causes)} more: see report.causes")
-        lines.append(f"Log: {self.facts.logfile}")
+        lines += [f"Note: {note}" for note in self.facts.notes]
+        lines.append(f"Log: {self.facts.logfile} (run {self.facts.run})")
+        if self.n_failed or self.n_keys_failed:
+            lines.append(f"Failures one by one: {self.listing}")
         if not self.ok:
             lines.append(f"Next: {self.next_step}")
-        return "\n".join(lines)
+        return sound("\n".join(lines))
+
+    @property
+    def listing(self) -> str:
+        """The command that lists all failures."""
+        log = shlex.quote(self.facts.logfile)
+        return f"python -m at_once_dask.failures {log} --run {self.facts.run}"
 
     @property
     def next_step(self) -> str:
@@ -167,27 +178,33 @@ class Story:
 
 
 def cause_line(cause: Cause) -> str:
-    """One line: how often, what and where, with an example."""
+    """One line: how often, what and where, with examples."""
     failure = cause.example.failure
     place = f" at {failure.where}" if failure.where else ""
+    lead, names = examples(cause)
     return (
         f"{cause.count:,} x {failure.error} in {failure.stage}{place},"
-        f" e.g. {example(cause)}: {message_line(cause.example)}"
+        f" {lead}{names}: {message_line(cause.example)}"
     )
 
 
-def example(cause: Cause) -> str:
-    """Whose failure it is; as it was called then, for it may have changed."""
-    return _named(cause.example, cause.inp)
+def examples(cause: Cause) -> tuple[str, str]:
+    """Whose failures these are, as they were called then; before it, whether there are more."""
+    what = "key" if cause.example.index is None else "input"
+    names, room = [cause.inp], NAMES_IN_TEXT - len(cause.inp)
+    for _, name in cause.first[1:]:
+        room -= len(name) + 2
+        if room < 0:
+            break
+        names.append(name)
+    if len(names) == 1:
+        return "e.g. ", f"{what} {names[0]}"
+    return "" if len(names) == cause.count else "e.g. ", f"{what}s {', '.join(names)}"
 
 
 def named(failed: Failed) -> str:
     """Whose failure it is."""
-    return _named(failed, safe_repr(failed.inp))
-
-
-def _named(failed: Failed, inp: str) -> str:
-    return f"{'key' if failed.index is None else 'input'} {inp}"
+    return f"{'key' if failed.index is None else 'input'} {safe_repr(failed.inp)}"
 
 
 def message_line(failed: Failed) -> str:

@@ -228,7 +228,7 @@ def test_a_value_that_is_dropped_is_pointed_out_once(
         " run(enumerate(inp_list), None, lambda item: {item[0]: process_inp(item[1])},"
         " reduce_fn=lambda values: values[0])"
     )
-    assert dropped(report) == [line]
+    assert dropped(report) == [f"Note: {line}"]
     err = capfd.readouterr().err
     assert err.count("process_inp returns") == 1
     assert line in err

@@ -282,7 +282,7 @@ def test_anything_can_be_logged_from_another_host(borrowed: Client) -> None:
             progress=False,
         )
     log = at_once_dask.read_log(run=report.run).sort_values("index")
-    assert list(log["msg"]) == [2**70, "caf\udce9", {"1": repr(object)}, "b'bytes'", None]
+    assert list(log["msg"]) == [2**70, r"caf\udce9", {"1": repr(object)}, "b'bytes'", None]
 
 
 def test_log_from_a_thread_of_the_input_on_another_host(borrowed: Client) -> None:

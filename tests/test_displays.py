@@ -39,7 +39,7 @@ def test_a_report(cluster: Client) -> None:
     assert shown.startswith(f"Finished; 2 inputs failed. Run {report.run}, ")
     assert "inputs processed skipped failed left 4 1 1 2 0" in shown
     assert "2 \N{MULTIPLICATION SIGN} ZeroDivisionError in process at" in shown
-    assert "e.g. input 0 : division by zero" in shown
+    assert "inputs 0, 0.0 : division by zero" in shown
     assert "Next: fix the cause and run the same again: the 2 inputs that are done" in shown
     assert report.logfile in shown
     assert f'href="{report.dashboard_link}"' in display

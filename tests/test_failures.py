@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import bdb
 import gc
+import io
 import pickle
 import re
+import signal
+import subprocess
 import sys
 import threading
 import weakref
@@ -478,7 +482,10 @@ def test_run_failed_pickles_and_says_what_to_do(cluster: Client, folder: Path) -
         assert "1,001 inputs in" in text
         assert "989 processed, 1 skipped, 11 failed, 0 left" in text
         assert re.search(r"10 x ValueError in process at .*test_failures.py:\d+ in work", text)
-        assert "e.g. input 50: bad number\n" in text
+        assert "e.g. inputs 50, 150, 250, 350, 450: bad number\n" in text
+        log, run = folder / "log.jsonl", error.report.run
+        assert f"Log: {log} (run {run})\n" in text
+        assert f": python -m at_once_dask.failures {log} --run {run}\n" in text
         assert "1 x TypeError in send" in text
         assert str(folder / "log.jsonl") in text
         assert text.endswith(
@@ -603,3 +610,163 @@ def test_causes_come_with_the_most_frequent_first(cluster: Client) -> None:
     assert list(report.causes["error"]) == ["ValueError", "KeyError"]
     assert list(report.causes["count"]) == [7, 3]
     assert list(report.causes["example"]) == [3, 0]
+
+
+def test_the_first_inputs_of_a_cause_are_named(cluster: Client) -> None:
+    """By their place in the list, in whatever order they failed."""
+
+    def work(name: str) -> None:
+        raise {"o": OSError, "k": KeyError, "v": ValueError}[name[0]]("no")
+
+    names = ["k0", *(f"o{n}" for n in range(300)), "v0", "v1", "v" * 300, "v2"]
+    report = at_once_dask.run(names, None, work, True, on_error="return", progress=False)
+    text = report.summary()
+    assert "e.g. inputs 'o0', 'o1', 'o2', 'o3', 'o4': no\n" in text
+    assert "e.g. inputs 'v0', 'v1': no\n" in text  # no room for the long one, and those behind it
+    assert "e.g. input 'k0': 'no'\n" in text
+    copy = pickle.loads(pickle.dumps(report))
+    assert copy.summary() == text
+    few = at_once_dask.run(["o7", "o8"], None, work, on_error="return", progress=False)
+    assert ", inputs 'o7', 'o8': no\n" in few.summary()
+
+
+ODD = "caf\udce9 \N{SNOWMAN}"  # as Python gives a file name that is not UTF-8
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
+def test_names_that_are_not_utf8_can_be_told(
+    cluster: Client, folder: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    """Wherever: on a terminal, in the log, in frames, in the page."""
+
+    def work(name: str) -> dict[str, int]:
+        print("reading", name)
+        at_once_dask.log(f"reading {name}")
+        raise ValueError(f"cannot read {name}")
+
+    (folder / ODD).mkdir()
+    monkeypatch.setattr(at_once_dask, "logfile", folder / ODD / "log.jsonl")
+    with pytest.raises(at_once_dask.RunFailed) as failed:
+        at_once_dask.run(
+            [ODD], None, work, reduce_fn=sum, progress=False, report_path=folder / ODD / "r.html"
+        )
+    report = failed.value.report
+    with io.TextIOWrapper(io.BytesIO(), encoding, "strict") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        print(failed.value, report, sep="\n")
+        terminal.flush()
+        told = terminal.buffer.getvalue().decode(encoding)
+        monkeypatch.undo()
+    snowman = "\N{SNOWMAN}" if encoding == "utf-8" else "\\u2603"
+    assert told.count(f"cannot read caf\\udce9 {snowman}\n") == 2
+    texts = [
+        report.summary(),
+        report._repr_html_(),
+        (folder / ODD / "r.html").read_text("utf-8"),
+        *report.failures[["message", "traceback"]].iloc[0],
+        *report.causes[["where", "message"]].iloc[0],
+        *at_once_dask.read_log(report.logfile)["msg"],
+    ]
+    assert all(text.encode() for text in texts)
+    assert sum("caf\\udce9 \N{SNOWMAN}" in text for text in texts) == len(texts) - 1
+    assert report.failures["input"].iloc[0] == ODD
+
+
+def run_program(code: str) -> None:
+    subprocess.run(["/bin/sh", "-c", code], check=True, capture_output=True, timeout=20)
+
+
+def explain_bare_assert(n: int) -> None:
+    assert n > 5
+
+
+def explain_signal(n: int) -> None:
+    signal.signal(signal.SIGALRM, print)
+
+
+def explain_program(n: int) -> None:
+    run_program("echo frame 1 >&2; echo unknown codec foo >&2; exit 3")
+
+
+def explain_text_of_program(n: int) -> None:
+    subprocess.run("echo no such host; exit 1", shell=True, check=True, stdout=-1, text=True)
+
+
+def explain_long_words_of_program(n: int) -> None:
+    run_program("seq 100000 >&2; printf 'caf\\351' >&2; exit 3")
+
+
+def explain_slow_program(n: int) -> None:
+    subprocess.run("echo begun; exec sleep 60", shell=True, stdout=-1, timeout=0.3)
+
+
+def explain_silent_program(n: int) -> None:
+    subprocess.run(["/bin/false"], check=True)
+
+
+EXPLAINED: dict[Any, str] = {
+    explain_bare_assert: "assert n > 5",
+    explain_signal: (
+        "signal only works in main thread of the main interpreter; inputs run in a thread of their"
+        " worker; to limit the time of an input, write"
+        " run(inp_list, check_inp, process_inp, timeout=60) instead"
+    ),
+    explain_program: (
+        "Command '['/bin/sh', '-c', 'echo frame 1 >&2; echo unknown codec foo >&2; exit 3']'"
+        " returned non-zero exit status 3; it ended with: unknown codec foo\nframe 1\nunknown"
+        " codec foo"
+    ),
+    explain_text_of_program: (
+        "Command 'echo no such host; exit 1' returned non-zero exit status 1; it ended with: no"
+        " such host"
+    ),
+    explain_slow_program: (
+        "Command 'echo begun; exec sleep 60' timed out after 0.3 seconds; it ended with: begun"
+    ),
+    explain_silent_program: "Command '['/bin/false']' returned non-zero exit status 1.",
+}
+
+
+@pytest.mark.parametrize("work", EXPLAINED, ids=lambda work: work.__name__)
+def test_a_failure_tells_what_its_exception_does_not(cluster: Client, work: Any) -> None:
+    report = at_once_dask.run([1], None, work, on_error="return", progress=False)
+    assert report.failures.loc[0, "message"] == EXPLAINED[work]
+    logged = at_once_dask.read_log(run=report.run)["msg"].iloc[0]
+    assert EXPLAINED[work].splitlines()[-1] in logged
+    assert "test_failures.py:" in report.causes["where"].iloc[0]
+
+
+def test_of_the_words_of_a_program_the_end_is_kept(cluster: Client) -> None:
+    report = at_once_dask.run(
+        [1], None, explain_long_words_of_program, on_error="return", progress=False
+    )
+    message, traceback = report.failures[["message", "traceback"]].iloc[0]
+    assert message.endswith("\n99999\n100000\ncaf\\xe9")
+    assert "; it ended with: caf\\xe9\n…" in message
+    assert len(message) < 1_500
+    assert traceback.endswith("\n100000\ncaf\\xe9")
+
+
+def test_a_breakpoint_in_a_worker_says_where_it_would_stop(cluster: Client) -> None:
+    def work(n: int) -> None:
+        raise bdb.BdbQuit  # as `breakpoint()` ends where there is nothing to read from
+
+    report = at_once_dask.run([1], None, work, on_error="return", progress=False)
+    failure = report.failures.iloc[0]
+    assert failure["error"] == "BdbQuit"
+    assert "report.replay(position)" in failure["message"]
+
+
+def test_what_cannot_be_pickled_points_at_no_line_of_pickle(cluster: Client) -> None:
+    inputs = [1, (n for n in range(3)), threading.Lock()]
+    result = at_once_dask.run(
+        inputs,
+        None,
+        lambda n: {n: threading.Lock()},
+        reduce_fn=list,
+        on_error="return",
+        progress=False,
+    )
+    causes = result.report.causes
+    assert sorted(set(causes["stage"])) == ["collect", "send"]
+    assert set(causes["where"]) == {""}

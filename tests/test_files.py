@@ -1,7 +1,8 @@
-"""`atomic_write`: the whole file under its name, or what was there before."""
+"""`atomic_write` and `atomic_path`: the whole file under its name, or what was there before."""
 
 from __future__ import annotations
 
+import gzip
 import os
 import signal
 import subprocess
@@ -11,16 +12,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from helpers import poll_for
 
 import at_once_dask
-from at_once_dask import atomic_write
+from at_once_dask import atomic_path, atomic_write
 
 
 def leftovers(folder: Path) -> list[Path]:
     """What an interrupted write left behind."""
-    return list(folder.glob(".*.part"))
+    return list(folder.glob(".*.part.*"))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +126,7 @@ ROOT = str(Path(__file__).parent.parent)
 DYING = """
 import os, signal
 from pathlib import Path
-from at_once_dask import atomic_write
+from at_once_dask import atomic_path, atomic_write
 
 DEATHS = {
     "SIGKILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -176,7 +179,7 @@ def test_a_process_that_is_killed_at_any_time(folder: Path) -> None:
     """Each version is one letter over and over; whoever looks finds one of them whole."""
     code = """
 import itertools
-from at_once_dask import atomic_write
+from at_once_dask import atomic_path, atomic_write
 for letter in itertools.cycle("abc"):
     with atomic_write("file") as file:
         for _ in range(50):
@@ -354,11 +357,24 @@ def test_a_relative_path_counts_from_where_the_block_began(folder: Path) -> None
     assert not (folder / "elsewhere" / "file").exists()
 
 
-def test_a_folder_that_does_not_exist(folder: Path) -> None:
+@pytest.mark.parametrize("how", [atomic_write, atomic_path])
+def test_a_folder_that_does_not_exist(folder: Path, how: Callable[[Path], Any]) -> None:
     path = folder / "no such folder" / "file"
-    with pytest.raises(FileNotFoundError, match="no such folder"), atomic_write(path):
+    text = r"path.parent.mkdir\(parents=True, exist_ok=True\)"
+    with pytest.raises(FileNotFoundError, match=text) as raised, how(path):
         pytest.fail("the block must not run")
+    assert raised.value.filename == str(path)
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tar.gz", "é" * 120 + ".parquet", "." + "a" * 250])
+def test_the_temporary_name_keeps_the_ending(folder: Path, name: str) -> None:
+    with atomic_write(name) as file:
+        (unfinished,) = leftovers(folder)
+        assert unfinished == Path(file.name)
+        assert len(os.fsencode(unfinished.name)) <= 255
+        assert unfinished.name.endswith(name[-9:])
+        assert unfinished.suffix == Path(name).suffix or name.startswith(".")
 
 
 @pytest.mark.parametrize("name", ["n" * 255, "é" * 127, "漢" * 85, ".hidden", "a b\n'c"])
@@ -374,3 +390,85 @@ def test_a_file_that_is_closed_in_the_block_is_whole(folder: Path) -> None:
         file.write(b"whole")
         file.close()
     assert (folder / "file").read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize("old", [None, "old"])
+@pytest.mark.parametrize("kind", [str, os.fsencode, Path])
+def test_a_path_to_write_to(folder: Path, old: str | None, kind: Callable[[str], Any]) -> None:
+    target = folder / "a.tar.gz"
+    if old is not None:
+        target.write_text(old)
+        target.chmod(0o640)
+    with atomic_path(kind("a.tar.gz")) as temporary:
+        assert temporary.parent == folder
+        assert temporary.suffixes[-2:] == [".tar", ".gz"]
+        assert not temporary.exists()  # some programs do not write to what exists
+        temporary.write_text("new")
+        assert (target.read_text() if target.exists() else None) == old
+    assert target.read_text() == "new"
+    assert old is None or permissions(target) == 0o640
+    assert os.listdir(folder) == ["a.tar.gz"]
+
+
+def test_libraries_know_what_to_write_by_the_path(folder: Path) -> None:
+    frame = pd.DataFrame({"a": [1, 2]})
+    with atomic_path("a.csv.gz") as temporary:
+        frame.to_csv(temporary, index=False)
+    with gzip.open("a.csv.gz", "rt") as file:
+        assert file.read() == "a\n1\n2\n"
+    with atomic_path("a.npy") as temporary:
+        np.save(temporary, np.arange(3))
+    assert np.load("a.npy").tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, GeneratorExit])
+def test_a_path_whose_block_raises_leaves_nothing(folder: Path, error: type[BaseException]) -> None:
+    (folder / "file").write_text("old")
+    with pytest.raises(error, match="mine"), atomic_path("file") as temporary:
+        temporary.write_text("half")
+        temporary.with_name(f"{temporary.name}-journal").write_text("of SQLite")
+        raise error("mine")
+    assert (folder / "file").read_text() == "old"
+    assert os.listdir(folder) == ["file"]
+
+
+def write_no_file(temporary: Path) -> None:
+    pass
+
+
+def write_a_folder(temporary: Path) -> None:
+    temporary.mkdir()
+    (temporary / "part").write_text("1")
+
+
+def write_with_another_ending(temporary: Path) -> None:
+    np.save(temporary, np.arange(3))
+
+
+@pytest.mark.parametrize("write", [write_no_file, write_a_folder, write_with_another_ending])
+def test_a_block_that_writes_no_file(folder: Path, write: Callable[[Path], None]) -> None:
+    (folder / "a.dat").write_text("old")
+    with pytest.raises(FileNotFoundError, match="has written no file") as raised:
+        with atomic_path("a.dat") as temporary:
+            write(temporary)
+    assert raised.value.filename == "a.dat"
+    assert "with atomic_path(path) as temporary: image.save(temporary)" in str(raised.value)
+    assert (folder / "a.dat").read_text() == "old"
+    assert os.listdir(folder) == ["a.dat"]
+
+
+def test_a_path_behind_a_link(folder: Path) -> None:
+    (folder / "far").mkdir()
+    (folder / "link.txt").symlink_to(Path("far") / "target.txt")
+    with atomic_path("link.txt") as temporary:
+        assert temporary.parent == folder / "far"
+        temporary.write_text("new")
+    assert (folder / "link.txt").is_symlink()
+    assert (folder / "far" / "target.txt").read_text() == "new"
+
+
+@pytest.mark.parametrize("path", [None, 3, ".", "", os.devnull])
+def test_paths_of_no_file_are_refused(folder: Path, path: Any) -> None:
+    text = r"with atomic_path\(.*\) as temporary: \.\.\."
+    with pytest.raises(at_once_dask.InputError, match=text), atomic_path(path):
+        pytest.fail("the block must not run")

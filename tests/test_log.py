@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import resource
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -149,6 +153,18 @@ def test_a_disk_that_is_full_in_the_middle_of_a_line(folder: Path) -> None:
     assert (folder / "log.jsonl").read_text().count("\n") == 4
 
 
+def test_a_run_that_writes_nothing_leaves_no_log(cluster: Client, folder: Path) -> None:
+    report = at_once_dask.run(range(100), None, abs, progress=False)
+    assert report.ok
+    assert list(folder.iterdir()) == []
+    assert len(at_once_dask.read_log()) == len(at_once_dask.read_log(run="last")) == 0
+    report = at_once_dask.run([1], None, print_it, progress=False)
+    log = at_once_dask.read_log(run="last")
+    assert list(log["msg"]) == ["printed", "logged"]
+    assert set(log["worker"]) <= set(cluster.nthreads())  # they wrote it themselves
+    assert set(log["run"]) == {report.run}
+
+
 def test_a_log_that_is_rotated_goes_on(cluster: Client, folder: Path) -> None:
     """Workers on the driver's host write to the new file themselves, however much it is."""
 
@@ -161,6 +177,7 @@ def test_a_log_that_is_rotated_goes_on(cluster: Client, folder: Path) -> None:
             print("line", line)
         assert (folder / "log.jsonl").read_text().count(f'"index": {n},') == 5_000
 
+    at_once_dask.log("there is something to rotate")
     report = at_once_dask.run(range(2), None, work, progress=False)
     assert len(at_once_dask.read_log(run=report.run)) == 10_000
 
@@ -219,3 +236,70 @@ def test_a_list_that_changes_the_directory(
 def print_it(inp: int) -> None:
     print("printed", flush=True)
     at_once_dask.log("logged")
+
+
+def listed(*arguments: str) -> tuple[int, list[str], str]:
+    """What ``python -m at_once_dask.failures`` answers: exit code, lines, and what it complains."""
+    done = subprocess.run(
+        [sys.executable, "-m", "at_once_dask.failures", *arguments],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "LC_ALL": "C"},
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout.splitlines(), done.stderr
+
+
+def test_one_command_lists_the_failures_of_a_log(
+    cluster: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(at_once_dask, "logfile", "at_once_log.jsonl")
+
+    def work(name: str) -> None:
+        logging.getLogger("mine").error("in process: it may look like a failure")
+        if not name.isalpha():
+            raise ValueError(f"bad\x1b {name}")
+
+    names = ["a", "b1", "c2", "caf\udce9", "tab\t"]
+    first = at_once_dask.run(names, None, work, on_error="return", retries=1, progress=False)
+    last = at_once_dask.run(["x", "3"], None, work, on_error="return", progress=False)
+    code, lines, _ = listed()
+    assert (code, len(lines)) == (0, 2)
+    assert re.fullmatch(r"1\t'3'\tValueError in process at .*test_log.py.*: bad.x1b 3", lines[0])
+    assert lines[1] == f"1 failed in run {last.run}."
+    code, lines, _ = listed(str(folder / "at_once_log.jsonl"), "--run", first.run)
+    assert code == 0
+    inputs = [line.split("\t")[:2] for line in lines[:-1]]
+    assert inputs == [["1", "'b1'"], ["2", "'c2'"], ["3", r"'caf\udce9'"], ["4", r"'tab\t'"]]
+    assert lines[-1] == f"4 failed in run {first.run}."
+    assert list(at_once_dask.read_log(run="last")["run"].unique()) == [last.run]
+
+
+def test_keys_that_failed_are_listed_behind_the_inputs(cluster: Client, folder: Path) -> None:
+    def reduce(values: list[int]) -> int:
+        raise KeyError(values[0])
+
+    at_once_dask.run(
+        [1, 0], None, lambda n: {1 // n: n}, reduce_fn=reduce, on_error="return", progress=False
+    )
+    code, lines, _ = listed("log.jsonl")
+    assert code == 0
+    assert [line.split("\t")[:2] for line in lines[:-1]] == [["1", "0"], ["key", "1"]]
+
+
+def test_a_log_without_failures_and_none_at_all(cluster: Client, folder: Path) -> None:
+    code, lines, complaint = listed("none.jsonl")
+    assert (code, lines) == (1, [])
+    assert complaint.startswith("none.jsonl cannot be read (No such file or directory); a run")
+    assert complaint.endswith("python -m at_once_dask.failures at_once_log.jsonl\n")
+    at_once_dask.log("before any run")
+    assert listed("log.jsonl")[:2] == (
+        0,
+        ["log.jsonl has no record of a run; no run has written to it."],
+    )
+    assert len(at_once_dask.read_log(run="last")) == 0
+    run = at_once_dask.run([1], None, print, progress=False).run
+    assert listed("log.jsonl")[:2] == (0, [f"No failure of run {run} is in log.jsonl."])
+    assert listed("log.jsonl", "--run", "x")[:2] == (
+        0,
+        [f"log.jsonl has no record of run x; the latest one there is --run {run}."],
+    )

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import io
+import operator
 import os
 import pickle
 import re
 import socket
+import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -18,9 +23,11 @@ import pandas as pd
 import pytest
 from distributed import Client
 from helpers import poll_for
+from tqdm import tqdm
 
 import at_once_dask
 from at_once_dask import cluster as cluster_module
+from at_once_dask import html
 
 # Wrong on purpose, and so without their types.
 run: Any = at_once_dask.run
@@ -46,6 +53,18 @@ async def fetch_many(inp: Any) -> Any:
 
 def pairs(inp: Any) -> Iterator[tuple[str, int]]:
     yield "n", 1
+
+
+def resize(path: str, size: int) -> None:
+    pass
+
+
+def by_size(inp: Any, *, size: int, scale: int) -> None:
+    pass
+
+
+def total(values: list[int]) -> int:
+    return sum(values)
 
 
 class Fetcher:
@@ -321,6 +340,76 @@ FUNCTIONS: dict[str, Wrong] = {
     ),
 }
 
+ONE_INPUT = "it gets one argument, the input"
+ONE_LIST = "it gets one argument, the list of all values of a key"
+TWO_VALUES = "it gets two arguments, values of a key, and returns one"
+
+ARGUMENTS: dict[str, Wrong] = {
+    "process_inp(path, size)": (
+        lambda: run([("a", 1)], None, resize),
+        (
+            f"process_inp is the function resize, which takes (path, size); {ONE_INPUT}; where the"
+            " inputs are tuples, write run(inp_list, check_inp, lambda inp: resize(*inp))"
+        ),
+    ),
+    "check_inp of a plan": (
+        lambda: plan([("a", 1)], lambda path, size: [False, None]),
+        (
+            f"check_inp is the function <lambda>, which takes (path, size); {ONE_INPUT}; where the"
+            " inputs are tuples, write plan(inp_list, lambda inp: check_inp(*inp))"
+        ),
+    ),
+    "process_inp()": (
+        lambda: run([1], None, lambda: None),
+        (
+            f"process_inp is the function <lambda>, which takes nothing; {ONE_INPUT}: {RUN}"
+            " with `def process_inp(inp): ...`"
+        ),
+    ),
+    "process_inp(inp, *, size)": (
+        lambda: run([1], None, functools.partial(by_size, scale=2)),
+        (
+            f"process_inp is the function by_size, which takes (inp, *, size); {ONE_INPUT}; write"
+            " run(inp_list, check_inp, lambda inp: process_inp(inp, size=...))"
+        ),
+    ),
+    "reduce_fn(key, values)": (
+        lambda: run([1], None, process, reduce_fn=lambda key, values: sum(values)),
+        (
+            f"reduce_fn is the function <lambda>, which takes (key, values); {ONE_LIST}, and not"
+            f" the key: {CALL}, reduce_fn=lambda values: ...)"
+        ),
+    ),
+    "reduce_fn(a, b)": (
+        lambda: run([1], None, process, reduce_fn=operator.add),
+        (
+            f"reduce_fn is the function add, which takes (a, b); {ONE_LIST}; to fold them pairwise,"
+            f" write {CALL}, combine_fn=add)"
+        ),
+    ),
+    "reduce_fn()": (
+        lambda: run([1], None, process, reduce_fn=lambda: 1),
+        (
+            f"reduce_fn is the function <lambda>, which takes nothing; {ONE_LIST}: {CALL},"
+            " reduce_fn=sum)"
+        ),
+    ),
+    "combine_fn(values)": (
+        lambda: run([1], None, process, combine_fn=total),
+        (
+            f"combine_fn is the function total, which takes (values); {TWO_VALUES}; what takes the"
+            f" list of all values is {CALL}, reduce_fn=total)"
+        ),
+    ),
+    "combine_fn(a, b, c)": (
+        lambda: run([1], None, process, combine_fn=lambda a, b, c: a),
+        (
+            f"combine_fn is the function <lambda>, which takes (a, b, c); {TWO_VALUES}: {CALL},"
+            " combine_fn=operator.add)"
+        ),
+    ),
+}
+
 OTHERS: dict[str, Wrong] = {
     "do_shuffle a function": (
         lambda: run([1], check, process, sum),
@@ -390,6 +479,11 @@ OTHERS: dict[str, Wrong] = {
     ),
 }
 
+NO_CHECK = (
+    "write run(inp_list, None, {0}) when nothing can be done already, else run(inp_list, check_inp,"
+    " {0}) with `def check_inp(inp): return [is_done, value]`"
+)
+
 SIGNATURES: dict[str, Wrong] = {
     "nothing": (
         lambda: run(),
@@ -397,11 +491,27 @@ SIGNATURES: dict[str, Wrong] = {
     ),
     "no process_inp": (
         lambda: run([1], check),
-        f"run(): missing a required argument: 'process_inp'; it takes {ALL_OF_RUN}",
+        f"run(): missing a required argument: 'process_inp'; {NO_CHECK.format('check')}",
+    ),
+    "process_inp in the place of check_inp": (
+        lambda: run([1], process, progress=False),
+        f"run(): missing a required argument: 'process_inp'; {NO_CHECK.format('process')}",
+    ),
+    "a function without a name": (
+        lambda: run([1], lambda inp: 1),
+        f"run(): missing a required argument: 'process_inp'; {NO_CHECK.format('process_inp')}",
     ),
     "no check_inp": (
         lambda: run([1], process_inp=process),
-        f"run(): missing a required argument: 'check_inp'; it takes {ALL_OF_RUN}",
+        f"run(): missing a required argument: 'check_inp'; {NO_CHECK.format('process_inp')}",
+    ),
+    "the list alone": (
+        lambda: run([1]),
+        f"run(): missing a required argument: 'check_inp'; {NO_CHECK.format('process_inp')}",
+    ),
+    "check_inp by name, no process_inp": (
+        lambda: run([1], check_inp=check),
+        f"run(): missing a required argument: 'process_inp'; write {RUN}",
     ),
     "too many": (
         lambda: run([1], check, process, False, None, max),
@@ -481,7 +591,11 @@ PLANS: dict[str, Wrong] = {
     ),
     "no check_inp": (
         lambda: plan([1]),
-        f"plan(): missing a required argument: 'check_inp'; it takes {ALL_OF_PLAN}",
+        (
+            "plan(): missing a required argument: 'check_inp'; write plan(inp_list, None) when"
+            " nothing can be done already, else plan(inp_list, check_inp) with"
+            " `def check_inp(inp): return [is_done, value]`"
+        ),
     ),
     "swapped": (
         lambda: plan(check, [1]),
@@ -545,6 +659,30 @@ STARTS: dict[str, Wrong] = {
         for given in ("lots", 0, -1, True, [1], float("nan"))
     },
     **{
+        f"memory_limit {given!r}": (
+            functools.partial(start, memory_limit=given),
+            (
+                f"memory_limit is {given!r}, which is {n_bytes} bytes for each worker, and none can"
+                f' live with less than 50 MiB; did you mean start(memory_limit="{meant}")?'
+            ),
+        )
+        for given, n_bytes, meant in (
+            (4, "4", "4 GiB"),
+            (1, "1", "1 GiB"),
+            (2.5, "2.5", "2.5 GiB"),
+            ("8", "8", "8 GiB"),
+            (4096, "4,096", "4 GiB"),
+            ("40 MB", "40,000,000", "4 GiB"),
+        )
+    },
+    **{
+        f"{word}": (
+            functools.partial(start, **{word: 4}),
+            f"start() has no argument {word!r}; call at_once_dask.start(n_workers=4)",
+        )
+        for word in ("n_jobs", "max_workers")
+    },
+    **{
         f"dashboard_address {given!r}": (
             functools.partial(start, dashboard_address=given),
             f"dashboard_address is {given!r}; {ADDRESS}",
@@ -558,6 +696,7 @@ WRONG = {
     for table, rows in {
         "inp_list": INP_LIST,
         "functions": FUNCTIONS,
+        "arguments": ARGUMENTS,
         "others": OTHERS,
         "limits": LIMITS,
         "signature": SIGNATURES,
@@ -630,9 +769,11 @@ def test_a_dashboard_port_that_is_taken(untouched: None) -> None:
 
 def test_other_settings_than_those_in_force(cluster: Client) -> None:
     text = refused(lambda: start(3, dashboard_address="127.0.0.1:0"))
-    assert "n_workers=3" in text
-    assert "n_workers=2" in text
-    assert text.endswith("call at_once_dask.close() first")
+    others = "memory_limit='auto', dashboard_address='127.0.0.1:0'"
+    assert text == (
+        f"a cluster with n_workers=2, {others} is running; call at_once_dask.close() first, then"
+        f" at_once_dask.start(n_workers=3, {others})"
+    )
     assert start(2, dashboard_address="127.0.0.1:0") is cluster
 
 
@@ -783,8 +924,8 @@ def check_logfile_text(text: str, given: str) -> None:
     reason = "Is a directory" if given == "." else "No such file or directory"
     assert text == (
         f"at_once_dask.logfile = {str(Path(given).absolute())!r} cannot be written ({reason});"
-        " assign a path in a folder that exists, for example"
-        ' at_once_dask.logfile = "log.jsonl"'
+        " assign a path that can be, for example at_once_dask.logfile = "
+        '"at_once_log.jsonl"'
     )
 
 
@@ -860,6 +1001,66 @@ def test_a_report_path_where_nobody_may_write(untouched: None) -> None:
     given = "/report.html"
     expected = f"report_path is {given!r}, whose folder '/' may not be written to; {NAME_IT}"
     assert refused(lambda: run([1], check, process, report_path=given)) == expected
+
+
+NOBODY = """
+import os, sys
+import at_once_dask
+usual, at_once_dask.logfile = at_once_dask.logfile, os.environ["TMPDIR"] + "/first.jsonl"
+at_once_dask.run([], None, print, report_path=os.environ["TMPDIR"] + "/first.html")  # imports all
+at_once_dask.logfile = usual
+if os.geteuid() == 0:
+    os.setresgid(123456, 123456, 123456)
+    os.setresuid(123456, 123456, 123456)
+answers = []
+for arguments in ({}, {"report_path": "report.html"}):
+    try:
+        at_once_dask.run([], None, print, **arguments)
+    except at_once_dask.InputError as error:
+        answers.append(str(error))
+        text = str(error).rpartition("for example ")[2]
+        if text.startswith("at_once_dask.logfile = "):
+            exec(text)
+        else:
+            eval(text.rpartition(": ")[2].replace("run(", "at_once_dask.run("),
+                 {"at_once_dask": at_once_dask, "inp_list": [], "check_inp": None,
+                  "process_inp": print})
+at_once_dask.log("written")
+print(*answers, at_once_dask.logfile, sep="\\n")
+"""
+
+
+@pytest.mark.parametrize("home", ["a home", None])
+def test_who_may_not_write_here_is_told_where_he_may(home: str | None) -> None:
+    """At home, or where temporary files go; what is written as told is written."""
+    with tempfile.TemporaryDirectory() as base:
+        for name, mode in (("", 0o755), ("a home", 0o777), ("here", 0o555), ("temporary", 0o777)):
+            (Path(base) / name).mkdir(exist_ok=True)
+            (Path(base) / name).chmod(mode)
+        where = Path(base) / ("temporary" if home is None else home)
+        done = subprocess.run(
+            [sys.executable, "-c", NOBODY],
+            cwd=Path(base) / "here",
+            env=os.environ
+            | {
+                "PYTHONPATH": str(Path(__file__).parent.parent),
+                "TMPDIR": str(Path(base) / "temporary"),
+                "HOME": "/nowhere" if home is None else str(where),
+            },
+            capture_output=True,
+            text=True,
+        )
+        assert done.stderr == ""
+        of_log, of_report, logfile = done.stdout.splitlines()
+        assert of_log.startswith(
+            f"at_once_dask.logfile = '{base}/here/at_once_log.jsonl' cannot be"
+        )
+        assert "(Permission denied)" in of_log
+        assert "whose folder" in of_report
+        assert "may not be written to" in of_report
+        assert Path(logfile).parent == where
+        assert "written" in Path(logfile).read_text()
+        assert len(list(where.glob("report*.html"))) == 1
 
 
 LATE: dict[str, Callable[[Iterable[int]], object]] = {
@@ -1034,7 +1235,7 @@ def test_the_text_of_a_failed_run_shows_what_to_return(cluster: Client, name: st
         run(range(3), **call, reduce_fn=sum, progress=False)
     assert expected + "\n" in str(failed.value)
     assert "3 x TypeError in" in str(failed.value)
-    assert "e.g. input 0: " in str(failed.value)
+    assert ", inputs 0, 1, 2: " in str(failed.value)
 
 
 # --- calls that are right
@@ -1052,6 +1253,25 @@ class OldSequence:
 
 class Word(str):
     pass
+
+
+class Stream:
+    """It has a ``__len__``, and no length."""
+
+    def __init__(self, letters: str, error: Exception) -> None:
+        self.letters = letters
+        self.error = error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.letters)
+
+    def __len__(self) -> int:
+        raise self.error
+
+
+def silent_tqdm(inputs: Iterable[Any]) -> Any:
+    kind: Any = type("silent_tqdm", (tqdm,), {"monitor_interval": 0})  # or its thread stays
+    return kind(inputs, file=io.StringIO())
 
 
 FRAME = pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}, index=["i", "j"])
@@ -1074,6 +1294,11 @@ KINDS: dict[str, tuple[Callable[[], Any], list[Any]]] = {
     "rows": (lambda: FRAME.itertuples(), [("i", 1, "x"), ("j", 2, "y")]),
     "records": (lambda: FRAME.to_dict("records"), [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]),
     "old sequence": (lambda: OldSequence(), ["a", "b", "c"]),
+    "tqdm": (lambda: silent_tqdm(["a", "b"]), ["a", "b"]),
+    "tqdm of a generator": (lambda: silent_tqdm(letter for letter in "ab"), ["a", "b"]),
+    "no length": (lambda: Stream("ab", TypeError("no len()")), ["a", "b"]),
+    "no length known": (lambda: Stream("ab", NotImplementedError()), ["a", "b"]),
+    "nothing, of no length": (lambda: Stream("", TypeError("no len()")), []),
     "str": (lambda: ["a.txt"], ["a.txt"]),
     "paths": (lambda: [Path("a.txt")], [Path("a.txt")]),
     "mixed": (lambda: [None, "a", b"b", Path("c")], [None, "a", b"b", Path("c")]),
@@ -1095,12 +1320,21 @@ def test_lists_of_every_kind(cluster: Client, folder: Path, name: str) -> None:
         result = run(inputs, None, keep, do_shuffle, list, progress=False)
         if hasattr(inputs, "close"):
             inputs.close()
-        found = result["all"]
+        found = result.get("all", [])
         assert result.report.n_inputs == len(expected)
         if do_shuffle:
             assert sorted(found, key=repr) == sorted(expected, key=repr)
         else:
             assert found == expected
+
+
+@pytest.mark.parametrize("error", [TypeError("no len()"), NotImplementedError(), ValueError()])
+def test_a_plan_and_the_words_for_a_list_of_no_length(cluster: Client, error: Exception) -> None:
+    found = plan(Stream("abc", error), lambda letter: [letter < "c", None], progress=False)
+    assert (found.n_inputs, found.pending) == (3, ["c"])
+    report = run(Stream("abc", error), None, print, progress=False)
+    assert report.n_inputs == 3
+    assert ">Stream<" in re.sub(r"\s+", "", html.page(report._story))
 
 
 def test_rows_of_a_frame_keep_their_names(cluster: Client) -> None:

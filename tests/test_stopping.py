@@ -166,6 +166,19 @@ def test_a_share_is_not_judged_before_twenty(cluster: Client, folder: Path) -> N
     assert (report.n_failed, report.n_left) == (19, 0)
 
 
+def test_what_was_done_before_is_good_in_a_share(cluster: Client, folder: Path) -> None:
+    """A run that is resumed has the bad inputs left."""
+    report = run(
+        range(1000),
+        lambda n: [n < 960, None],
+        failing(folder, 1, times=1),
+        max_failures=0.05,
+        on_error="return",
+        progress=False,
+    )
+    assert (report.n_skipped, report.n_failed, report.n_left) == (960, 40, 0)
+
+
 def test_failures_that_are_tried_again_do_not_count(
     cluster: Client, folder: Path, quick: None
 ) -> None:
