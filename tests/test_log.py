@@ -62,7 +62,9 @@ def test_records_of_the_workers(cluster: Client, folder: Path) -> None:
     assert set(log["run"]) == {result.report.run}
     assert result.report.logfile == str(folder / "relative.jsonl")
     assert log["worker"].isin(cluster.nthreads()).all()
-    checking = log[log["msg"].str.startswith("checking")].sort_values("index")
+    checking = log[log["msg"].str.startswith("checking")]
+    assert len(checking) == 4  # one input is asked again, to be compared
+    checking = checking.drop_duplicates("index").sort_values("index")
     assert list(checking["index"]) == [0, 1, 2]
     assert list(checking["input"])[:2] == ["'a'", "'b'"]
     assert len(checking["input"].iloc[2]) == 200
