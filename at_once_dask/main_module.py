@@ -32,9 +32,9 @@ KEPT_BYTES = 2**24  # of a pickled module, to be kept for children
 # What such a variable may be made of: data, and nothing that does something when it is copied.
 _DATA = frozenset(
     (
-        *("__main__", "abc", "argparse", "array", "builtins", "collections", "dataclasses"),
-        *("datetime", "decimal", "enum", "fractions", "functools", "ipaddress", "numpy"),
-        *("operator", "pathlib", "re", "types", "typing", "uuid", "zoneinfo"),
+        *("__main__", "at_once_dask", "abc", "argparse", "array", "builtins", "collections"),
+        *("dataclasses", "datetime", "decimal", "enum", "fractions", "functools", "ipaddress"),
+        *("numpy", "operator", "pathlib", "re", "types", "typing", "uuid", "zoneinfo"),
     )
 )
 _ATTRIBUTES = ("__name__", "__file__", "__package__", "__path__", "__doc__")

@@ -15,6 +15,7 @@ from types import CodeType, FunctionType
 from typing import IO, Any, ClassVar
 
 import cloudpickle
+from cloudpickle.cloudpickle import _DYNAMIC_CLASS_TRACKER_BY_ID, _make_skeleton_class
 
 from at_once_dask import cells
 
@@ -116,6 +117,26 @@ def dispatching(registry: dict[type, Callable[..., Any]], state: dict[str, Any])
     return made
 
 
+def _reduce_dispatching_method(method: functools.singledispatchmethod[Any]) -> Any:
+    return _dispatching_method, (method.func, method.dispatcher)
+
+
+def _dispatching_method(function: Callable[..., Any], dispatcher: Any) -> Any:
+    made = functools.singledispatchmethod(function)
+    made.dispatcher = dispatcher
+    return made
+
+
+def _class(*made_of: Any) -> type:
+    """As cloudpickle makes it, but once: it makes a class for each time that a pickle names it.
+
+    All but the first are thrown away, but not before ``__init_subclass__`` has been told of them.
+    """
+    known: type | None = _DYNAMIC_CLASS_TRACKER_BY_ID.get(made_of[4])
+    made: type = _make_skeleton_class(*made_of) if known is None else known
+    return made
+
+
 _a_dispatching: Any = functools.singledispatch(len)
 _DISPATCHING = _a_dispatching.__code__  # all of them have this one
 _KEPT_BY_DISPATCH = ("register", "dispatch", "registry", "_clear_cache")
@@ -134,9 +155,19 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             CodeType: _reduce_code,
             type(functools.lru_cache(len)): _reduce_cached,
             functools.cached_property: _reduce_cached_property,
+            functools.singledispatchmethod: _reduce_dispatching_method,
         },
         cloudpickle.Pickler.dispatch_table,
     )
+
+    def reducer_override(self, obj: Any) -> Any:
+        reduced = super().reducer_override(obj)
+        if isinstance(reduced, tuple) and reduced[0] is _make_skeleton_class:
+            _, made_of, *state = reduced
+            if vars(obj).get("__slots__"):  # cloudpickle forgets them: instances get a dict
+                made_of[3]["__slots__"] = obj.__slots__
+            return _class, made_of, *state
+        return reduced
 
     def _dynamic_function_reduce(self, func: FunctionType) -> Any:
         if func.__code__ is not _DISPATCHING:

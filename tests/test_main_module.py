@@ -76,6 +76,34 @@ class Shape:
     def name():
         return "square"
 
+    @functools.singledispatchmethod
+    def kind(self, value):
+        return "other"
+    @kind.register
+    def _(self, value: int):
+        return "int"
+
+@dataclass(frozen=True, slots=True)
+class Slotted:
+    n: int
+
+class Base:
+    known = {}
+    def __init_subclass__(cls):
+        Base.known[cls.__name__] = cls
+    def name(self):
+        return "base"
+
+class Sub(Base):
+    def name(self):
+        return "sub of " + super().name()
+
+class Person:
+    partner: Person
+Person.partner = Person()
+
+HANDLERS = {"triple": triple, "sub": Sub}
+
 def saved_and_loaded(n):
     path = f"{os.getpid()}-{n}.pickle"
     with open(path, "wb") as file:
@@ -125,12 +153,25 @@ def through_main(n):
     import __main__
     return __main__.FACTOR, __main__.tokens("a word"), __main__.pd.__name__, __main__.__name__
 
+def of_many_kinds(n):
+    copies = pickle.loads(pickle.dumps([Slotted(n), Sub(), Person.partner, Shape]))
+    slotted, sub, person, shape = copies
+    return (
+        slotted, hasattr(slotted, "__dict__"), sub.name(), Base.known["Sub"] is Sub, shape is Shape,
+        type(person) is Person, typing.get_type_hints(Person)["partner"] is Person,
+        Shape(n).kind(n), Shape(n).kind("n"),
+    )
+
+def looked_up_in_data(n):
+    import __main__
+    return __main__.HANDLERS["triple"](n), __main__.HANDLERS["sub"] is __main__.Sub
+
 def looked_up(n):
     return globals()["named"](n), getattr(sys.modules[Result.__module__], "Point")(1, n).y
 
 USES = [
     saved_and_loaded, model_loaded, on_a_shelf, in_a_pool, in_an_executor, cached, fib, dispatched,
-    annotated, through_main, looked_up,
+    annotated, through_main, looked_up, of_many_kinds, looked_up_in_data,
 ]
 OTHER_PROCESSES = [in_spawned_processes, in_a_forkserver]  # these would run the script in a loop
 EXPECTED = {
