@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from at_once_dask import files
+from at_once_dask import files, session
 from at_once_dask.errors import InputError
 from at_once_dask.failure import safe_repr
 from at_once_dask.ledger import Failed
@@ -242,6 +242,24 @@ class Report:
         return self._story.summary
 
     __str__ = summary
+
+    def _brief(self) -> str:
+        """What there is to say beside the card."""
+        return self._story.ending + self._look_into()
+
+    def _look_into(self) -> str:
+        """A line more at a prompt: how to get into the code where an input has failed."""
+        debugger, replayed = session.debugger(), self._replayed()
+        if debugger is None or replayed is None or self is not latest:
+            return ""
+        call = f"at_once_dask.last_report().replay({replayed})"
+        return f"\nLook into it: {call}, then {debugger}"
+
+    def _replayed(self) -> int | None:
+        """Where an input failed that can be run again here: what ended a worker would end us."""
+        examples = [cause.example for cause in self._story.ledger.causes()]
+        found = [e.index for e in examples if e.failure.kind == "exception" and e.index is not None]
+        return found[0] if found else None
 
     def __repr__(self) -> str:
         return f"<Report of run {self.run}: {self._story.counts}>"

@@ -20,7 +20,7 @@ from typing import Any
 import dask
 import distributed
 
-from at_once_dask import cluster, journal, pickles
+from at_once_dask import cluster, journal, pickles, session
 from at_once_dask.crew import Crew, Running, pickled_job
 from at_once_dask.errors import InputError
 from at_once_dask.failure import Failure, cut, first_line, from_exception
@@ -350,7 +350,7 @@ class _ReduceSink(Sink):
 def _signal(error: KeyboardInterrupt | SystemExit) -> str:
     """Whose work it is; ``SystemExit`` is that of somebody's own handler, if it is not ours."""
     if isinstance(error, KeyboardInterrupt):
-        return "Ctrl-C"
+        return "the stop button" if session.in_notebook() else "Ctrl-C"
     return "SIGTERM" if error.code == 128 + signal.SIGTERM else f"SystemExit({error.code!r})"
 
 

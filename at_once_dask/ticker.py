@@ -15,6 +15,7 @@ from at_once_dask.crew import Running
 from at_once_dask.ledger import Ledger
 from at_once_dask.rates import Eta
 from at_once_dask.report import Report
+from at_once_dask.session import in_notebook
 from at_once_dask.sight import Flights, failing
 from at_once_dask.states import FAILED, PENDING, PROCESSED, SKIPPED
 
@@ -221,9 +222,14 @@ def show_link(link: str, stream: TextIO | None = None, *, page: str | None = Non
         print(text, file=_Stream(stream), flush=True)
 
 
+def say(text: str) -> None:
+    """On stderr; it must not break anything."""
+    print(text, file=_Stream(None), flush=True)
+
+
 def warn(text: str) -> None:
-    """Say something on stderr that must not be lost, and must not break anything."""
-    print(f"at_once_dask: {text}", file=_Stream(None), flush=True)
+    """Say something on stderr that must not be lost."""
+    say(f"at_once_dask: {text}")
 
 
 def let_inspect(report: Report, page: str | None = None) -> None:
@@ -236,13 +242,6 @@ def let_inspect(report: Report, page: str | None = None) -> None:
     print(f"Inspect: {links}\nEnter or Ctrl-C goes on.", file=stderr, flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         stdin.readline()
-
-
-def in_notebook() -> bool:
-    """Whether this is a Jupyter kernel, which shows more than text."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return shell is not None and hasattr(shell, "kernel")
 
 
 def duration(seconds: float) -> str:

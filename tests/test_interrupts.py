@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import secrets
 import signal
 import subprocess
@@ -257,11 +258,17 @@ def test_it_ends_while_inputs_hang(folder: Path, number: int) -> None:
 
 
 def check_one_interrupt(script: Script) -> None:
-    """One traceback, and nothing else, on stderr."""
+    """One traceback, of the script's line and at most one of ours, with what is to be known."""
     err = script.err
     assert err.startswith("Traceback"), err
-    assert err.endswith("\nKeyboardInterrupt\n"), err
     assert err.count("Traceback") == err.count("\nKeyboardInterrupt") == 1, err
+    assert err.count('  File "') <= 2, err
+    _, _, told = err.partition("\nKeyboardInterrupt: ")
+    ending, counts, log, step = told.splitlines()
+    assert ending == "Interrupted: Ctrl-C."
+    assert re.match(r"\d+ inputs in \d+\.\d s: ", counts)
+    assert log.startswith("Log: ")
+    assert step.startswith("Next: run the same again to go on")
 
 
 PLAIN = f"""
