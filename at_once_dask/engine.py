@@ -16,7 +16,7 @@ from at_once_dask.lease import running
 from at_once_dask.options import Options, function_name
 from at_once_dask.report import Plan, Reduction, Report
 from at_once_dask.runner import PlanSink, Run
-from at_once_dask.ticker import let_inspect, say, show_link, warn
+from at_once_dask.ticker import let_inspect, say, show_links, warn
 
 
 def run(options: Options, interrupts: Interrupts) -> Report | Reduction[Any, Any]:
@@ -139,8 +139,8 @@ def _crew(this: Run) -> Iterator[Crew]:
         this.show(found.sight, label)
     labels = label, function_name(options.reduce_fn or options.combine_fn)
     with ClusterCrew(found, this.job, this.book, labels, options.timeout, this.interrupts) as crew:
-        if options.progress and found.dashboard_link is not None:
-            show_link(found.dashboard_link, page=found.page_link)
+        if options.progress:
+            show_links(this.links)
         yield crew
 
 

@@ -6,6 +6,7 @@ import heapq
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from at_once_dask.failure import Failure, Same, safe_repr
@@ -135,6 +136,10 @@ class Ledger:
             return -cause.count, cause.example.order
 
         return heapq.nsmallest(len(causes) if limit is None else limit, causes, key=rank)
+
+    def causes_after(self, n: int) -> list[Cause]:
+        """Those that were not among the first `n` to come, as they came."""
+        return list(islice(self._causes.values(), n, None))
 
     def cause(self, same: Same) -> Cause | None:
         """The failures that have this in common."""

@@ -90,6 +90,12 @@ class Run:
         self._log_begun = journal.size(self.logfile)
         self._begun, self._begun_at = time.monotonic(), time.time()
 
+    @property
+    def links(self) -> dict[str, str]:
+        """Where to look on, by name."""
+        links = {"Dask dashboard": self.dashboard_link, "This run": self.page_link}
+        return {name: link for name, link in links.items() if link is not None}
+
     def open(self) -> None:
         """Look at the list; to shuffle it takes drawing all of it."""
         self.source = _source(self.options, self.interrupts)
@@ -234,10 +240,24 @@ class Run:
 
     @contextmanager
     def _watcher(self, ledger: Ledger, source: Source, what: str) -> Iterator[_Watchers]:
-        total = source.total
-        with Ticker(ledger, total, what) if self.options.progress else Silent() as ticker:
+        with self._ticker(ledger, source, what) as ticker:
             seen = None if self.view is None else self.view.begin(what, ledger, source)
             yield _Watchers(ticker, seen)
+
+    def _ticker(self, ledger: Ledger, source: Source, what: str) -> Ticker | Silent:
+        """The map pass tells the time from the beginning of the run, as the report does."""
+        if not self.options.progress:
+            return Silent()
+        is_map = ledger is self.ledger
+        return Ticker(
+            ledger,
+            source.total,
+            what,
+            causes=None if is_map else self.ledger,
+            links=self.links,
+            run=self.id,
+            begun=self._begun if is_map else None,
+        )
 
 
 class _Watchers:

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from at_once_dask.failure import cut, first_line, safe_repr
 from at_once_dask.ledger import Cause, Failed, Ledger
+from at_once_dask.rates import elapsed
 from at_once_dask.states import FAILED, LEFT, PENDING, PROCESSED, SKIPPED
 
 CAUSES_IN_TEXT = 5
@@ -95,7 +96,7 @@ class Story:
         if self.facts.ended != FINISHED:
             return f"{self.facts.ended.capitalize()}: {self.facts.reason}."
         failed = [
-            f"{n:,} {what if n == 1 else f'{what}s'}"
+            counted(n, what)
             for n, what in ((self.n_failed, "input"), (self.n_keys_failed, "key"))
             if n
         ]
@@ -117,12 +118,12 @@ class Story:
     @property
     def counts(self) -> str:
         text = (
-            f"{self.n_inputs:,} inputs in {self.facts.seconds:.1f} s: {self.n_processed:,}"
-            f" processed, {self.n_skipped:,} skipped, {self.n_failed:,} failed,"
-            f" {self.n_left:,} left"
+            f"{counted(self.n_inputs, 'input')} in {elapsed(self.facts.seconds)}:"
+            f" {self.n_processed:,} processed, {self.n_skipped:,} skipped,"
+            f" {self.n_failed:,} failed, {self.n_left:,} left"
         )
         if self.n_keys_failed:
-            text += f"; {self.n_keys_failed:,} keys failed"
+            text += f"; {counted(self.n_keys_failed, 'key')} failed"
         return text
 
     @property
@@ -137,9 +138,14 @@ class Story:
         if self.ledger.n_causes > len(causes):
             lines.append(f"  and {self.ledger.n_causes - len(causes)} more: see report.causes")
         lines.append(f"Log: {self.facts.logfile}")
-        if not self.ok:
+        if self.goes_on:
             lines.append(f"Next: {self.next_step}")
         return "\n".join(lines)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether something is to be done next: of a list that broke off nobody knows the rest."""
+        return not self.ok or self.facts.ended != FINISHED
 
     @property
     def next_step(self) -> str:
@@ -148,11 +154,21 @@ class Story:
         else:
             step = "run the same again to go on"
         done = self.n_processed + self.n_skipped
-        if self.facts.checked and done:
-            return f"{step}: the {done:,} inputs that are done will be skipped."
         if not done:
             return f"{step}."
-        return f"{step}; pass a check_inp, so that the {done:,} inputs done can be skipped."
+        inputs = counted(done, "input")
+        if self.facts.checked:
+            return f"{step}: the {inputs} that {'is' if done == 1 else 'are'} done will be skipped."
+        return f"{step}; pass a check_inp, so that the {inputs} done can be skipped."
+
+
+def counted(n: int, what: str) -> str:
+    """So many of them.
+
+    >>> counted(1, "input"), counted(1_000, "key")
+    ('1 input', '1,000 keys')
+    """
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def cause_line(cause: Cause) -> str:

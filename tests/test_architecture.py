@@ -59,6 +59,7 @@ ORDER = (
     "options",
     "cluster",
     "crew",
+    "screens",
     "ticker",
     "window",
     "runner",
