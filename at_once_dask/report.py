@@ -12,7 +12,7 @@ from at_once_dask import files, session
 from at_once_dask.errors import InputError
 from at_once_dask.failure import safe_repr
 from at_once_dask.ledger import Failed
-from at_once_dask.story import Story
+from at_once_dask.story import Story, counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -333,8 +333,8 @@ class Plan(Generic[T]):
 
     def __repr__(self) -> str:
         return (
-            f"<Plan: {self.n_inputs:,} inputs, {self.n_done:,} done, {self.n_pending:,} pending,"
-            f" {len(self.failed):,} failed>"
+            f"<Plan: {counted(self.n_inputs, 'input')}, {self.n_done:,} done,"
+            f" {self.n_pending:,} pending, {len(self.failed):,} failed>"
         )
 
     def _repr_html_(self) -> str:

@@ -28,7 +28,7 @@ from at_once_dask.flow import Job, Outcome
 from at_once_dask.gather import Piece
 from at_once_dask.interrupts import Interrupts
 from at_once_dask.ledger import Ledger
-from at_once_dask.options import Options
+from at_once_dask.options import Options, function_name
 from at_once_dask.reduction import Group, Groups
 from at_once_dask.report import Plan, Reduction, Report
 from at_once_dask.sight import PassView, RunView, Sight
@@ -42,6 +42,7 @@ from at_once_dask.story import (
     STOPPED,
     Facts,
     Story,
+    counted,
 )
 from at_once_dask.ticker import Silent, Ticker
 from at_once_dask.window import Sink, Window
@@ -87,6 +88,7 @@ class Run:
         self.stopped: str | None = None  # why it stopped early
         self.told: Report | None = None
         self._settings = options.settings
+        self._folder = os.getcwd()
         self._log_begun = journal.size(self.logfile)
         self._begun, self._begun_at = time.monotonic(), time.time()
 
@@ -174,6 +176,11 @@ class Run:
             checked=self.options.check_inp is not None,
             settings=self._settings,
             versions=versions(),
+            function=function_name(self.options.process_inp or self.options.check_inp),
+            script=session.script(),
+            host=platform.node(),
+            folder=self._folder,
+            page_link=self.page_link,
         )
 
     def _ending(self, error: BaseException | None) -> tuple[str, str, str]:
@@ -228,10 +235,10 @@ class Run:
         judged = failed + counts[PROCESSED]
         if isinstance(most, float):
             over = judged >= JUDGED_FROM and failed > most * judged
-            of = f" of {judged:,} inputs"
+            what = f"{failed:,} of {counted(judged, 'input')}"
         else:
-            over, of = failed > most, " inputs"
-        return f"{failed:,}{of} failed, more than max_failures={most} allows" if over else None
+            over, what = failed > most, counted(failed, "input")
+        return f"{what} failed, more than max_failures={most} allows" if over else None
 
     def _n_inputs(self) -> int:
         """The length of the list; what was drawn, where that is not known or was not true."""

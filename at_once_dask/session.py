@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -20,6 +21,15 @@ def debugger() -> str | None:
     if cells.shell() is not None:
         return "%debug"
     return "import pdb; pdb.pm()" if hasattr(sys, "ps1") else None
+
+
+def script() -> str:
+    """What people call the program: the name of its file, or of the notebook; "" at a prompt."""
+    if in_notebook():
+        known = cells.shell().user_ns.get("__vsc_ipynb_file__")
+        return os.path.basename(known or os.environ.get("JPY_SESSION_NAME", "")) or "a notebook"
+    folder, name = os.path.split(getattr(sys.modules["__main__"], "__file__", None) or "")
+    return os.path.basename(folder) if name == "__main__.py" else name
 
 
 def rendered(error: BaseException, brief: str | None = None) -> list[str]:

@@ -38,6 +38,10 @@ class Facts:
     checked : bool
         Whether there is a ``check_inp``.
     settings, versions : mapping of str to str
+    function, script, host, folder : str
+        Whose run it was: of which function, in which program, on which machine, and where there.
+    page_link : str or None
+        Of the page "This run".
     """
 
     run: str
@@ -52,6 +56,11 @@ class Facts:
     checked: bool
     settings: Mapping[str, str]
     versions: Mapping[str, str]
+    function: str = ""
+    script: str = ""
+    host: str = ""
+    folder: str = ""
+    page_link: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,11 @@ class Story:
 
     facts: Facts
     ledger: Ledger
+
+    @property
+    def name(self) -> str:
+        """By which it is told from other runs: the function's, and the program's."""
+        return " in ".join(filter(None, (self.facts.function, self.facts.script)))
 
     @property
     def n_inputs(self) -> int:

@@ -487,7 +487,7 @@ class InFlight:
 
 def test_what_only_waits_promises_no_end(clock: Clock) -> None:
     ledger = Ledger()
-    ledger.draw(2)
+    ledger.draw(3)
     ticker = Ticker(ledger, 100, "map", stream=io.StringIO(), clock=clock)
     ticker.begin(InFlight(2))
     for _ in range(97):
