@@ -176,7 +176,12 @@ class Report:
                 f"no input at position {safe_repr(position)} has failed; {example}, see"
                 " report.failures.index; write report.replay(report.failures.index[0])"
             )
-        return self._replay(failed[position].inp)
+        __tracebackhide__ = True
+        try:
+            return self._replay(failed[position].inp)
+        except BaseException as error:
+            error.with_traceback(session.theirs(error.__traceback__))
+            raise
 
     def plot(self) -> figure:
         """When each worker was at what, as a Bokeh figure: show it with ``bokeh.plotting.show``.

@@ -262,7 +262,6 @@ class Run:
             what,
             causes=None if is_map else self.ledger,
             links=self.links,
-            run=self.id,
             begun=self._begun if is_map else None,
         )
 

@@ -44,21 +44,17 @@ class Screen(Protocol):
     def end(self, view: View) -> None: ...
 
 
-def screen(
-    stream: TextIO | None, total: int | None, links: Mapping[str, str], run: str | None
-) -> Screen:
+def screen(stream: TextIO | None, total: int | None, links: Mapping[str, str]) -> Screen:
     """The one for this process, which is a notebook's, or where `stream` leads.
 
     Parameters
     ----------
     links
-        What to look at while the run goes on, by name: a notebook has them beside the progress.
-    run
-        Its id, which takes the place of the links when the pass is over.
+        Where to look while the run goes on, by name: a notebook has them beside the progress.
     """
     safe = Stream(stream)
     if in_notebook():
-        return Cell(links, run)
+        return Cell(links)
     return Bar(total, safe) if safe.isatty() else Lines(safe)
 
 
@@ -125,9 +121,8 @@ class Cell:
 
     seconds = UPDATE_SECONDS
 
-    def __init__(self, links: Mapping[str, str], run: str | None) -> None:
+    def __init__(self, links: Mapping[str, str]) -> None:
         self._links = " &middot; ".join(str(linked(name, to)) for name, to in links.items())
-        self._run = run
         self._said: list[str] = []
         self._handle: Any = None
 
@@ -135,17 +130,16 @@ class Cell:
         self.draw(view)
 
     def draw(self, view: View) -> None:
-        below = [*map(html.escape, self._said), *filter(None, [self._links])]
-        self._show(view.line(sys.maxsize), view, below)
+        self._show(view, [*map(html.escape, self._said), *filter(None, [self._links])])
 
     def say(self, text: str) -> None:
         self._said.append(text)
 
     def end(self, view: View) -> None:
-        run = "" if self._run is None else f", run {self._run}"
-        self._show(view.line(sys.maxsize) + run, view, [])
+        self._show(view, [])
 
-    def _show(self, line: str, view: View, below: list[str]) -> None:
+    def _show(self, view: View, below: list[str]) -> None:
+        line = view.line(sys.maxsize)
         data = {"text/plain": line, "text/html": _as_html(line, view, below)}
         with contextlib.suppress(Exception):  # whoever looks on, the run goes on
             if self._handle is None:

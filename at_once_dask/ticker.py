@@ -41,8 +41,8 @@ class Ticker:
         The first word of the line.
     causes : Ledger, optional
         The run's, whose causes are told as they come; by default `ledger`.
-    links, run
-        What a notebook shows beside it, and at the end.
+    links
+        What a notebook shows beside it.
     begun : float, optional
         When what is shown began, if that is not now.
     stream : text stream
@@ -59,7 +59,6 @@ class Ticker:
         *,
         causes: Ledger | None = None,
         links: Mapping[str, str] | None = None,
-        run: str | None = None,
         begun: float | None = None,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -77,7 +76,7 @@ class Ticker:
         self._long: dict[str, tuple[float, Running]] = {}
         self._flights: Flights | None = None
         self._is_over = False
-        self._screen: Screen = screen(stream, total, links or {}, run)
+        self._screen: Screen = screen(stream, total, links or {})
 
     def __enter__(self) -> Ticker:
         self._screen.begin(self._view())

@@ -57,6 +57,13 @@ def test_a_report_of_many_causes_is_small() -> None:
     assert len(display) < 5_000
 
 
+def test_a_report_links_its_page() -> None:
+    display = report_of(ledger_of(1), page_link="http://127.0.0.1:8787/at-once")._repr_html_()
+    assert (
+        '<a href="http://127.0.0.1:8787/at-once" target="_blank" rel="noopener">This run' in display
+    )
+
+
 @pytest.mark.parametrize(
     ("link", "is_link"),
     [

@@ -690,7 +690,7 @@ def test_a_notebook_has_one_display_whose_last_line_stays(
 ) -> None:
     ledger = Ledger()
     show_links(LINKS)
-    with Ticker(ledger, 4, "map", links=LINKS, run="0123", clock=clock) as ticker:
+    with Ticker(ledger, 4, "map", links=LINKS, clock=clock) as ticker:
         for _ in range(8):
             clock.now += 0.125
             ticker.tick()
@@ -707,7 +707,7 @@ def test_a_notebook_has_one_display_whose_last_line_stays(
     assert '<b style="color: #d1443c">1 failed</b>, 1 left, ETA ' in bar
     assert f'<a href="{LINKS["Dask dashboard"]}" target="_blank"' in below
     assert 'href="/proxy/8787/&#34;&gt;&lt;b&gt;"' in below
-    told = "map: 3 processed, 0 skipped, 1 failed, 0 left, in 2.0 s, 1.5/s, run 0123"
+    told = "map: 3 processed, 0 skipped, 1 failed, 0 left, in 2.0 s, 1.5/s"
     assert last["text/plain"] == told
     assert "<a " not in last["text/html"]
     assert capfd.readouterr() == ("", "")
@@ -752,7 +752,7 @@ def executed(folder: Path, monkeypatch: pytest.MonkeyPatch, *cells: str) -> list
 
 def test_what_a_kernel_stores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ((mapped, reduced),) = executed(folder, monkeypatch, CELL)
-    ends = r", in \d+\.\d s(, [\d,.]+/\w+)?, run [0-9a-f]{12}"
+    ends = r", in \d+\.\d s(, [\d,.]+/\w+)?"
     counts = "map: 70 processed, 30 skipped, 0 failed, 0 left"
     assert re.fullmatch(counts + ends, mapped.data["text/plain"])
     counts = "reduce: 70 processed, 0 skipped, 0 failed, 0 left"
