@@ -137,9 +137,9 @@ class Ledger:
 
         return heapq.nsmallest(len(causes) if limit is None else limit, causes, key=rank)
 
-    def causes_after(self, n: int) -> list[Cause]:
-        """Those that were not among the first `n` to come, as they came."""
-        return list(islice(self._causes.values(), n, None))
+    def as_they_came(self, start: int, stop: int) -> list[Cause]:
+        """The causes in the order in which each came first."""
+        return list(islice(self._causes.values(), start, stop))
 
     def cause(self, same: Same) -> Cause | None:
         """The failures that have this in common."""

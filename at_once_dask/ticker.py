@@ -193,10 +193,10 @@ class Ticker:
 
     def _tell_causes(self) -> None:
         """Each new cause, as it first comes: so that nobody waits for the end to learn of it."""
-        for number, cause in enumerate(self._causes.causes_after(self._n_told), self._n_told):
-            if number < CAUSES_TOLD:
-                self._screen.say(f"{'new' if number else 'first'} failure: {_told(cause)}")
-        self._n_told = self._causes.n_causes
+        n = min(self._causes.n_causes, CAUSES_TOLD)
+        for number, cause in enumerate(self._causes.as_they_came(self._n_told, n), self._n_told):
+            self._screen.say(f"{'new' if number else 'first'} failure: {_told(cause)}")
+        self._n_told = max(self._n_told, n)
 
     def _alarm(self) -> None:
         """Say it when nothing works: somebody who sees it saves hours."""

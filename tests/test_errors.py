@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ import nbformat
 import pytest
 from distributed import Client
 from nbclient import NotebookClient
+from runs import ledger_of, report_of
 
 import at_once_dask
-from at_once_dask import session
+from at_once_dask import report, session
+from at_once_dask.failure import Failure
 
 ROOT = str(Path(__file__).parent.parent)
 run: Any = at_once_dask.run
@@ -76,26 +78,33 @@ def test_what_the_list_raises_keeps_its_frames(cluster: Client) -> None:
 # ----- the next step at a prompt
 
 
-@pytest.mark.parametrize("debugger", ["%debug", None])
+def failure(position: int) -> Failure:
+    """Of ten inputs eight end their worker: to run that again would end the person's session."""
+    kind = "exception" if position in (6, 8) else "crash"
+    return Failure(position, "process", kind, "E", "no", "", kind)
+
+
+@pytest.mark.parametrize(
+    ("debugger", "failing", "expected"),
+    [
+        ("%debug", failure, "Look into it: at_once_dask.last_report().replay(6), then %debug"),
+        (None, failure, "Next: fix the cause and run the same again."),
+        ("%debug", lambda n: failure(0), "Next: fix the cause and run the same again."),
+    ],
+)
 def test_a_failure_can_be_looked_into(
-    cluster: Client, monkeypatch: pytest.MonkeyPatch, debugger: str | None
+    monkeypatch: pytest.MonkeyPatch,
+    debugger: str | None,
+    failing: Callable[[int], Failure],
+    expected: str,
 ) -> None:
+    told = report_of(ledger_of(10, failure=failing))
     monkeypatch.setattr(session, "debugger", lambda: debugger)
-
-    def fragile(n: int) -> None:
-        if n in (3, 4):
-            os._exit(n)  # to run that again would end the person's session
-        if n == 6:
-            raise ValueError
-
-    with pytest.raises(at_once_dask.RunFailed) as caught:
-        run(range(8), None, fragile, progress=False)
-    line = "\nLook into it: at_once_dask.last_report().replay(6), then %debug"
-    assert str(caught.value).endswith(line) == (debugger is not None)
-    with pytest.raises(at_once_dask.RunFailed) as later:
-        run([3], None, fragile, progress=False)
-    assert "Look into it" not in str(later.value)
-    assert "Look into it" not in str(caught.value), "last_report() is another run's by now"
+    monkeypatch.setattr(report, "latest", told)
+    error = at_once_dask.RunFailed(told, None)
+    assert str(error).splitlines()[-1] == expected
+    monkeypatch.setattr(report, "latest", report_of(ledger_of(1)))
+    assert "Look into it" not in str(error), "last_report() is another one by now"
 
 
 def test_at_pythons_own_prompt(folder: Path) -> None:
