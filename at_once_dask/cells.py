@@ -14,13 +14,18 @@ from typing import Any
 Cell = tuple[str, tuple[str, ...]]  # as ``In[3]``, and its lines
 
 
+def shell() -> Any:
+    """IPython, in whose cells code is typed; None where there is none."""
+    ipython = sys.modules.get("IPython")
+    return ipython.get_ipython() if ipython is not None else None
+
+
 def cell_of(filename: str) -> Cell | None:
     """The cell that IPython keeps under `filename`; None for all other code."""
-    ipython = sys.modules.get("IPython")
-    shell: Any = ipython.get_ipython() if ipython is not None else None
-    if shell is None or not hasattr(shell.compile, "format_code_name"):  # IPython before 8
+    compiled: Any = getattr(shell(), "compile", None)
+    if not hasattr(compiled, "format_code_name"):  # no IPython, or one before 8
         return None
-    named = shell.compile.format_code_name(filename)
+    named = compiled.format_code_name(filename)
     if named is None:
         return None
     cell = (named[1], tuple(linecache.getlines(filename)))

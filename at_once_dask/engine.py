@@ -9,16 +9,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from at_once_dask import cluster, journal, report
+from at_once_dask import cluster, journal, report, session
 from at_once_dask.crew import ClusterCrew, Crew
-from at_once_dask.errors import InputError, RunFailed, RunStopped
+from at_once_dask.errors import InputError, OfTheList, RunFailed, RunStopped
 from at_once_dask.interrupts import Interrupts
 from at_once_dask.lease import running
 from at_once_dask.options import Options, checked_reduce_fn, function_name
 from at_once_dask.reduction import Kept
 from at_once_dask.report import Plan, Reduction, Report
 from at_once_dask.runner import PlanSink, Run
-from at_once_dask.ticker import let_inspect, show_link, warn
+from at_once_dask.ticker import let_inspect, say, show_links, warn
 
 
 def run(options: Options, interrupts: Interrupts) -> Report | Reduction[Any, Any]:
@@ -93,6 +93,7 @@ def _one(options: Options, interrupts: Interrupts) -> Iterator[Run]:
                 raise  # nothing has begun
             _keep(this, told)
             _attach(told, error)
+            _tell(told, error, options.progress)
             if not is_written:
                 with contextlib.suppress(KeyboardInterrupt):  # a further one: it takes too long
                     _write(this)
@@ -116,12 +117,22 @@ def _attach(told: Report, error: BaseException) -> None:
         error.report = told  # type: ignore[attr-defined]
 
 
+def _tell(told: Report, error: BaseException, progress: bool) -> None:
+    """Let the end by a signal say how far the run came, and how it goes on."""
+    if isinstance(error, KeyboardInterrupt):
+        error.args = (told.summary(),)  # Python prints it behind the name
+        shown = partial(session.rendered, error, told._brief())
+        error._render_traceback_ = shown  # type: ignore[attr-defined]
+    elif isinstance(error, SystemExit) and progress:
+        say(told.summary())
+
+
 def _raise_what_the_list_raised(this: Run) -> None:
     """Here, where nothing is in the way: a context manager would alter it, which not all bear."""
     error = this.source.error
     if error is not None:
         _attach(this.end(), error)
-        raise error
+        raise OfTheList(error)
 
 
 def _write(this: Run) -> None:
@@ -155,8 +166,8 @@ def _crew(this: Run) -> Iterator[Crew]:
         this.show(found.sight, label)
     labels = label, function_name(options.reduce_fn or options.combine_fn)
     with ClusterCrew(found, this.job, this.book, labels, options.timeout, this.interrupts) as crew:
-        if options.progress and found.dashboard_link is not None:
-            show_link(found.dashboard_link, page=found.page_link)
+        if options.progress:
+            show_links(this.links)
         yield crew
 
 

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from at_once_dask import session
+
 if TYPE_CHECKING:
     from at_once_dask.report import Reduction, Report
 
 
 class AtOnceError(Exception):
     """Base of everything this library raises by itself."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows of it."""
+        return session.rendered(self)
+
+
+class OfTheList(BaseException):
+    """Brings what the list raised to the front door, where it is raised as it is."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
 
 
 class InputError(AtOnceError, ValueError):
@@ -41,7 +54,10 @@ class RunFailed(AtOnceError):
         return partial
 
     def __str__(self) -> str:
-        return str(self.report)
+        return str(self.report) + self.report._look_into()
+
+    def _render_traceback_(self) -> list[str]:
+        return session.rendered(self, self.report._brief())
 
 
 class RunStopped(RunFailed):

@@ -12,7 +12,8 @@ from at_once_dask import charts
 from at_once_dask.excerpt import excerpt
 from at_once_dask.failure import safe_repr, sound
 from at_once_dask.ledger import Failed
-from at_once_dask.story import Story, examples, message_line, named
+from at_once_dask.rates import elapsed
+from at_once_dask.story import Story, counted, examples, message_line, named
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -86,8 +87,9 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"number": "{:,}".format, "took": charts.took}
+    made.filters |= {"number": "{:,}".format, "took": charts.took, "elapsed": elapsed}
     made.globals |= {
+        "counted": counted,
         "examples": examples,
         "named": named,
         "message_line": message_line,

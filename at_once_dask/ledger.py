@@ -7,6 +7,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -165,6 +166,10 @@ class Ledger:
             return -cause.count, cause.example.order
 
         return heapq.nsmallest(len(causes) if limit is None else limit, causes, key=rank)
+
+    def as_they_came(self, start: int, stop: int) -> list[Cause]:
+        """The causes in the order in which each came first."""
+        return list(islice(self._causes.values(), start, stop))
 
     def cause(self, same: Same) -> Cause | None:
         """The failures that have this in common."""

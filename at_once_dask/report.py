@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from at_once_dask import files
+from at_once_dask import files, session
 from at_once_dask.errors import InputError
 from at_once_dask.failure import printable, safe_repr
 from at_once_dask.ledger import Failed
-from at_once_dask.story import Story
+from at_once_dask.story import Story, counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -177,7 +177,12 @@ class Report:
                 f"no input at position {safe_repr(position)} has failed; {example}, see"
                 " report.failures.index; write report.replay(report.failures.index[0])"
             )
-        return self._replay(failed[position].inp)
+        __tracebackhide__ = True
+        try:
+            return self._replay(failed[position].inp)
+        except BaseException as error:
+            error.with_traceback(session.theirs(error.__traceback__))
+            raise
 
     def reduce(self, reduce_fn: Callable[[list[Any]], Any]) -> Reduction[Any, Any]:
         """Reduce the values that the run has grouped again, with another function.
@@ -291,6 +296,24 @@ class Report:
     def __str__(self) -> str:
         return printable(self.summary())
 
+    def _brief(self) -> str:
+        """What there is to say beside the card."""
+        return self._story.ending + self._look_into()
+
+    def _look_into(self) -> str:
+        """A line more at a prompt: how to get into the code where an input has failed."""
+        debugger, replayed = session.debugger(), self._replayed()
+        if debugger is None or replayed is None or self is not latest:
+            return ""
+        call = f"at_once_dask.last_report().replay({replayed})"
+        return f"\nLook into it: {call}, then {debugger}"
+
+    def _replayed(self) -> int | None:
+        """Where an input failed that can be run again here: what ended a worker would end us."""
+        examples = [cause.example for cause in self._story.ledger.causes()]
+        found = [e.index for e in examples if e.failure.kind == "exception" and e.index is not None]
+        return found[0] if found else None
+
     def __repr__(self) -> str:
         return f"<Report of run {self.run}: {self._story.counts}>"
 
@@ -367,8 +390,8 @@ class Plan(Generic[T]):
 
     def __repr__(self) -> str:
         return (
-            f"<Plan: {self.n_inputs:,} inputs, {self.n_done:,} done, {self.n_pending:,} pending,"
-            f" {len(self.failed):,} failed>"
+            f"<Plan: {counted(self.n_inputs, 'input')}, {self.n_done:,} done,"
+            f" {self.n_pending:,} pending, {len(self.failed):,} failed>"
         )
 
     def _repr_html_(self) -> str:

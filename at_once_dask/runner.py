@@ -21,7 +21,7 @@ import dask
 import distributed
 from dask.utils import format_bytes
 
-from at_once_dask import cluster, journal, pickles
+from at_once_dask import cluster, journal, pickles, session
 from at_once_dask.by_value import unimportable_modules
 from at_once_dask.crew import Crew, Running
 from at_once_dask.errors import InputError
@@ -30,7 +30,7 @@ from at_once_dask.flow import Job, Outcome
 from at_once_dask.gather import Piece
 from at_once_dask.interrupts import Interrupts
 from at_once_dask.ledger import Ledger
-from at_once_dask.options import Options, length
+from at_once_dask.options import Options, function_name, length
 from at_once_dask.reduction import Group, Groups, Kept
 from at_once_dask.report import Plan, Reduction, Report
 from at_once_dask.sight import PassView, RunView, Sight
@@ -44,6 +44,7 @@ from at_once_dask.story import (
     STOPPED,
     Facts,
     Story,
+    counted,
 )
 from at_once_dask.ticker import Silent, Ticker, warn
 from at_once_dask.unsendable import heaviest, pickled_job
@@ -102,8 +103,15 @@ class Run:
         self.notes: list[str] = []  # what somebody should know, however it ends
         self.told: Report | None = None
         self._settings = options.settings
+        self._folder = os.getcwd()
         self._log_begun = journal.size(self.logfile)
         self._begun, self._begun_at = time.monotonic(), time.time()
+
+    @property
+    def links(self) -> dict[str, str]:
+        """Where to look on, by name."""
+        links = {"Dask dashboard": self.dashboard_link, "This run": self.page_link}
+        return {name: link for name, link in links.items() if link is not None}
 
     def open(self) -> None:
         """Look at the list; to shuffle it takes drawing all of it."""
@@ -198,6 +206,11 @@ class Run:
             versions=versions(),
             notes=tuple(self._all_notes()),
             kept=self.kept is not None,
+            function=function_name(self.options.process_inp or self.options.check_inp),
+            script=session.script(),
+            host=platform.node(),
+            folder=self._folder,
+            page_link=self.page_link,
         )
 
     def _all_notes(self) -> Iterator[str]:
@@ -283,10 +296,10 @@ class Run:
         judged = failed + counts[PROCESSED] + counts[SKIPPED]  # what is done is good
         if isinstance(most, float):
             over = judged >= JUDGED_FROM and failed > most * judged
-            of = f" of {judged:,} inputs"
+            what = f"{failed:,} of {counted(judged, 'input')}"
         else:
-            over, of = failed > most, " inputs"
-        return f"{failed:,}{of} failed, more than max_failures={most} allows" if over else None
+            over, what = failed > most, counted(failed, "input")
+        return f"{what} failed, more than max_failures={most} allows" if over else None
 
     def _n_inputs(self) -> int:
         """The length of the list; what was drawn, where that is not known or was not true."""
@@ -295,10 +308,23 @@ class Run:
 
     @contextmanager
     def _watcher(self, ledger: Ledger, source: Source, what: str) -> Iterator[_Watchers]:
-        total = source.total
-        with Ticker(ledger, total, what) if self.options.progress else Silent() as ticker:
+        with self._ticker(ledger, source, what) as ticker:
             seen = None if self.view is None else self.view.begin(what, ledger, source)
             yield _Watchers(ticker, seen)
+
+    def _ticker(self, ledger: Ledger, source: Source, what: str) -> Ticker | Silent:
+        """The map pass tells the time from the beginning of the run, as the report does."""
+        if not self.options.progress:
+            return Silent()
+        is_map = ledger is self.ledger
+        return Ticker(
+            ledger,
+            source.total,
+            what,
+            causes=None if is_map else self.ledger,
+            links=self.links,
+            begun=self._begun if is_map else None,
+        )
 
 
 class _Watchers:
@@ -413,7 +439,7 @@ class _ReduceSink(Sink):
 def _signal(error: KeyboardInterrupt | SystemExit) -> str:
     """Whose work it is; ``SystemExit`` is that of somebody's own handler, if it is not ours."""
     if isinstance(error, KeyboardInterrupt):
-        return "Ctrl-C"
+        return "the stop button" if session.in_notebook() else "Ctrl-C"
     return "SIGTERM" if error.code == 128 + signal.SIGTERM else f"SystemExit({error.code!r})"
 
 

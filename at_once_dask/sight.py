@@ -299,8 +299,10 @@ class PassView:
 
     def eta(self) -> float | None:
         """Seconds; None when nobody can know."""
-        left = self.counts()["left"]
-        return None if left is None else self._eta.seconds(left, time.monotonic())
+        left, now = self.counts()["left"], time.monotonic()
+        if left is None or self._eta.is_stale(left, now):
+            return None
+        return self._eta.seconds(left, now)
 
     def counts(self) -> dict[str, int | None]:
         return _counts(self.ledger, self.source, failing(self.flights, self.ledger))

@@ -9,6 +9,7 @@ from functools import cached_property
 
 from at_once_dask.failure import cut, first_line, safe_repr, sound
 from at_once_dask.ledger import Cause, Failed, Ledger
+from at_once_dask.rates import elapsed
 from at_once_dask.states import FAILED, LEFT, PENDING, PROCESSED, SKIPPED
 
 CAUSES_IN_TEXT = 5
@@ -43,6 +44,10 @@ class Facts:
         What somebody should know, however it ended.
     kept : bool
         Whether the values of the keys are kept, to be reduced again.
+    function, script, host, folder : str
+        Whose run it was: of which function, in which program, on which machine, and where there.
+    page_link : str or None
+        Of the page "This run".
     """
 
     run: str
@@ -59,6 +64,11 @@ class Facts:
     versions: Mapping[str, str]
     notes: tuple[str, ...] = ()
     kept: bool = False
+    function: str = ""
+    script: str = ""
+    host: str = ""
+    folder: str = ""
+    page_link: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,11 @@ class Story:
 
     facts: Facts
     ledger: Ledger
+
+    @property
+    def name(self) -> str:
+        """By which it is told from other runs: the function's, and the program's."""
+        return " in ".join(filter(None, (self.facts.function, self.facts.script)))
 
     @property
     def n_inputs(self) -> int:
@@ -103,7 +118,7 @@ class Story:
         if self.facts.ended != FINISHED:
             return f"{self.facts.ended.capitalize()}: {self.facts.reason}."
         failed = [
-            f"{n:,} {what if n == 1 else f'{what}s'}"
+            counted(n, what)
             for n, what in ((self.n_failed, "input"), (self.n_keys_failed, "key"))
             if n
         ]
@@ -125,12 +140,12 @@ class Story:
     @property
     def counts(self) -> str:
         text = (
-            f"{self.n_inputs:,} inputs in {self.facts.seconds:.1f} s: {self.n_processed:,}"
-            f" processed, {self.n_skipped:,} skipped, {self.n_failed:,} failed,"
-            f" {self.n_left:,} left"
+            f"{counted(self.n_inputs, 'input')} in {elapsed(self.facts.seconds)}:"
+            f" {self.n_processed:,} processed, {self.n_skipped:,} skipped,"
+            f" {self.n_failed:,} failed, {self.n_left:,} left"
         )
         if self.n_keys_failed:
-            text += f"; {self.n_keys_failed:,} keys failed"
+            text += f"; {counted(self.n_keys_failed, 'key')} failed"
         return text
 
     @property
@@ -148,7 +163,7 @@ class Story:
         lines.append(f"Log: {self.facts.logfile} (run {self.facts.run})")
         if self.n_failed or self.n_keys_failed:
             lines.append(f"Failures one by one: {self.listing}")
-        if not self.ok:
+        if self.goes_on:
             lines.append(f"Next: {self.next_step}")
         return sound("\n".join(lines))
 
@@ -157,6 +172,11 @@ class Story:
         """The command that lists all failures."""
         log = shlex.quote(self.facts.logfile)
         return f"python -m at_once_dask.failures {log} --run {self.facts.run}"
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether something is to be done next: of a list that broke off nobody knows the rest."""
+        return not self.ok or self.facts.ended != FINISHED
 
     @property
     def next_step(self) -> str:
@@ -170,11 +190,21 @@ class Story:
         else:
             step = "run the same again to go on"
         done = self.n_processed + self.n_skipped
-        if self.facts.checked and done:
-            return f"{step}: the {done:,} inputs that are done will be skipped."
         if not done:
             return f"{step}."
-        return f"{step}; pass a check_inp, so that the {done:,} inputs done can be skipped."
+        inputs = counted(done, "input")
+        if self.facts.checked:
+            return f"{step}: the {inputs} that {'is' if done == 1 else 'are'} done will be skipped."
+        return f"{step}; pass a check_inp, so that the {inputs} done can be skipped."
+
+
+def counted(n: int, what: str) -> str:
+    """So many of them.
+
+    >>> counted(1, "input"), counted(1_000, "key")
+    ('1 input', '1,000 keys')
+    """
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def cause_line(cause: Cause) -> str:
@@ -188,9 +218,14 @@ def cause_line(cause: Cause) -> str:
     )
 
 
+def example(cause: Cause) -> str:
+    """Whose failure the first is, as it was called then."""
+    return f"{_kind(cause.example)} {cause.inp}"
+
+
 def examples(cause: Cause) -> tuple[str, str]:
     """Whose failures these are, as they were called then; before it, whether there are more."""
-    what = "key" if cause.example.index is None else "input"
+    what = _kind(cause.example)
     names, room = [cause.inp], NAMES_IN_TEXT - len(cause.inp)
     for _, name in cause.first[1:]:
         room -= len(name) + 2
@@ -198,13 +233,17 @@ def examples(cause: Cause) -> tuple[str, str]:
             break
         names.append(name)
     if len(names) == 1:
-        return "e.g. ", f"{what} {names[0]}"
+        return "e.g. ", example(cause)
     return "" if len(names) == cause.count else "e.g. ", f"{what}s {', '.join(names)}"
 
 
 def named(failed: Failed) -> str:
     """Whose failure it is."""
-    return f"{'key' if failed.index is None else 'input'} {safe_repr(failed.inp)}"
+    return f"{_kind(failed)} {safe_repr(failed.inp)}"
+
+
+def _kind(failed: Failed) -> str:
+    return "key" if failed.index is None else "input"
 
 
 def message_line(failed: Failed) -> str:

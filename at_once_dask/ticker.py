@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import os
 import sys
 import time
-import warnings
-from collections.abc import Callable
-from typing import Any, TextIO
+from collections.abc import Callable, Mapping
+from typing import TextIO
 
 from at_once_dask.crew import Running
-from at_once_dask.ledger import Ledger
-from at_once_dask.rates import Eta
+from at_once_dask.ledger import Cause, Ledger
+from at_once_dask.rates import Eta, duration, elapsed, speed
 from at_once_dask.report import Report
+from at_once_dask.screens import Screen, Stream, View, screen
+from at_once_dask.session import in_notebook
 from at_once_dask.sight import Flights, failing
 from at_once_dask.states import FAILED, PENDING, PROCESSED, SKIPPED
+from at_once_dask.story import counted, example, message_line
 
-LINE_SECONDS = 10.0  # between two lines where there is no terminal
-REDRAW_SECONDS = 0.2
 FORGET_SECONDS = 3.0  # a worker that has told nothing for so long is no longer at it
 NAME_LENGTH = 40  # of an input in the progress, at most
 NAME_LEAST = 12  # and where the terminal is narrow
-BAR_LEAST = 12  # columns of percentage and bar, or neither is shown
+CAUSES_TOLD = 5  # of a run, as they first come
+ALARMING = 50  # inputs that have all failed for one cause, before any has not
+RATE_SECONDS = 1.0  # a pass that took less tells no speed
+
+_links_told: set[str] = set()
 
 
 class Ticker:
@@ -37,9 +39,14 @@ class Ticker:
         How many inputs there are, where that is known.
     what : str
         The first word of the line.
+    causes : Ledger, optional
+        The run's, whose causes are told as they come; by default `ledger`.
+    links
+        What a notebook shows beside it.
+    begun : float, optional
+        When what is shown began, if that is not now.
     stream : text stream
-        Where it goes; a bar on a terminal or in a notebook, else a plain line now and then, and
-        one at the end.
+        Where it goes; a bar on a terminal, else a plain line now and then, and one at the end.
     clock : callable
         Seconds.
     """
@@ -50,32 +57,37 @@ class Ticker:
         total: int | None,
         what: str,
         *,
+        causes: Ledger | None = None,
+        links: Mapping[str, str] | None = None,
+        begun: float | None = None,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger = ledger
         self._total = total
         self._what = what
-        self._stream = _Stream(stream)
+        self._causes = ledger if causes is None else causes
+        self._n_told = self._causes.n_causes
+        self._all_fail = causes is None  # so far; of keys nobody asks
         self._clock = clock
-        self._begun = self._shown = clock()
-        self._eta = Eta(self._begun)
+        self._shown = clock()
+        self._begun = self._shown if begun is None else begun
+        self._eta = Eta(self._shown)
         self._long: dict[str, tuple[float, Running]] = {}
         self._flights: Flights | None = None
-        self._bar: Any = None
+        self._is_over = False
+        self._screen: Screen = screen(stream, total, links or {})
 
     def __enter__(self) -> Ticker:
-        if in_notebook() or self._stream.isatty():
-            self._bar = _bar(self._total, self._stream)
-            self._show()
+        self._screen.begin(self._view())
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._long.clear()
         self._flights = None
-        self._show()
-        if self._bar is not None:
-            self._bar.close()
+        self._is_over = True
+        self._tell_causes()
+        self._screen.end(self._view())
 
     def running(self, event: Running) -> None:
         self._long[event.worker] = (self._clock(), event)
@@ -87,17 +99,30 @@ class Ticker:
     def tick(self) -> None:
         now = self._clock()
         self._eta.note(now, self._ledger.n_handled, self._ledger.n_worked)
-        if now - self._shown >= (LINE_SECONDS if self._bar is None else REDRAW_SECONDS):
+        self._tell_causes()
+        self._alarm()
+        if now - self._shown >= self._screen.seconds:
             self._shown = now
-            self._show()
+            self._screen.draw(self._view())
 
     def line(self, width: int = sys.maxsize) -> str:
         """Counts and ETA; then, where they fit into `width`, what runs longest, and the speed."""
         text = ", ".join([*self._counts(), self._time()])
+        if len(text) > width:
+            return self._short()
         text += self._slowest(width - len(text))
-        rate = self._eta.rate()
+        rate = self._rate()
         more = "" if rate is None else f", {speed(rate)}"
         return text + more if len(text + more) <= width else text
+
+    def _view(self) -> View:
+        prefix = f"{self._what}: "
+        return View(
+            lambda width: prefix + self.line(width - len(prefix)),
+            self._ledger.n_handled,
+            self._total,
+            self._failed(),
+        )
 
     def _counts(self) -> list[str]:
         counts = self._ledger.counts
@@ -105,23 +130,49 @@ class Ticker:
         parts = [
             f"{counts[state]:,} {name}",
             f"{counts[SKIPPED]:,} skipped",
-            f"{counts[FAILED] + failing(self._flights, self._ledger):,} failed",
+            f"{self._failed():,} failed",
         ]
         left = self._left()
         return parts if left is None else [*parts, f"{left:,} left"]
 
+    def _short(self) -> str:
+        """What matters most, where there is no room for the names of all counts."""
+        done, failed = self._done(), self._failed()
+        parts = [f"{done:,} done" if self._total is None else f"{done:,}/{self._total:,}"]
+        return ", ".join([*parts, *([f"{failed:,} failed"] if failed else []), self._time()])
+
     def _time(self) -> str:
-        """How long it takes; how long it took, when nothing is left or nobody knows how much."""
+        """How long it takes; how long it took, when it is over or nobody knows how much is left."""
         now, left = self._clock(), self._left()
-        if not left:
-            return f"in {duration(now - self._begun)}"
+        if not left or self._is_over:
+            return f"in {elapsed(now - self._begun)}"
+        if self._waits():
+            return f"waiting for {counted(left, 'key' if self._what == 'reduce' else 'input')}"
         seconds = self._eta.seconds(left, now)
         return "ETA ?" if seconds is None else f"ETA {duration(seconds)}"
 
-    def _left(self) -> int | None:
-        if self._total is None:
+    def _rate(self) -> float | None:
+        """Inputs a second, where that tells something."""
+        over = self._left() == 0
+        if self._waits() or (over and self._clock() - self._begun < RATE_SECONDS):
             return None
-        return max(0, self._total - self._ledger.n_handled - failing(self._flights, self._ledger))
+        return self._eta.rate()
+
+    def _waits(self) -> bool:
+        """Whether only inputs that run are left, and none has ended for long."""
+        left = self._left()
+        if not left or self._flights is None or left > len(self._flights.in_flight()):
+            return False
+        return self._eta.is_stale(left, self._clock())
+
+    def _left(self) -> int | None:
+        return None if self._total is None else max(0, self._total - self._done())
+
+    def _done(self) -> int:
+        return self._ledger.n_handled + failing(self._flights, self._ledger)
+
+    def _failed(self) -> int:
+        return self._ledger.counts[FAILED] + failing(self._flights, self._ledger)
 
     def _slowest(self, room: int) -> str:
         """What has run longest, of what was told a short time ago."""
@@ -134,54 +185,31 @@ class Ticker:
         room -= len(", slowest: ")
         if room < NAME_LEAST + len(rest):
             rest = ""
-        name = _name(event.inp, min(NAME_LENGTH, room - len(rest)))
+        name = _one_line(event.inp)
+        limit = min(NAME_LENGTH, room - len(rest))
+        if len(name) > limit:
+            name = "…" + name[1 - limit :]  # its end tells more than its beginning
         return f", slowest: {name}{rest}" if room >= NAME_LEAST else ""
 
-    def _show(self) -> None:
-        if self._bar is None:
-            print(f"{self._what}: {self.line()}", file=self._stream, flush=True)
+    def _tell_causes(self) -> None:
+        """Each new cause, as it first comes: so that nobody waits for the end to learn of it."""
+        n = min(self._causes.n_causes, CAUSES_TOLD)
+        for number, cause in enumerate(self._causes.as_they_came(self._n_told, n), self._n_told):
+            self._screen.say(f"{'new' if number else 'first'} failure: {_told(cause)}")
+        self._n_told = max(self._n_told, n)
+
+    def _alarm(self) -> None:
+        """Say it when nothing works: somebody who sees it saves hours."""
+        n = self._ledger.n_worked
+        if not self._all_fail or (n == self._ledger.counts[FAILED] and n < ALARMING):
             return
-        width = None if in_notebook() else self._stream.columns()
-        prefix = f"{self._what}: "
-        text = prefix + (self.line() if width is None else self.line(width - len(prefix)))
-        with self._bar.get_lock():  # given back when Ctrl-C comes, as `refresh` would not
-            self._bar.n = self._ledger.n_handled
-            self._bar.ncols = width
-            self._bar.set_description_str(text, refresh=False)
-            self._bar.bar_format = _bar_format(self._total, text, width)
-            self._bar.refresh(nolock=True)
-
-
-class _Stream:
-    """Where the progress goes, stderr by default.
-
-    It never raises: when the terminal is closed, or a pipe has no reader any more, the run goes on.
-    And tqdm would keep its lock then, for which a thread of Dask's would wait for ever.
-    """
-
-    def __init__(self, stream: TextIO | None) -> None:
-        self._stream: Any = sys.stderr if stream is None else stream  # that may be None as well
-        self.encoding = getattr(self._stream, "encoding", None)
-
-    def write(self, text: str) -> None:
-        with contextlib.suppress(AttributeError, OSError, ValueError):
-            self._stream.write(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(AttributeError, OSError, ValueError):
-            self._stream.flush()
-
-    def isatty(self) -> bool:
-        with contextlib.suppress(AttributeError, OSError, ValueError):
-            return bool(self._stream.isatty())
-        return False
-
-    def columns(self) -> int:
-        """How many a line has, but the last one, where the cursor stands."""
-        columns = 0
-        with contextlib.suppress(AttributeError, OSError, ValueError):
-            columns = os.get_terminal_size(self._stream.fileno()).columns
-        return (columns or 80) - 1
+        self._all_fail = False
+        if n == self._ledger.counts[FAILED] and self._causes.n_causes == 1 and self._left() != 0:
+            stop = "the stop button" if in_notebook() else "Ctrl-C"
+            self._screen.say(
+                f"ALL {n:,} INPUTS SO FAR HAVE FAILED, for this one cause. {stop} ends the run, and"
+                " the same call goes on when it is fixed; max_failures=50 would end it by itself."
+            )
 
 
 class Silent:
@@ -203,32 +231,30 @@ class Silent:
         pass
 
 
-def show_link(link: str, stream: TextIO | None = None, *, page: str | None = None) -> None:
-    """The dashboard's address at the start of a run, and its page's: to click on, in a notebook.
+def show_links(links: Mapping[str, str]) -> None:
+    """Where to look on, by name: said once, for the next run on the same cluster has the same.
 
-    Each ends a line: so terminals know where it ends.
+    Each ends a line: so terminals know where it ends. A notebook has them beside the progress.
     """
-    links = {"Dask dashboard": link} | ({} if page is None else {"This run": page})
     text = "\n".join(f"{name}: {link}" for name, link in links.items())
-    if in_notebook():
-        from IPython.display import display
+    if links and not in_notebook() and text not in _links_told:
+        _links_told.add(text)
+        say(text)
 
-        from at_once_dask import html
 
-        lines = [f"{name}: {html.linked(link, link)}" for name, link in links.items()]
-        display({"text/plain": text, "text/html": "<br>".join(lines)}, raw=True)
-    else:
-        print(text, file=_Stream(stream), flush=True)
+def say(text: str) -> None:
+    """On stderr; it must not break anything."""
+    print(text, file=Stream(None), flush=True)
 
 
 def warn(text: str) -> None:
-    """Say something on stderr that must not be lost, and must not break anything."""
-    print(f"at_once_dask: {text}", file=_Stream(None), flush=True)
+    """Say something on stderr that must not be lost."""
+    say(f"at_once_dask: {text}")
 
 
 def let_inspect(report: Report, page: str | None = None) -> None:
     """Wait for Enter or Ctrl-C, so that somebody can look at the dashboard; needs a terminal."""
-    stdin, stderr = sys.stdin, _Stream(None)
+    stdin, stderr = sys.stdin, Stream(None)
     if stdin is None or not stdin.isatty() or not stderr.isatty():
         return
     print(report.summary(), file=stderr)
@@ -238,65 +264,14 @@ def let_inspect(report: Report, page: str | None = None) -> None:
         stdin.readline()
 
 
-def in_notebook() -> bool:
-    """Whether this is a Jupyter kernel, which shows more than text."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return shell is not None and hasattr(shell, "kernel")
+def _told(cause: Cause) -> str:
+    """One line: what and where, with the input."""
+    failure = cause.example.failure
+    place = f" at {failure.where}" if failure.where else ""
+    what = f"{failure.error} in {failure.stage}{place}"
+    return _one_line(f"{what}, {example(cause)}: {message_line(cause.example)}")
 
 
-def duration(seconds: float) -> str:
-    """Seconds for people.
-
-    >>> duration(3.2), duration(75), duration(3_700)
-    ('3 s', '1:15', '1:01:40')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes}:{rest:02}"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"
-
-
-def speed(rate: float) -> str:
-    """Inputs a second for people, or a minute, or an hour.
-
-    >>> speed(12_345.6), speed(1.5), speed(0.1), speed(0.01)
-    ('12,346/s', '1.5/s', '6.0/min', '36.0/h')
-    """
-    unit, seconds = next((u for u in (("s", 1), ("min", 60)) if rate * u[1] >= 1), ("h", 3600))
-    number = rate * seconds
-    return f"{number:,.{0 if number >= 100 else 1}f}/{unit}"
-
-
-def _name(inp: str, limit: int) -> str:
-    """An input's repr on one line; its end tells more than its beginning."""
-    name = "".join(char for char in " ".join(inp.split()) if char.isprintable())
-    return name if len(name) <= limit else "…" + name[1 - limit :]
-
-
-def _bar(total: int | None, stream: _Stream) -> Any:
-    """A tqdm bar, not drawn yet; the widget in notebooks, where ipywidgets is there to show it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tqdm warns where ipywidgets is missing: text does too
-        if widget := in_notebook() and importlib.util.find_spec("ipywidgets") is not None:
-            from tqdm.auto import tqdm as bar
-        else:
-            from tqdm.std import tqdm as bar  # type: ignore[assignment]
-    quiet = type("Bar", (bar,), {"monitor_interval": 0})  # no thread that would outlive the run
-    made = quiet(total=total, file=stream, bar_format="{desc}", delay=1e-9)
-    if not widget:
-        made.delay = 0  # or it would not end its line
-    return made
-
-
-def _bar_format(total: int | None, text: str, width: int | None) -> str:
-    """The text, and behind it a bar where there is room; in a notebook the bar comes first."""
-    if total is not None and width is None:
-        return "{percentage:3.0f}%|{bar}| {desc}"
-    if total is None or width is None or width - len(text) < BAR_LEAST:
-        return "{desc}{bar:0}"  # it is the bar that makes older tqdm cut the text at the width
-    return "{desc} {percentage:3.0f}%|{bar}|"
+def _one_line(text: str) -> str:
+    """Of what functions and inputs say, what cannot disturb a terminal."""
+    return "".join(char for char in " ".join(text.split()) if char.isprintable())

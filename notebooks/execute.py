@@ -1,9 +1,9 @@
 """Run notebooks from top to bottom and store what they show: ``make notebooks``.
 
 Each runs in a new folder of its own, so what is stored depends on nobody's files. Left out is what
-names this machine or is gone when a run is over: the progress, the link to the dashboard, the
-addresses of workers, the path of that folder, and the file under which a kernel keeps a cell; and
-Bokeh's script, of four megabytes, which the pages of `make docs` have beside them. Nothing else is.
+names this machine: the links in a report, the addresses of workers, the path of that folder, and
+the file under which a kernel keeps a cell; and Bokeh's script, of four megabytes, which the pages
+of `make docs` have beside them. Nothing else is.
 """
 
 from __future__ import annotations
@@ -22,14 +22,9 @@ from nbclient import NotebookClient
 HERE = Path(__file__).parent
 SETTINGS = ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
 
-PROGRESS = re.compile(r"[^\r\n]*\b(?:map|reduce|check): \d[^\r\n]*")
-LINK = "Dask dashboard: "
-LINK_IN_REPORT = re.compile(r'<a href="[^"]*"[^>]*>Dask dashboard</a> &middot; ')
+LINK_IN_REPORT = re.compile(r'<a href="[^"]*"[^>]*>(This run|Dask dashboard)</a> &middot; ')
 WORKER = re.compile(r"(?:tcp|tls)://127\.0\.0\.1:\d+")
-LEFT_OUT = (
-    "application/vnd.jupyter.widget-view+json",  # progress
-    "application/vnd.bokehjs_load.v0+json",
-)
+BOKEH = "application/vnd.bokehjs_load.v0+json"
 EMPTY = "application/vnd.bokehjs_exec.v0+json"  # says that there is a script beside it
 FILE_OF_CELL = re.compile(r"[^\s\"']*/ipykernel_\d+/(\d+)\.py")
 
@@ -58,11 +53,12 @@ def execute(notebook: Any) -> None:
             notebook, timeout=240, kernel_name="python3", record_timing=False, coalesce_streams=True
         )
         client.execute(cwd=folder)
-    notebook.metadata.pop("widgets", None)
     without_machine = WithoutMachine(notebook, folder)
     for cell in code_cells(notebook):
-        shown = [without_machine(output) for output in cell.outputs]
-        cell.outputs = [output for output in map(without_progress, shown) if output is not None]
+        for output in cell.outputs:
+            output.get("data", {}).pop(EMPTY, None)
+        shown = [output for output in cell.outputs if BOKEH not in output.get("data", {})]
+        cell.outputs = [without_machine(output) for output in shown]
 
 
 def code_cells(notebook: Any) -> list[Any]:
@@ -100,18 +96,6 @@ class WithoutMachine:
 
     def worker(self, address: re.Match[str]) -> str:
         return f"worker {self.workers.setdefault(address[0], len(self.workers))}"
-
-
-def without_progress(output: Any) -> Any:
-    """The output without what is gone when a run is over; None when nothing else is in it."""
-    data = output.get("data", {})
-    if any(kind in data for kind in LEFT_OUT) or str(data.get("text/plain", "")).startswith(LINK):
-        return None
-    data.pop(EMPTY, None)
-    if output.output_type == "stream" and output.name == "stderr":
-        output.text = PROGRESS.sub("", output.text).replace("\r", "").strip("\n")
-        return output if output.text else None
-    return output
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ import at_once_dask
 PACKAGE = Path(at_once_dask.__file__).parent
 
 ORDER = (
-    "errors",
     "cells",
+    "session",
+    "errors",
     "failure",
     "files",
     "pickles",
@@ -66,6 +67,7 @@ ORDER = (
     "options",
     "cluster",
     "crew",
+    "screens",
     "ticker",
     "window",
     "runner",

@@ -26,7 +26,10 @@ COUNTS = re.compile(
     r"^([\d,]+) files in [\d.]+ s: ([\d,]+) skipped, ([\d,]+) processed, ([\d,]+) failed$", re.M
 )
 WARN = "default:invalid:DeprecationWarning"  # as later versions of Python do by default
-OURS = re.compile(r"(Dask dashboard|This run): http://\S+|(map|reduce): [\d,]+ processed, .*")
+OURS = re.compile(
+    r"(Dask dashboard|This run): http://\S+|(map|reduce): [\d,]+ processed, .*"
+    r"|(first|new) failure: DoesNotParse in process at .*"
+)
 
 # Source, imports, and the numbers of functions, classes and lines: the oracle adds these up.
 GOOD: dict[str, tuple[bytes, list[str], list[int]]] = {

@@ -57,6 +57,13 @@ def test_a_report_of_many_causes_is_small() -> None:
     assert len(display) < 5_000
 
 
+def test_a_report_links_its_page() -> None:
+    display = report_of(ledger_of(1), page_link="http://127.0.0.1:8787/at-once")._repr_html_()
+    assert (
+        '<a href="http://127.0.0.1:8787/at-once" target="_blank" rel="noopener">This run' in display
+    )
+
+
 @pytest.mark.parametrize(
     ("link", "is_link"),
     [
@@ -97,7 +104,9 @@ def test_values_are_bounded() -> None:
 def test_a_plan(cluster: Client) -> None:
     plan = at_once_dask.plan(range(50), lambda n: [n < 20 or 1 // (n - 30), None], progress=False)
     shown = text(plan._repr_html_())
-    assert shown.startswith("Plan : nothing has run yet inputs done pending failed 50 ")
+    assert shown.startswith(
+        "Plan: 18 inputs to do, 31 done. Nothing was processed. inputs done pending"
+    )
     assert f"... and {plan.n_pending - 10} more: see plan.pending" in shown
     assert "input 30 : ZeroDivisionError: " in shown
     assert repr(replace(plan)).startswith("<Plan: 50 inputs, ")

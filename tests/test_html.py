@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import pickle
+import platform
 import re
 import shutil
 import signal
@@ -175,6 +176,33 @@ def test_it_is_the_escapes_that_keep_hostile_text_quiet(
 def explode(values: list[str]) -> None:
     at_once_dask.log(values[0])
     raise RuntimeError(values[0])
+
+
+def test_it_is_named_by_its_function_its_program_and_its_machine(folder: Path) -> None:
+    at_once_dask.run([], None, fragile, report_path="report.html")
+    page = (folder / "report.html").read_text("utf-8")
+    (title,) = re.findall("<title>(.*)</title>", page)
+    assert re.fullmatch(r"fragile in \w+(\.py)?: Finished; all is done\. \(.+\)", title)
+    assert title.endswith(f"({platform.node()})")
+    assert f"on {platform.node()}, in <code>{folder}</code>" in page
+
+
+def test_what_went_wrong_comes_before_how_long_it_took(folder: Path, chrome: Any) -> None:
+    of_three_causes(10, folder / "log.jsonl").to_html("report.html")
+    show(chrome, folder / "report.html")
+    sections = js(chrome, "[...document.querySelectorAll('section')].map(one => one.id)")
+    parts = ["summary", "causes", "workers", "failures", "durations", "slowest", "settings"]
+    assert sections == parts
+
+
+def test_on_paper_all_is_open(folder: Path, chrome: Any) -> None:
+    of_three_causes(10, folder / "log.jsonl").to_html("report.html")
+    show(chrome, folder / "report.html")
+    closed = "[...document.querySelectorAll('details:not([open]) > p')]"
+    seen = f"{closed}.map(one => one.checkVisibility())"
+    assert set(js(chrome, seen)) == {False}
+    chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert set(js(chrome, seen)) == {True}
 
 
 # ----- large runs

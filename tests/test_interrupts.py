@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import secrets
 import signal
 import subprocess
@@ -256,12 +257,40 @@ def test_it_ends_while_inputs_hang(folder: Path, number: int) -> None:
             assert script.err == ""
 
 
+SHOWN = f"""
+{HANGING}
+at_once_dask.run(inputs, lambda inp: [inp == "0", None], process_inp)
+"""
+
+
+def test_sigterm_says_how_far_the_run_came(folder: Path) -> None:
+    """Of SystemExit Python prints nothing; a batch system's output has it all the same."""
+    with started(SHOWN, folder, "Python") as script:
+        script.wait_for_file("Python hangs")
+        since = end_with(script, signal.SIGTERM)
+        script.check_all_gone(since)
+        assert script.process.returncode == 143
+        *_, progress, ending, counts, log, step = script.err.splitlines()
+        assert progress.startswith("map: ")
+        assert ending == "Interrupted: SIGTERM."
+        assert counts.startswith("11 inputs in ")
+        assert log.startswith("Log: ")
+        assert step.startswith("Next: run the same again to go on: the ")
+        assert step.endswith(" done will be skipped.")
+
+
 def check_one_interrupt(script: Script) -> None:
-    """One traceback, and nothing else, on stderr."""
+    """One traceback, of the script's line and at most one of ours, with what is to be known."""
     err = script.err
     assert err.startswith("Traceback"), err
-    assert err.endswith("\nKeyboardInterrupt\n"), err
     assert err.count("Traceback") == err.count("\nKeyboardInterrupt") == 1, err
+    assert err.count('  File "') <= 2, err
+    _, _, told = err.partition("\nKeyboardInterrupt: ")
+    ending, counts, log, step = told.splitlines()
+    assert ending == "Interrupted: Ctrl-C."
+    assert re.match(r"\d+ inputs in \d+\.\d s: ", counts)
+    assert log.startswith("Log: ")
+    assert step.startswith("Next: run the same again to go on")
 
 
 PLAIN = f"""

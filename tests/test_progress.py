@@ -28,10 +28,15 @@ from nbclient import NotebookClient
 from tqdm import tqdm
 
 import at_once_dask
+from at_once_dask import ticker
 from at_once_dask.crew import Running
+from at_once_dask.failure import Failure
 from at_once_dask.ledger import Ledger
+from at_once_dask.rates import duration, speed
+from at_once_dask.sight import Flight
+from at_once_dask.source import Chunk
 from at_once_dask.states import FAILED, PENDING, PROCESSED, SKIPPED
-from at_once_dask.ticker import Ticker, duration, show_link, speed
+from at_once_dask.ticker import Ticker, show_links
 
 ROOT = str(Path(__file__).parent.parent)
 
@@ -73,6 +78,11 @@ class Terminal(io.StringIO):
     @property
     def frames(self) -> list[str]:
         return [frame.rstrip() for frame in re.split("[\r\n]+", self.getvalue()) if frame.strip()]
+
+
+@pytest.fixture(autouse=True)
+def _no_links_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ticker, "_links_told", set())
 
 
 @pytest.fixture
@@ -438,6 +448,68 @@ def test_a_slow_input_is_named_while_others_are_done(
     assert sum(frame.startswith("Dask dashboard: ") for frame in frames) == 1
 
 
+@pytest.mark.parametrize(
+    ("columns", "total", "expected"),
+    [
+        (40, 300, "map: 203/300, 3 failed, ETA 10 s"),
+        (40, None, "map: 203 done, 3 failed, in 20 s"),
+        (60, 300, "map: 200 processed, 0 skipped, 3 failed, 97 left, ETA 10 s"),
+    ],
+)
+def test_a_narrow_terminal_has_what_matters_most(
+    terminal: Terminal, clock: Clock, columns: int, total: int | None, expected: str
+) -> None:
+    terminal.resize(columns)
+    ledger = Ledger()
+    with Ticker(ledger, total, "map", stream=terminal, clock=clock) as ticker:
+        clock.now = 20
+        put(ledger, processed=200, failed=3)
+        ticker.tick()
+        assert terminal.frames[-1] == expected
+
+
+class InFlight:
+    """Partitions that the workers hold."""
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+
+    def workers(self) -> list[str]:
+        return []
+
+    def in_flight(self) -> list[Flight]:
+        chunks = [Chunk(position, [position]) for position in range(self._n)]
+        return [Flight(str(chunk.start), "tcp://1", chunk, True, 0) for chunk in chunks]
+
+    def trail(self, worker: str) -> None:
+        return None
+
+
+def test_what_only_waits_promises_no_end(clock: Clock) -> None:
+    ledger = Ledger()
+    ledger.draw(3)
+    ticker = Ticker(ledger, 100, "map", stream=io.StringIO(), clock=clock)
+    ticker.begin(InFlight(2))
+    for _ in range(97):
+        clock.now += 0.1
+        put(ledger, processed=1)
+        ticker.tick()
+    clock.now += 60
+    counts = "97 processed, 0 skipped, 0 failed, 3 left"
+    assert ticker.line() == f"{counts}, ETA 1:00, 10.0/s"  # one is not begun
+    ticker.begin(InFlight(3))
+    assert ticker.line() == f"{counts}, waiting for 3 inputs"
+    put(ledger, processed=2)
+    ticker.tick()
+    assert "1 left, ETA " in ticker.line()
+    clock.now += 300
+    ticker.running(Running("tcp://1", 60.0, "process", "'hangs'"))
+    assert ticker.line() == (
+        "99 processed, 0 skipped, 0 failed, 1 left, waiting for 1 input,"
+        " slowest: 'hangs' in process for 1:00"
+    )
+
+
 # --- where there is no terminal
 
 
@@ -452,11 +524,11 @@ def test_a_plain_line_every_ten_seconds(clock: Clock) -> None:
         "map: 40 processed, 0 skipped, 0 failed, 960 left, ETA 4:00, 4.0/s",
         "map: 80 processed, 0 skipped, 0 failed, 920 left, ETA 3:50, 4.0/s",
         "map: 120 processed, 0 skipped, 0 failed, 880 left, ETA 3:40, 4.0/s",
-        "map: 140 processed, 0 skipped, 0 failed, 860 left, ETA 3:35, 4.0/s",  # at the end
+        "map: 140 processed, 0 skipped, 0 failed, 860 left, in 35 s, 4.0/s",  # at the end
     ]
 
 
-SECONDS = r"in \d+ s, [\d,.]+/\w+"
+SECONDS = r"in \d+\.\d s(, [\d,.]+/\w+)?"
 
 
 def test_what_a_run_shows(cluster: Client, capfd: pytest.CaptureFixture[str]) -> None:
@@ -561,7 +633,7 @@ def test_a_run_does_not_care_who_listens(
     stream: Callable[[], Any],
 ) -> None:
     monkeypatch.setattr(sys, "stderr", stream())
-    show_link("http://127.0.0.1:8787/status")
+    show_links({"Dask dashboard": "http://127.0.0.1:8787/status"})
     ledger = Ledger()
     with Ticker(ledger, 10, "map", clock=clock) as ticker:
         for _ in range(10):
@@ -588,91 +660,189 @@ def check_that_tqdm_is_free() -> None:
 # --- notebooks
 
 
-@pytest.mark.parametrize(
-    ("link", "shown"),
-    [
-        ("javascript:alert('<b>')", "javascript:alert(&#39;&lt;b&gt;&#39;)"),
-        (
-            '/proxy/8787/"><b>',
-            (
-                '<a href="/proxy/8787/&#34;&gt;&lt;b&gt;" target="_blank" rel="noopener">'
-                "/proxy/8787/&#34;&gt;&lt;b&gt;</a>"
-            ),
-        ),
-    ],
-)
-def test_links_are_escaped(monkeypatch: pytest.MonkeyPatch, link: str, shown: str) -> None:
-    """They come from Dask's configuration, and from the environment that it names."""
-    displayed: list[Any] = []
+class Shown:
+    """What a notebook was told to display, each with what it became."""
+
+    def __init__(self) -> None:
+        self.became: list[list[dict[str, str]]] = []
+
+    def display(self, data: dict[str, str], *, raw: bool, display_id: bool) -> SimpleNamespace:
+        assert raw
+        assert display_id
+        became = [data]
+        self.became.append(became)
+        return SimpleNamespace(update=lambda data, raw: became.append(data))
+
+
+@pytest.fixture
+def notebook(monkeypatch: pytest.MonkeyPatch) -> Shown:
+    shown = Shown()
     monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(kernel=object()))
-    monkeypatch.setattr(
-        IPython.display, "display", lambda *args, **kwargs: displayed.append(args[0])
-    )
-    show_link(link)
-    assert displayed[0]["text/html"] == f"Dask dashboard: {shown}"
-    assert displayed[0]["text/plain"] == f"Dask dashboard: {link}"
+    monkeypatch.setattr(IPython.display, "display", shown.display)
+    return shown
 
 
-def test_a_notebook_without_ipywidgets(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+LINKS = {"Dask dashboard": "http://127.0.0.1:8787/status", "This run": '/proxy/8787/"><b>'}
+
+
+def test_a_notebook_has_one_display_whose_last_line_stays(
+    notebook: Shown, clock: Clock, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Warnings are errors here."""
-    shown: list[Any] = []
-    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(kernel=object()))
-    monkeypatch.setattr(IPython.display, "display", lambda *args, **kwargs: shown.append(args[0]))
-    monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    stream, ledger, link = io.StringIO(), Ledger(), "http://127.0.0.1:8787/status"
-    show_link(link, stream)
-    with Ticker(ledger, 4, "map", stream=stream, clock=clock) as ticker:
-        clock.now = 1
+    ledger = Ledger()
+    show_links(LINKS)
+    with Ticker(ledger, 4, "map", links=LINKS, clock=clock) as ticker:
+        for _ in range(8):
+            clock.now += 0.125
+            ticker.tick()
         put(ledger, processed=2, failed=1)
+        clock.now += 1
         ticker.tick()
-    assert shown == [
-        {
-            "text/plain": f"Dask dashboard: {link}",
-            "text/html": (
-                f'Dask dashboard: <a href="{link}" target="_blank" rel="noopener">{link}</a>'
-            ),
-        }
-    ]
-    assert (
-        stream.getvalue()
-        .rstrip()
-        .endswith(
-            "\r 75%|#######5  | map: 2 processed, 0 skipped, 1 failed, 1 left, ETA 0 s, 3.0/s"
-        )
-    )
+        put(ledger, processed=1)
+
+    ((first, *_, while_it_runs, last),) = notebook.became
+    assert first["text/plain"] == "map: 0 processed, 0 skipped, 0 failed, 4 left, ETA ?"
+    assert len(notebook.became[0]) == 5  # every half second, and at the end
+    bar, below = while_it_runs["text/html"].split("<br>")
+    assert re.match('<progress value="3" max="4" style="accent-color: #d1443c; ', bar)
+    assert '<b style="color: #d1443c">1 failed</b>, 1 left, ETA ' in bar
+    assert f'<a href="{LINKS["Dask dashboard"]}" target="_blank"' in below
+    assert 'href="/proxy/8787/&#34;&gt;&lt;b&gt;"' in below
+    told = "map: 3 processed, 0 skipped, 1 failed, 0 left, in 2.0 s, 1.5/s"
+    assert last["text/plain"] == told
+    assert "<a " not in last["text/html"]
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_link_that_is_none_is_text(notebook: Shown, clock: Clock) -> None:
+    """They come from Dask's configuration, and from the environment that it names."""
+    with Ticker(Ledger(), 4, "map", links={"<b>": "javascript:alert()"}, clock=clock):
+        assert notebook.became[0][0]["text/html"].endswith("<br>&lt;b&gt;")
+
+
+def test_first_failures_are_lines_of_the_display(notebook: Shown, clock: Clock) -> None:
+    ledger = Ledger()
+    with Ticker(ledger, 4, "map", clock=clock) as ticker:
+        fail(ledger, "<b>", 1)
+        clock.now += 1
+        ticker.tick()
+    ((_, while_it_runs, last),) = notebook.became
+    assert "<br>first failure: &lt;b&gt; in process at" in while_it_runs["text/html"]
+    assert "first failure" not in last["text/html"]
+
+
 CELL = """
-import sys, warnings
-sys.modules["ipywidgets"] = None  # as where it is not installed
+import warnings
 warnings.simplefilter("error")
 import at_once_dask
 client = at_once_dask.start(2, dashboard_address="127.0.0.1:0")
-report = at_once_dask.run(range(100), lambda n: [n < 30, None], lambda n: None)
+result = at_once_dask.run(range(100), lambda n: [n < 30, {}], lambda n: {n: n}, reduce_fn=sum)
 at_once_dask.close()
 """
 
 
-def test_a_kernel_without_ipywidgets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def executed(folder: Path, monkeypatch: pytest.MonkeyPatch, *cells: str) -> list[list[Any]]:
+    """The outputs of each cell, as they are stored."""
     monkeypatch.setenv("PYTHONPATH", ROOT)
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
-    NotebookClient(notebook, timeout=60, kernel_name="python3").execute(cwd=str(folder))
-    outputs = notebook.cells[0].outputs
-    assert {output.get("name", "display") for output in outputs} == {"display", "stderr"}
-    (link,) = [output.data for output in outputs if output.output_type == "display_data"]
-    address = r"http://127\.0\.0\.1:\d+"
-    shown = f"Dask dashboard: {address}/status\nThis run: {address}/at-once"
-    assert re.fullmatch(shown, link["text/plain"])
-    assert '<a href="http://127.0.0.1:' in link["text/html"]
-    text = "".join(output.text for output in outputs if output.output_type == "stream")
-    assert "Warning" not in text
-    last = text.rstrip().rpartition("\r")[2]
-    assert re.fullmatch(
-        rf"100%\|.*\| map: 70 processed, 30 skipped, 0 failed, 0 left, {SECONDS}", last
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    client = NotebookClient(notebook, timeout=60, kernel_name="python3", allow_errors=True)
+    client.execute(cwd=str(folder))
+    assert "widgets" not in notebook.metadata
+    return [cell.outputs for cell in notebook.cells]
+
+
+def test_what_a_kernel_stores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ((mapped, reduced),) = executed(folder, monkeypatch, CELL)
+    ends = r", in \d+\.\d s(, [\d,.]+/\w+)?"
+    counts = "map: 70 processed, 30 skipped, 0 failed, 0 left"
+    assert re.fullmatch(counts + ends, mapped.data["text/plain"])
+    counts = "reduce: 70 processed, 0 skipped, 0 failed, 0 left"
+    assert re.fullmatch(counts + ends, reduced.data["text/plain"])
+    for output in mapped, reduced:
+        assert output.output_type == "display_data"
+        assert set(output.data) == {"text/plain", "text/html"}
+        assert output.data["text/html"].startswith("<progress value=")
+        assert "http" not in output.data["text/html"]
+
+
+# --- what is told once
+
+
+def fail(ledger: Ledger, error: str, n: int) -> None:
+    """`n` more inputs fail."""
+    for _ in range(n):
+        position = len(ledger.states)
+        ledger.draw(position + 1)
+        failure = Failure(position, "process", "exception", error, "no\x1b[31m!", "", "x.py:3")
+        ledger.refuse(failure, position)
+
+
+def test_each_new_cause_is_told_once(terminal: Terminal, clock: Clock) -> None:
+    ledger = Ledger()
+    with Ticker(ledger, 2000, "map", stream=terminal, clock=clock) as ticker:
+        for error in "AABACDEFG":
+            fail(ledger, error, 1)
+            clock.now += 1
+            ticker.tick()
+    told = [line for line in screen(terminal.getvalue(), 80) if "failure" in line]
+    assert told == [
+        "first failure: A in process at x.py:3, input 0: no[31m!",
+        "new failure: B in process at x.py:3, input 2: no[31m!",
+        "new failure: C in process at x.py:3, input 4: no[31m!",
+        "new failure: D in process at x.py:3, input 5: no[31m!",
+        "new failure: E in process at x.py:3, input 6: no[31m!",
+    ]
+    assert screen(terminal.getvalue(), 80)[-1].startswith("map: 0 processed, 0 skipped, 9 failed")
+
+
+def test_a_cause_that_comes_last_is_told_as_well(clock: Clock) -> None:
+    stream, ledger = io.StringIO(), Ledger()
+    with Ticker(ledger, 1, "map", stream=stream, clock=clock):
+        fail(ledger, "A", 1)
+    assert stream.getvalue().splitlines() == [
+        "first failure: A in process at x.py:3, input 0: no[31m!",
+        "map: 0 processed, 0 skipped, 1 failed, 0 left, in 0.0 s",
+    ]
+
+
+def test_the_reduction_goes_on_with_the_causes_of_the_run(clock: Clock) -> None:
+    stream, ledger, keys = io.StringIO(), Ledger(), Ledger()
+    fail(ledger, "A", 1)
+    with Ticker(keys, 60, "reduce", causes=ledger, stream=stream, clock=clock) as ticker:
+        fail(ledger, "B", 60)
+        put(keys, failed=60)
+        ticker.tick()
+    told, *_ = lines = stream.getvalue().splitlines()
+    assert told == "new failure: B in process at x.py:3, input 1: no[31m!"
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("n", "errors", "processed", "skipped", "is_told"),
+    [
+        (49, "A", 0, 0, False),
+        (50, "A", 0, 0, True),
+        (50, "A", 0, 10, True),
+        (50, "A", 1, 0, False),
+        (25, "AB", 0, 0, False),
+    ],
+)
+def test_when_nothing_works_it_says_so(
+    clock: Clock, n: int, errors: str, processed: int, skipped: int, is_told: bool
+) -> None:
+    stream, ledger = io.StringIO(), Ledger()
+    with Ticker(ledger, 2000, "map", stream=stream, clock=clock) as ticker:
+        put(ledger, processed=processed, skipped=skipped)
+        for error in errors:
+            fail(ledger, error, n)
+        for _ in range(3):
+            clock.now += 1
+            ticker.tick()
+    loud = [line for line in stream.getvalue().splitlines() if line.startswith("ALL")]
+    expected = (
+        "ALL 50 INPUTS SO FAR HAVE FAILED, for this one cause. Ctrl-C ends the run, and the same"
+        " call goes on when it is fixed; max_failures=50 would end it by itself."
     )
+    assert loud == [expected] * is_told
 
 
 # --- a real terminal
@@ -695,14 +865,13 @@ def test_a_script_in_a_terminal(folder: Path) -> None:
     assert out == ""
     assert "\x1b" not in shown  # nothing but text, and returns to the start of the line
     lines = screen(shown, 80)
-    assert len(lines) == 6
+    assert len(lines) == 4  # the links are those of the cluster: they are told once
     assert re.fullmatch(r"Dask dashboard: http://127\.0\.0\.1:\d+/status", lines[0])
     assert re.fullmatch(r"This run: http://127\.0\.0\.1:\d+/at-once", lines[1])
     assert re.fullmatch(
         rf"map: 70 processed, 30 skipped, 0 failed, 0 left, {SECONDS} 100%\|█+\|", lines[2]
     )
-    assert lines[3:5] == lines[:2]
-    assert re.fullmatch(f"map: 10 processed, 0 skipped, 0 failed, {SECONDS}", lines[5])
+    assert re.fullmatch(f"map: 10 processed, 0 skipped, 0 failed, {SECONDS}", lines[3])
     assert shown.endswith("\r\n")
 
 

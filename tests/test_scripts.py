@@ -319,7 +319,7 @@ at_once_dask.run(range(1000), None, lambda n: time.sleep(0.1), progress=False)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == -signal.SIGINT
-    assert err.endswith("KeyboardInterrupt\n")
+    assert "\nKeyboardInterrupt: Interrupted: Ctrl-C.\n" in err
     assert "forkserver" not in err
     assert "Exception ignored" not in err
     poll_for(lambda: not group(process.pid), "processes are left behind")
