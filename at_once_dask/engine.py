@@ -181,4 +181,5 @@ def _verdict(this: Run) -> Report | Reduction[Any, Any]:
         raise RunStopped(told, reduction, this.stopped)
     if not told.ok and this.options.on_error != "return":
         raise RunFailed(told, reduction)
+    this.say_where_output_went()
     return told if reduction is None else reduction

@@ -354,8 +354,8 @@ def records_of(
                     yield record
 
 
-def count_printed(path: str, part: tuple[int, int], run: str) -> int:
-    """How many lines `run` has printed, in the bytes `part` of the file; of much the beginning."""
+def count_printed(path: str, part: tuple[int, int], run: str) -> tuple[int, bool]:
+    """How many lines `run` has printed, in the bytes `part` of the file; whether these are all."""
     marks = [f'"level": "{level}", "run": "{run}"'.encode() for level in ("STDOUT", "STDERR")]
     start, stop = part
     try:
@@ -363,8 +363,9 @@ def count_printed(path: str, part: tuple[int, int], run: str) -> int:
             file.seek(start)
             lines = file.readlines(min(stop - start, COUNTED_BYTES))
     except OSError:
-        return 0
-    return sum(any(mark in line for mark in marks) for line in lines)
+        return 0, True
+    n = sum(any(mark in line for mark in marks) for line in lines)
+    return n, stop - start <= COUNTED_BYTES
 
 
 def _number(text: bytes) -> int | None:

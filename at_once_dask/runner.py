@@ -10,7 +10,7 @@ import sys
 import time
 import uuid
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache, cached_property, partial
@@ -46,7 +46,7 @@ from at_once_dask.story import (
     Story,
     counted,
 )
-from at_once_dask.ticker import Silent, Ticker, warn
+from at_once_dask.ticker import Silent, Ticker, say, warn
 from at_once_dask.unsendable import heaviest, pickled_job
 from at_once_dask.window import Sink, Window
 
@@ -101,6 +101,7 @@ class Run:
         self.stopped: str | None = None  # why it stopped early
         self.kept: Kept | None = None  # the values of keys, when they may be wanted again
         self.notes: list[str] = []  # what somebody should know, however it ends
+        self._say: Callable[[str], None] = lambda note: None  # to who looks on
         self.told: Report | None = None
         self._settings = options.settings
         self._folder = os.getcwd()
@@ -204,7 +205,7 @@ class Run:
             checked=self.options.check_inp is not None,
             settings=self._settings,
             versions=versions(),
-            notes=tuple(self._all_notes()),
+            notes=tuple(filter(None, [*self.notes, self._output_note])),
             kept=self.kept is not None,
             function=function_name(self.options.process_inp or self.options.check_inp),
             script=session.script(),
@@ -213,13 +214,20 @@ class Run:
             page_link=self.page_link,
         )
 
-    def _all_notes(self) -> Iterator[str]:
-        yield from self.notes
+    def say_where_output_went(self) -> None:
+        """Who adds prints and sees none doubts the run; what is raised says it by itself."""
+        if self.options.progress and self._output_note is not None:
+            say(self._output_note)
+
+    @cached_property
+    def _output_note(self) -> str | None:
+        if not self._captures:
+            return None
         part = self._log_begun, journal.size(self.logfile)
-        n = journal.count_printed(self.logfile, part, self.id) if self._captures else 0
-        if n:
-            lines = "1 line was" if n == 1 else f"{n:,} lines were"
-            yield f'{lines} printed, and are in the log: at_once_dask.read_log(run="{self.id}")'
+        n, are_all = journal.count_printed(self.logfile, part, self.id)
+        more = "" if are_all else " and more"
+        where = f'at_once_dask.read_log(run="{self.id}")'
+        return f"{counted(n, 'line')}{more} of output: {where}" if n else None
 
     def _ending(self, error: BaseException | None) -> tuple[str, str, str]:
         """How it ended, why, and the traceback of what broke it."""
@@ -256,8 +264,7 @@ class Run:
             " or get them back by position: run(enumerate(inp_list), None, lambda item: {item[0]:"
             " process_inp(item[1])}, reduce_fn=lambda values: values[0])"
         )
-        if self.options.progress:
-            warn(self.notes[-1])
+        self._say(self.notes[-1])
 
     def warn_of_size(self, n_workers: int) -> None:
         """A screen on which nothing happens while much is sent is to be explained."""
@@ -309,6 +316,7 @@ class Run:
     @contextmanager
     def _watcher(self, ledger: Ledger, source: Source, what: str) -> Iterator[_Watchers]:
         with self._ticker(ledger, source, what) as ticker:
+            self._say = ticker.say
             seen = None if self.view is None else self.view.begin(what, ledger, source)
             yield _Watchers(ticker, seen)
 

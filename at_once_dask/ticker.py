@@ -105,6 +105,13 @@ class Ticker:
             self._shown = now
             self._screen.draw(self._view())
 
+    def say(self, text: str) -> None:
+        """A line that stays; in a notebook not in the display, which keeps its last line only."""
+        if in_notebook():
+            warn(text)
+        else:
+            self._screen.say(f"at_once_dask: {text}")
+
     def line(self, width: int = sys.maxsize) -> str:
         """Counts and ETA; then, where they fit into `width`, what runs longest, and the speed."""
         text = ", ".join([*self._counts(), self._time()])
@@ -228,6 +235,9 @@ class Silent:
         pass
 
     def running(self, event: Running) -> None:
+        pass
+
+    def say(self, text: str) -> None:
         pass
 
 

@@ -6,6 +6,7 @@ import gc
 import json
 import operator
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -326,3 +327,23 @@ def test_reduce_takes_a_function(cluster: Client) -> None:
         report.reduce(3)
     assert str(raised.value) == "reduce_fn is 3; it takes a function: report.reduce(sum)"
     assert report.reduce(sum) == {1: 1}
+
+
+# ----- where the output went
+
+
+def test_a_run_that_has_printed_says_where_it_went(
+    cluster: Client, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def talks(n: int) -> None:
+        print("one")
+        print("two", file=sys.stderr)
+
+    report = at_once_dask.run(range(3), None, talks)
+    line = f'6 lines of output: at_once_dask.read_log(run="{report.run}")'
+    assert capfd.readouterr().err.splitlines()[-1] == line
+    assert f"Note: {line}" in report.summary().splitlines()
+    assert len(at_once_dask.read_log(run=report.run)) == 6
+
+    silent = at_once_dask.run(range(3), None, lambda n: None)
+    assert "of output" not in silent.summary() + capfd.readouterr().err

@@ -102,7 +102,9 @@ def test_values_are_bounded() -> None:
 
 
 def test_a_plan(cluster: Client) -> None:
-    plan = at_once_dask.plan(range(50), lambda n: [n < 20 or 1 // (n - 30), None], progress=False)
+    plan = at_once_dask.plan(
+        range(50), lambda n: [n < 20 or bool(1 // (n - 30)), None], progress=False
+    )
     shown = text(plan._repr_html_())
     assert shown.startswith(
         "Plan: 18 inputs to do, 31 done. Nothing was processed. inputs done pending"
