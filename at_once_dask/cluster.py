@@ -6,6 +6,7 @@ loopback only, and its scheduler and workers talk TLS with credentials made for 
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import logging
@@ -25,6 +26,7 @@ import distributed.utils
 from dask.system import CPU_COUNT
 from dask.utils import parse_bytes
 from distributed import Client, LocalCluster, Nanny
+from distributed.comm.core import CommClosedError
 from distributed.core import Status
 
 from at_once_dask import (
@@ -46,6 +48,8 @@ from at_once_dask.worker import OwnWorker
 T = TypeVar("T", Client, LocalCluster)
 
 START_SECONDS = 30  # for the workers to come
+LOOK_SECONDS = 5.0  # for the scheduler to tell which workers there are
+END_SECONDS = 2.0  # for the nannies of a borrowed cluster to end workers
 HANG_UP_SECONDS = 2  # for the connections of browsers to close
 _GIVEN_UP = (Status.failed, Status.closed)
 
@@ -177,6 +181,19 @@ class _Own:
         if len(workers) < self.settings.n_workers:
             self._cluster.scale(self.settings.n_workers)
 
+    def living(self) -> dict[str, Worker]:
+        """The processes that live, by address, whether the scheduler knows them or not."""
+        workers = {}
+        for nanny in list(self._cluster.workers.values()):
+            process = nanny.process
+            if process is None or not process.is_alive():
+                continue
+            address, directory = process.worker_address, process.worker_dir
+            if address is not None and directory is not None:
+                scratch = os.path.dirname(directory)
+                workers[address] = Worker(1, False, scratch, nanny.address, directory, ready=False)
+        return workers
+
     def end_workers(self, addresses: set[str]) -> None:
         """SIGKILL, with the processes that their inputs started; the nannies replace them."""
         for nanny in self._cluster.workers.values():
@@ -276,12 +293,18 @@ class Worker:
         The folder on its host that its own directory lies in.
     nanny : str or None
         Address of the nanny, who replaces it.
+    directory : str
+        Its own directory: another process at the same address has another one.
+    ready : bool
+        False while it only lives: nothing is sent to it, and what it holds is not lost.
     """
 
     threads: int
     paused: bool
     scratch: str
     nanny: str | None
+    directory: str = ""
+    ready: bool = True
 
 
 @dataclass(frozen=True)
@@ -292,21 +315,27 @@ class Cluster:
     own: bool
 
     def workers(self) -> dict[str, Worker]:
-        """Those there are, by address; own ones whose nanny has given up get another one."""
-        told = self.client.scheduler_info(n_workers=-1)["workers"]
-        if self.own:
-            assert _own is not None
-            if len(told) < _own.settings.n_workers:
-                _own.revive()
-        return {
+        """Those that live, by address; own ones whose nanny has given up get another one."""
+        workers = {
             address: Worker(
                 threads=known["nthreads"],
                 paused=known["status"] == "paused",
                 scratch=os.path.dirname(known["local_directory"]),
                 nanny=known.get("nanny"),
+                directory=known["local_directory"],
             )
-            for address, known in told.items()
+            for address, known in self._listed().items()
         }
+        if self.own:
+            assert _own is not None
+            if len(workers) < _own.settings.n_workers:
+                _own.revive()
+                workers = _own.living() | workers
+        return workers
+
+    def _listed(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.client.sync(listed, self.client, callback_timeout=LOOK_SECONDS)
+        return found
 
     @property
     def scratch(self) -> str | None:
@@ -345,11 +374,34 @@ class Cluster:
             assert _own is not None
             _own.end_workers(addresses)
             return addresses
-        workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        ended: set[str] = set()
+        with contextlib.suppress(OSError):  # whoever cannot be reached in time is left alone
+            self.client.sync(self._end_borrowed, addresses, ended, callback_timeout=END_SECONDS)
+        return ended
+
+    async def _end_borrowed(self, addresses: set[str], ended: set[str]) -> None:
+        """Each by itself: one that cannot be reached keeps no other from its end."""
+        workers = await listed(self.client)
+
+        async def end(address: str) -> None:
+            await self.client.run(_end_my_worker, workers=[address], nanny=True, on_error="ignore")
+            ended.add(address)
+
         with_nanny = [address for address in addresses if workers.get(address, {}).get("nanny")]
-        if with_nanny:
-            self.client.run(_end_my_worker, workers=with_nanny, nanny=True, on_error="ignore")
-        return set(with_nanny)
+        await asyncio.gather(*map(end, with_nanny), return_exceptions=True)
+
+
+async def listed(client: Client) -> dict[str, Any]:
+    """What the scheduler itself knows of its workers, by address; on the client's event loop.
+
+    ``Client.scheduler_info`` returns what the Client knows, and that is overwritten every two
+    seconds by an answer that leaves out workers.
+    """
+    if client.scheduler is None:
+        raise CommClosedError("the client is closed")
+    told = await client.scheduler.identity(n_workers=-1)
+    workers: dict[str, Any] = told["workers"]
+    return workers
 
 
 def lent(client: Client | None) -> Client | None:
