@@ -365,6 +365,7 @@ def _engine(options: Options, interrupts: Interrupts) -> ModuleType:
     Without distributed there is neither a cluster nor a Client yet. A Ctrl-C during the imports
     counts when the run begins: it ends with a report, as any other.
     """
+    forkserver.hold_standard_streams()
     is_empty = isinstance(options.inp_list, Sized) and not len(options.inp_list)
     if "distributed" not in sys.modules and not is_empty:
         forkserver.start()

@@ -48,7 +48,8 @@ class Surroundings:
         with contextlib.suppress(FileNotFoundError):
             directory = os.getcwd()
         environment = forkserver.THREAD_LIMITS | dict(os.environ) | dict([processes.mark()])
-        return cls(directory, environment, list(sys.path), logging.getLogger().level)
+        path = [entry for entry in sys.path if isinstance(entry, str)]  # Python skips all others
+        return cls(directory, environment, path, logging.getLogger().level)
 
     def adopt(self) -> None:
         """Make them this process's; modules edited since they were imported are forgotten."""
@@ -116,10 +117,11 @@ _get_preparation_data = multiprocessing.spawn.get_preparation_data
 
 
 def _without_main(name: str) -> dict[str, Any]:
-    data = _get_preparation_data(name)
-    if name.startswith("Dask Worker process"):
-        data.pop("init_main_from_path", None)
-        data.pop("init_main_from_name", None)
+    if not name.startswith("Dask Worker process"):
+        return _get_preparation_data(name)
+    data = forkserver.plain(_get_preparation_data, name)
+    data.pop("init_main_from_path", None)
+    data.pop("init_main_from_name", None)
     return data
 
 
