@@ -9,8 +9,12 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import gc
 import logging
+import multiprocessing.process
+import multiprocessing.util
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -33,6 +37,7 @@ from at_once_dask import (
     credentials,
     dashboard,
     forkserver,
+    machine,
     page,
     processes,
     sight,
@@ -52,6 +57,7 @@ LOOK_SECONDS = 5.0  # for the scheduler to tell which workers there are
 END_SECONDS = 2.0  # for the nannies of a borrowed cluster to end workers
 HANG_UP_SECONDS = 2  # for the connections of browsers to close
 _GIVEN_UP = (Status.failed, Status.closed)
+_NEVER = logging.CRITICAL + 1
 
 # Dask's settings for the own cluster, for as long as it lives: nannies read them at each restart.
 _CONFIG = {
@@ -89,7 +95,9 @@ class _Own:
         self._undo = contextlib.ExitStack()
         try:
             with _interrupts_wait():
-                self._cluster = self._to_close(self._start())
+                self._prepare()
+                with _one_error():
+                    self._cluster = self._to_close(self._start())
                 self._undo.enter_context(
                     dashboard.build_on_demand(self._cluster.scheduler, self.sight)
                 )
@@ -99,18 +107,24 @@ class _Own:
             self.close()
             raise
 
-    def _start(self) -> LocalCluster:
-        dashboard_address = _free_address(self.settings.dashboard_address)
-        scratch = self._undo.enter_context(tempfile.TemporaryDirectory(prefix="at_once_dask-"))
-        self.scratch = scratch
-        groups = processes.groups_folder(scratch)
-        dog = watchdog.watch("=".join(processes.mark()), scratch)
+    def _prepare(self) -> None:
+        """All that the cluster needs around it."""
+        forkserver.start()
+        machine.check(self.settings.n_workers)
+        self._dashboard_address = _free_address(self.settings.dashboard_address)
+        self.scratch = tempfile.mkdtemp(prefix="at_once_dask-")
+        self._undo.callback(shutil.rmtree, self.scratch, ignore_errors=True)
+        self._groups = processes.groups_folder(self.scratch)
+        dog = watchdog.watch("=".join(processes.mark()), self.scratch, forkserver.folder())
         self._undo.callback(_dismiss, dog)
+        self._undo.enter_context(_ended_in_time())
+        self._undo.enter_context(_processes_allowed())
         self._undo.enter_context(processes.exit_codes_read_once())
         surroundings.keep_main_out_of_workers()
         self._undo.callback(surroundings.let_main_into_processes)
-        self._undo.enter_context(dask.config.set(_CONFIG))
-        forkserver.start()
+        self._config = self._undo.enter_context(dask.config.set(_CONFIG))
+
+    def _start(self) -> LocalCluster:
         # Dask would name every package it can use, NumPy and pandas among them, and import them in
         # the driver to find out; this is its switch for having done so.
         distributed.utils._forkserver_preload_set = True
@@ -124,14 +138,14 @@ class _Own:
                 memory_limit=self.settings.memory_limit,
                 host="127.0.0.1",
                 security=credentials.temporary(),
-                dashboard_address=dashboard_address,
+                dashboard_address=self._dashboard_address,
                 worker_dashboard_address=None,
                 worker_class=_OwnNanny,
-                groups=groups,
-                local_directory=scratch,
+                groups=self._groups,
+                local_directory=self.scratch,
                 scheduler_kwargs={
                     # Dask puts it on `sys.path`: it must not lie where others may write.
-                    "local_directory": scratch,
+                    "local_directory": self.scratch,
                     "dashboard": False,
                     # For workers, and for the client, which needs no socket and no TLS.
                     "protocol": ["tls", "inproc"],
@@ -500,6 +514,62 @@ def _is_free(address: str) -> bool:
         except OSError:
             return False
     return True
+
+
+@contextlib.contextmanager
+def _one_error() -> Iterator[None]:
+    """What hinders the start is raised once, by its cause, and Dask's tracebacks are not shown."""
+    loggers = [logging.getLogger(name) for name in ("asyncio", "distributed", "tornado")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(_NEVER)
+    try:
+        yield
+    except AtOnceError:
+        raise
+    except Exception as error:
+        cause = error
+        while (before := cause.__cause__ or cause.__context__) is not None:
+            cause = before  # type: ignore[assignment]
+        raise AtOnceError(
+            f"the cluster cannot be started: {type(cause).__name__}: {cause}; see that the machine"
+            " has memory, disk space and processes to spare, and run the same again, or pass a"
+            " Client of another cluster, as in run(..., client=client)"
+        ) from None
+    finally:
+        gc.collect()  # of tasks whose errors nobody asked for asyncio tells when they are collected
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _ended_in_time() -> Iterator[None]:
+    """In a process that `multiprocessing` started: it ends before that waits for its children.
+
+    These are workers, which end with the cluster only.
+    """
+    at_exit = multiprocessing.util.Finalize(None, _close_at_exit, exitpriority=100)
+    try:
+        yield
+    finally:
+        at_exit.cancel()
+
+
+@contextlib.contextmanager
+def _processes_allowed() -> Iterator[None]:
+    """A daemonic process, as those of a Pool, may have processes of its own meanwhile.
+
+    `multiprocessing` forbids it, for nobody would end them. Here the watchdog does.
+    """
+    config: Any = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
+    daemonic = config.get("daemon")
+    if daemonic:
+        config["daemon"] = False
+    try:
+        yield
+    finally:
+        if daemonic:
+            config["daemon"] = daemonic
 
 
 @contextlib.contextmanager

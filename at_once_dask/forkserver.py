@@ -56,6 +56,13 @@ def start() -> None:
             multiprocessing.forkserver.ensure_running()
 
 
+def folder() -> str | None:
+    """Where its socket lies: `multiprocessing` removes it, unless this process is killed."""
+    config: Any = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
+    found: str | None = config.get("tempdir")
+    return found
+
+
 def hold_standard_streams() -> None:
     """Where standard streams are closed, no pipe of ours must get their numbers.
 

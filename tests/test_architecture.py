@@ -23,6 +23,7 @@ ORDER = (
     "watchdog",
     "processes",
     "forkserver",
+    "machine",
     "surroundings",
     "interrupts",
     "stack",
