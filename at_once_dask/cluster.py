@@ -21,7 +21,9 @@ import subprocess
 import tempfile
 import threading
 import warnings
+import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -32,6 +34,7 @@ from dask.utils import parse_bytes
 from distributed import Client, LocalCluster, Nanny
 from distributed.comm.core import CommClosedError
 from distributed.core import Status
+from distributed.deploy.spec import SpecCluster
 
 from at_once_dask import (
     credentials,
@@ -122,7 +125,8 @@ class _Own:
         self._undo.enter_context(processes.exit_codes_read_once())
         surroundings.keep_main_out_of_workers()
         self._undo.callback(surroundings.let_main_into_processes)
-        self._config = self._undo.enter_context(dask.config.set(_CONFIG))
+        self._config = dask.config.set(_CONFIG)
+        self._undo.enter_context(self._config)
 
     def _start(self) -> LocalCluster:
         # Dask would name every package it can use, NumPy and pandas among them, and import them in
@@ -231,6 +235,14 @@ class _Own:
     def close(self) -> None:
         self._undo.close()
 
+    def forget(self) -> None:
+        """In a child that was forked: neither it nor Dask touches at its end what is another's."""
+        self.client.status = "closed"
+        self._cluster.status = Status.closed
+        SpecCluster._instances.discard(self._cluster)
+        self._config.__exit__(None, None, None)
+        surroundings.let_main_into_processes()
+
 
 class _OwnNanny(Nanny):
     """Keeps a process of the own cluster; lives in the driver."""
@@ -292,6 +304,35 @@ def _close_at_exit() -> None:
 
 
 atexit.register(_close_at_exit)
+
+
+def _forget() -> None:
+    """In a child that was forked, which has none of the threads that the cluster lives by."""
+    global _own, _lock, _running
+    own, _own = _own, None
+    _lock, _running = threading.RLock(), threading.Lock()
+    if own is not None:
+        _others.append(own)
+        own.forget()
+    for finalizer, kept in list(_finalizers().items()):
+        if getattr(kept.func, "__module__", "").startswith("distributed."):
+            finalizer.detach()
+    children: set[Any] = multiprocessing.process._children  # type: ignore[attr-defined]
+    children -= {child for child in children if child.name.startswith(surroundings.WORKER)}
+    distributed.utils._offload_executor = ThreadPoolExecutor(
+        max_workers=1, thread_name_prefix="Dask-Offload"
+    )
+
+
+def _finalizers() -> dict[Any, Any]:
+    """What is to be done at the end of the process, of everybody: Dask removes folders there."""
+    found: dict[Any, Any] = weakref.finalize._registry  # type: ignore[attr-defined]
+    return found
+
+
+_others: list[_Own] = []  # of parents; what is in them must never be collected
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 @dataclass(frozen=True)

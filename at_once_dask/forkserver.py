@@ -59,7 +59,8 @@ def start() -> None:
 def folder() -> str | None:
     """Where its socket lies: `multiprocessing` removes it, unless this process is killed."""
     config: Any = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
-    found: str | None = config.get("tempdir")
+    inherited = multiprocessing.parent_process() is not None
+    found: str | None = None if inherited else config.get("tempdir")
     return found
 
 
@@ -89,13 +90,19 @@ def allow_descriptors(n: int) -> int:
 
 
 def forget() -> None:
-    """In a child that was forked: the fork server is the parent's, and does not answer here."""
+    """In a child that was forked: the fork server is the parent's, and knows nothing of this."""
     server: Any = multiprocessing.forkserver._forkserver
     if server._forkserver_pid is not None:
         os.close(server._forkserver_alive_fd)  # or it would outlive its own driver
         server.__init__()
     tracker: Any = multiprocessing.resource_tracker._resource_tracker
     tracker._pid = None  # it is shared, but no child of this process
+    config: Any = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
+    config.pop("tempdir", None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=forget)
 
 
 def _check_system() -> None:

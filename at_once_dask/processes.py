@@ -82,6 +82,16 @@ def end_tree(pid: int) -> None:
     end(found)
 
 
+def _forget() -> None:
+    """In a child that was forked: nobody holds a lock any more, and nobody here wants the codes."""
+    global _reading, _counting, _readers
+    _reading, _counting, _readers = threading.Lock(), threading.Lock(), 0
+    _count(0)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
 _read_exit_code = multiprocessing.popen_forkserver.Popen.poll
 _reading = threading.Lock()  # whoever comes second finds the code
 _readers = 0  # those who want it so: the own cluster, and guards of borrowed ones

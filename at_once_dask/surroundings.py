@@ -113,11 +113,13 @@ def _stamp(file: str) -> tuple[int, int] | None:
     return found.st_mtime_ns, found.st_size
 
 
+WORKER = "Dask Worker process"  # so begin the names of Dask's worker processes
+
 _get_preparation_data = multiprocessing.spawn.get_preparation_data
 
 
 def _without_main(name: str) -> dict[str, Any]:
-    if not name.startswith("Dask Worker process"):
+    if not name.startswith(WORKER):
         return _get_preparation_data(name)
     data = forkserver.plain(_get_preparation_data, name)
     data.pop("init_main_from_path", None)
