@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import sys
 from collections import ChainMap
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -27,7 +28,7 @@ def dumps(value: object) -> bytes:
         pickled = pickle.dumps(value, protocol=5)
     except Exception:
         return _dumps_by_value(value)
-    if b"__main__" in pickled:
+    if b"__main__" in pickled or b"__mp_main__" in pickled:
         return _dumps_by_value(value)
     return pickled
 
@@ -53,6 +54,8 @@ def loads(pickled: bytes) -> Any:
 
 
 def _dumps_by_value(value: object) -> bytes:
+    if "__mp_main__" in sys.modules:  # the script, in a process that `multiprocessing` started
+        cloudpickle.register_pickle_by_value(sys.modules["__mp_main__"])
     file = io.BytesIO()
     _Pickler(file, protocol=5).dump(value)
     return file.getvalue()
