@@ -125,7 +125,7 @@ class _Own:
         self._undo.enter_context(processes.exit_codes_read_once())
         surroundings.keep_main_out_of_workers()
         self._undo.callback(surroundings.let_main_into_processes)
-        self._config = dask.config.set(_CONFIG)
+        self._config = dask.config.set(_CONFIG | dashboard.link_setting())
         self._undo.enter_context(self._config)
 
     def _start(self) -> LocalCluster:
@@ -405,8 +405,7 @@ class Cluster:
 
     @property
     def dashboard_link(self) -> str | None:
-        link: str | None = self.client.dashboard_link
-        return link
+        return dashboard.link_of(self.client)
 
     @property
     def page_link(self) -> str | None:

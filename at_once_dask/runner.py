@@ -357,13 +357,13 @@ def _signal(error: KeyboardInterrupt | SystemExit) -> str:
 @cache
 def versions() -> dict[str, str]:
     """Of what the run was made with."""
-    system = os.uname()
+    system = platform.uname()
     return {
         "at_once_dask": sys.modules["at_once_dask"].__version__,
         "dask": dask.__version__,  # type: ignore[attr-defined]
         "distributed": distributed.__version__,  # type: ignore[attr-defined]
         "Python": platform.python_version(),
-        "system": f"{system.sysname} {system.release} {system.machine}",
+        "system": f"{system.system} {system.release} {system.machine}",
     }
 
 
