@@ -20,6 +20,7 @@ import socket
 import subprocess
 import tempfile
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ from typing import Any, TypeVar
 import dask
 import distributed.utils
 from dask.system import CPU_COUNT
-from dask.utils import parse_bytes
+from dask.utils import format_bytes, parse_bytes
 from distributed import Client, LocalCluster, Nanny
 from distributed.comm.core import CommClosedError
 from distributed.core import Status
@@ -56,6 +57,9 @@ from at_once_dask.worker import OwnWorker
 T = TypeVar("T", Client, LocalCluster)
 
 START_SECONDS = 30  # for the workers to come
+START_LOOK_SECONDS = 1.0  # how often it is looked meanwhile why they do not
+MEMORY_TOPIC = "worker-restart-memory"  # Dask's, for workers that are ended for memory
+MEMORY_DEATHS = 2  # of each worker, while none has anything to do: then none will ever stay
 LOOK_SECONDS = 5.0  # for the scheduler to tell which workers there are
 END_SECONDS = 2.0  # for the nannies of a borrowed cluster to end workers
 HANG_UP_SECONDS = 2  # for the connections of browsers to close
@@ -181,14 +185,37 @@ class _Own:
     def wait_for_workers(self) -> None:
         """Workers that were ended are being replaced: the next run has all of them again."""
         self.revive()
-        with contextlib.suppress(TimeoutError):
-            self.client.wait_for_workers(self.settings.n_workers, timeout=START_SECONDS)
+        begun, end = time.time(), time.monotonic() + START_SECONDS
+        while time.monotonic() < end and not self._come(START_LOOK_SECONDS):
+            self._check_memory(begun)
         if not self.client.nthreads():
             raise AtOnceError(
                 f"no worker could be started within {START_SECONDS} s; see that the machine has"
                 " memory, disk space and processes to spare, call at_once_dask.close(), and run the"
                 " same again"
             )
+
+    def _come(self, seconds: float) -> bool:
+        """Whether all workers have come after some `seconds`."""
+        try:
+            self.client.wait_for_workers(self.settings.n_workers, timeout=seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    def _check_memory(self, since: float) -> None:
+        """Raise when all that came were ended for memory before they had done anything."""
+        events = self.client.get_events(MEMORY_TOPIC)
+        held = [event["rss"] for at, event in events if at > since]
+        if len(held) < MEMORY_DEATHS * self.settings.n_workers:
+            return
+        limits = {nanny.memory_manager.memory_limit for nanny in self._cluster.workers.values()}
+        raise AtOnceError(
+            "no worker can start: each is ended for memory before it has begun anything, for it"
+            f" holds {format_bytes(max(held))} and may hold {format_bytes(max(limits))}; allow"
+            ' more, as with at_once_dask.close() and at_once_dask.start(memory_limit="1 GiB"), and'
+            " run the same again"
+        )
 
     def revive(self) -> None:
         """A nanny that could not replace its worker has given up: another one takes its place."""

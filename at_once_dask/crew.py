@@ -25,7 +25,7 @@ from tornado.ioloop import IOLoop
 
 from at_once_dask import journal, pickles
 from at_once_dask.blame import Death
-from at_once_dask.cluster import Cluster, Worker, listed
+from at_once_dask.cluster import MEMORY_TOPIC, Cluster, Worker, listed
 from at_once_dask.crumb import Trace, Trail
 from at_once_dask.errors import AtOnceError, InputError
 from at_once_dask.flow import Job, Outcome, Partition, work
@@ -36,7 +36,6 @@ from at_once_dask.lease import forget, reclaim_all
 from at_once_dask.stack import read as read_stack
 from at_once_dask.worker import RunPlugin, run_partition
 
-MEMORY_TOPIC = "worker-restart-memory"  # Dask's
 TIDY_SECONDS = 5.0  # for workers and nannies to forget a run
 INTRODUCTIONS = 10  # attempts to bring a run to the workers, while some of them die
 MEET_SECONDS = 1.0  # for nannies to take a guard, before the run begins without them
