@@ -187,7 +187,7 @@ class _Own:
         self.revive()
         begun, end = time.time(), time.monotonic() + START_SECONDS
         while time.monotonic() < end and not self._come(START_LOOK_SECONDS):
-            self._check_memory(begun)
+            self.check_memory(begun)
         if not self.client.nthreads():
             raise AtOnceError(
                 f"no worker could be started within {START_SECONDS} s; see that the machine has"
@@ -203,7 +203,7 @@ class _Own:
             return False
         return True
 
-    def _check_memory(self, since: float) -> None:
+    def check_memory(self, since: float) -> None:
         """Raise when all that came were ended for memory before they had done anything."""
         events = self.client.get_events(MEMORY_TOPIC)
         held = [event["rss"] for at, event in events if at > since]
@@ -414,6 +414,11 @@ class Cluster:
                 _own.revive()
                 workers = _own.living() | workers
         return workers
+
+    def check_starts(self, since: float) -> None:
+        """Raise when it is known why own workers that have nothing to do do not stay."""
+        if self.own and _own is not None:
+            _own.check_memory(since)
 
     def _listed(self) -> dict[str, Any]:
         found: dict[str, Any] = self.client.sync(listed, self.client, callback_timeout=LOOK_SECONDS)

@@ -265,6 +265,8 @@ class ClusterCrew:
         try:
             with self._interrupts.at_once():
                 self._there = self._cluster.workers()
+                if not self._sent:
+                    self._cluster.check_starts(self._begun)
         except OSError as error:
             if self._client.status not in ("running", "connecting"):
                 raise _lost() from error

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from dask.utils import format_bytes
 from distributed import CancelledError
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
@@ -589,10 +590,13 @@ def _due(failed: int) -> float:
 
 
 def _hopeless(death: Death) -> str:
+    cause = exit_name(death.exit)
+    if death.memory is not None:
+        cause = f"the {format_bytes(death.memory)} of memory that it held"
     return (
         f"{BARREN_DEATHS} workers in a row died before they had begun any input, the last one of"
-        f" {exit_name(death.exit)}: what ends them is in the functions themselves, or on the"
-        " machine; try process_inp(inp_list[0]) in this process"
+        f" {cause}: what ends them is in the functions themselves, or on the machine; try"
+        " process_inp(inp_list[0]) in this process"
     )
 
 
