@@ -566,31 +566,6 @@ def test_a_worker_without_a_nanny(
         assert report.n_failed + report.n_left >= 1
 
 
-def test_a_scheduler_that_dies(
-    client_of_spare: Client, spare: tuple[Path, subprocess.Popen[Any]], folder: Path
-) -> None:
-    path, scheduler = spare
-    with dask_command("worker", path, "--nthreads", "1"):
-        client_of_spare.wait_for_workers(1, timeout=30)
-        with (
-            killing(folder, scheduler.pid),
-            pytest.raises(at_once_dask.AtOnceError, match="connection to the Dask") as run,
-        ):
-            at_once_dask.run(
-                [0],
-                None,
-                waiting(folder),
-                client=client_of_spare,
-                progress=False,
-                report_path="report.html",
-            )
-        assert run.value.report.n_left == 1  # type: ignore[attr-defined]
-        page = (folder / "report.html").read_text("utf-8")
-        assert "Broken off: AtOnceError: the connection to the Dask scheduler is lost;" in page
-        with pytest.raises(at_once_dask.InputError, match=r"client=distributed\.Client"):
-            run_a_few(client_of_spare)
-
-
 @pytest.mark.parametrize("silent", ["worker", "scheduler"])
 def test_a_signal_ends_a_run_in_a_cluster_that_does_not_answer(
     client_of_spare: Client, spare: tuple[Path, subprocess.Popen[Any]], folder: Path, silent: str
@@ -622,6 +597,31 @@ def test_a_signal_ends_a_run_in_a_cluster_that_does_not_answer(
         assert ended.value.code == 143
         assert ended.value.report.n_left == 4  # type: ignore[attr-defined]
         assert seconds < 7
+
+
+def test_a_scheduler_that_dies(
+    client_of_spare: Client, spare: tuple[Path, subprocess.Popen[Any]], folder: Path
+) -> None:
+    path, scheduler = spare
+    with dask_command("worker", path, "--nthreads", "1"):
+        client_of_spare.wait_for_workers(1, timeout=30)
+        with (
+            killing(folder, scheduler.pid),
+            pytest.raises(at_once_dask.AtOnceError, match="connection to the Dask") as run,
+        ):
+            at_once_dask.run(
+                [0],
+                None,
+                waiting(folder),
+                client=client_of_spare,
+                progress=False,
+                report_path="report.html",
+            )
+        assert run.value.report.n_left == 1  # type: ignore[attr-defined]
+        page = (folder / "report.html").read_text("utf-8")
+        assert "Broken off: AtOnceError: the connection to the Dask scheduler is lost;" in page
+        with pytest.raises(at_once_dask.InputError, match=r"client=distributed\.Client"):
+            run_a_few(client_of_spare)
 
 
 def test_a_client_that_is_closed_meanwhile(
