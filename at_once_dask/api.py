@@ -366,6 +366,7 @@ def _engine(options: Options, interrupts: Interrupts) -> ModuleType:
     Without distributed there is neither a cluster nor a Client yet. A Ctrl-C during the imports
     counts when the run begins: it ends with a report, as any other.
     """
+    forkserver.hold_standard_streams()
     if "distributed" not in sys.modules and length(options.inp_list) != 0:
         forkserver.start()
     collects = gc.isenabled()

@@ -16,7 +16,7 @@ from types import ModuleType
 import cloudpickle
 
 from at_once_dask import pickles
-from at_once_dask.surroundings import users_modules
+from at_once_dask.surroundings import current_directory, users_modules
 
 
 @contextmanager
@@ -36,19 +36,12 @@ def unimportable_modules() -> Iterator[None]:
 
 
 def _unimportable() -> list[ModuleType]:
-    where = tuple(path for path in sys.path if isinstance(path, str)), _current_directory()
+    where = tuple(path for path in sys.path if isinstance(path, str)), current_directory()
     return [
         sys.modules[name]
         for name, file in users_modules()
         if sys.modules[name].__name__ == name and not _can_be_imported(name, file, where)
     ]
-
-
-def _current_directory() -> str:
-    try:
-        return os.getcwd()
-    except FileNotFoundError:
-        return ""
 
 
 @lru_cache(maxsize=1024)

@@ -6,31 +6,42 @@ loopback only, and its scheduler and workers talk TLS with credentials made for 
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
+import gc
 import logging
+import multiprocessing.process
+import multiprocessing.util
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 import threading
+import time
 import warnings
+import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import dask
 import distributed.utils
 from dask.system import CPU_COUNT
-from dask.utils import parse_bytes
+from dask.utils import format_bytes, parse_bytes
 from distributed import Client, LocalCluster, Nanny
+from distributed.comm.core import CommClosedError
 from distributed.core import Status
+from distributed.deploy.spec import SpecCluster
 
 from at_once_dask import (
     credentials,
     dashboard,
     forkserver,
+    machine,
     page,
     processes,
     sight,
@@ -47,8 +58,14 @@ T = TypeVar("T", Client, LocalCluster)
 
 START_SECONDS = 30  # for the workers to come
 LEAST_MEMORY = 50 * 2**20  # bytes; an idle worker holds more
+START_LOOK_SECONDS = 1.0  # how often it is looked meanwhile why they do not
+MEMORY_TOPIC = "worker-restart-memory"  # Dask's, for workers that are ended for memory
+MEMORY_DEATHS = 2  # of each worker, while none has anything to do: then none will ever stay
+LOOK_SECONDS = 5.0  # for the scheduler to tell which workers there are
+END_SECONDS = 2.0  # for the nannies of a borrowed cluster to end workers
 HANG_UP_SECONDS = 2  # for the connections of browsers to close
 _GIVEN_UP = (Status.failed, Status.closed)
+_NEVER = logging.CRITICAL + 1
 
 # Dask's settings for the own cluster, for as long as it lives: nannies read them at each restart.
 _CONFIG = {
@@ -90,7 +107,9 @@ class _Own:
         self._undo = contextlib.ExitStack()
         try:
             with _interrupts_wait():
-                self._cluster = self._to_close(self._start())
+                self._prepare()
+                with _one_error():
+                    self._cluster = self._to_close(self._start())
                 self._undo.enter_context(
                     dashboard.build_on_demand(self._cluster.scheduler, self.sight)
                 )
@@ -100,18 +119,25 @@ class _Own:
             self.close()
             raise
 
-    def _start(self) -> LocalCluster:
-        dashboard_address = _free_address(self.settings.dashboard_address)
-        scratch = self._undo.enter_context(tempfile.TemporaryDirectory(prefix="at_once_dask-"))
-        self.scratch = scratch
-        groups = processes.groups_folder(scratch)
-        dog = watchdog.watch("=".join(processes.mark()), scratch)
+    def _prepare(self) -> None:
+        """All that the cluster needs around it."""
+        forkserver.start()
+        machine.check(self.settings.n_workers)
+        self._dashboard_address = _free_address(self.settings.dashboard_address)
+        self.scratch = tempfile.mkdtemp(prefix="at_once_dask-")
+        self._undo.callback(shutil.rmtree, self.scratch, ignore_errors=True)
+        self._groups = processes.groups_folder(self.scratch)
+        dog = watchdog.watch("=".join(processes.mark()), self.scratch, forkserver.folder())
         self._undo.callback(_dismiss, dog)
+        self._undo.enter_context(_ended_in_time())
+        self._undo.enter_context(_processes_allowed())
         self._undo.enter_context(processes.exit_codes_read_once())
         surroundings.keep_main_out_of_workers()
         self._undo.callback(surroundings.let_main_into_processes)
-        self._undo.enter_context(dask.config.set(_CONFIG))
-        forkserver.start()
+        self._config = dask.config.set(_CONFIG | dashboard.link_setting())
+        self._undo.enter_context(self._config)
+
+    def _start(self) -> LocalCluster:
         # Dask would name every package it can use, NumPy and pandas among them, and import them in
         # the driver to find out; this is its switch for having done so.
         distributed.utils._forkserver_preload_set = True
@@ -125,14 +151,14 @@ class _Own:
                 memory_limit=self.settings.memory_limit,
                 host="127.0.0.1",
                 security=credentials.temporary(),
-                dashboard_address=dashboard_address,
+                dashboard_address=self._dashboard_address,
                 worker_dashboard_address=None,
                 worker_class=_OwnNanny,
-                groups=groups,
-                local_directory=scratch,
+                groups=self._groups,
+                local_directory=self.scratch,
                 scheduler_kwargs={
                     # Dask puts it on `sys.path`: it must not lie where others may write.
-                    "local_directory": scratch,
+                    "local_directory": self.scratch,
                     "dashboard": False,
                     # For workers, and for the client, which needs no socket and no TLS.
                     "protocol": ["tls", "inproc"],
@@ -164,14 +190,37 @@ class _Own:
     def wait_for_workers(self) -> None:
         """Workers that were ended are being replaced: the next run has all of them again."""
         self.revive()
-        with contextlib.suppress(TimeoutError):
-            self.client.wait_for_workers(self.settings.n_workers, timeout=START_SECONDS)
+        begun, end = time.time(), time.monotonic() + START_SECONDS
+        while time.monotonic() < end and not self._come(START_LOOK_SECONDS):
+            self.check_memory(begun)
         if not self.client.nthreads():
             raise AtOnceError(
                 f"no worker could be started within {START_SECONDS} s; see that the machine has"
                 " memory, disk space and processes to spare, call at_once_dask.close(), and run the"
                 " same again"
             )
+
+    def _come(self, seconds: float) -> bool:
+        """Whether all workers have come after some `seconds`."""
+        try:
+            self.client.wait_for_workers(self.settings.n_workers, timeout=seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    def check_memory(self, since: float) -> None:
+        """Raise when all that came were ended for memory before they had done anything."""
+        events = self.client.get_events(MEMORY_TOPIC)
+        held = [event["rss"] for at, event in events if at > since]
+        if len(held) < MEMORY_DEATHS * self.settings.n_workers:
+            return
+        limits = {nanny.memory_manager.memory_limit for nanny in self._cluster.workers.values()}
+        raise AtOnceError(
+            "no worker can start: each is ended for memory before it has begun anything, for it"
+            f" holds {format_bytes(max(held))} and may hold {format_bytes(max(limits))}; allow"
+            ' more, as with at_once_dask.close() and at_once_dask.start(memory_limit="1 GiB"), and'
+            " run the same again"
+        )
 
     def revive(self) -> None:
         """A nanny that could not replace its worker has given up: another one takes its place."""
@@ -181,6 +230,19 @@ class _Own:
             workers.pop(name, None)
         if len(workers) < self.settings.n_workers:
             self._cluster.scale(self.settings.n_workers)
+
+    def living(self) -> dict[str, Worker]:
+        """The processes that live, by address, whether the scheduler knows them or not."""
+        workers = {}
+        for nanny in list(self._cluster.workers.values()):
+            process = nanny.process
+            if process is None or not process.is_alive():
+                continue
+            address, directory = process.worker_address, process.worker_dir
+            if address is not None and directory is not None:
+                scratch = os.path.dirname(directory)
+                workers[address] = Worker(1, False, scratch, nanny.address, directory, ready=False)
+        return workers
 
     def end_workers(self, addresses: set[str]) -> None:
         """SIGKILL, with the processes that their inputs started; the nannies replace them."""
@@ -204,6 +266,14 @@ class _Own:
 
     def close(self) -> None:
         self._undo.close()
+
+    def forget(self) -> None:
+        """In a child that was forked: neither it nor Dask touches at its end what is another's."""
+        self.client.status = "closed"
+        self._cluster.status = Status.closed
+        SpecCluster._instances.discard(self._cluster)
+        self._config.__exit__(None, None, None)
+        surroundings.let_main_into_processes()
 
 
 class _OwnNanny(Nanny):
@@ -268,6 +338,35 @@ def _close_at_exit() -> None:
 atexit.register(_close_at_exit)
 
 
+def _forget() -> None:
+    """In a child that was forked, which has none of the threads that the cluster lives by."""
+    global _own, _lock, _running
+    own, _own = _own, None
+    _lock, _running = threading.RLock(), threading.Lock()
+    if own is not None:
+        _others.append(own)
+        own.forget()
+    for finalizer, kept in list(_finalizers().items()):
+        if getattr(kept.func, "__module__", "").startswith("distributed."):
+            finalizer.detach()
+    children: set[Any] = multiprocessing.process._children  # type: ignore[attr-defined]
+    children -= {child for child in children if child.name.startswith(surroundings.WORKER)}
+    distributed.utils._offload_executor = ThreadPoolExecutor(
+        max_workers=1, thread_name_prefix="Dask-Offload"
+    )
+
+
+def _finalizers() -> dict[Any, Any]:
+    """What is to be done at the end of the process, of everybody: Dask removes folders there."""
+    found: dict[Any, Any] = weakref.finalize._registry  # type: ignore[attr-defined]
+    return found
+
+
+_others: list[_Own] = []  # of parents; what is in them must never be collected
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
 @dataclass(frozen=True)
 class Worker:
     """A worker, as the scheduler knows it.
@@ -281,12 +380,18 @@ class Worker:
         The folder on its host that its own directory lies in.
     nanny : str or None
         Address of the nanny, who replaces it.
+    directory : str
+        Its own directory: another process at the same address has another one.
+    ready : bool
+        False while it only lives: nothing is sent to it, and what it holds is not lost.
     """
 
     threads: int
     paused: bool
     scratch: str
     nanny: str | None
+    directory: str = ""
+    ready: bool = True
 
 
 @dataclass(frozen=True)
@@ -297,21 +402,32 @@ class Cluster:
     own: bool
 
     def workers(self) -> dict[str, Worker]:
-        """Those there are, by address; own ones whose nanny has given up get another one."""
-        told = self.client.scheduler_info(n_workers=-1)["workers"]
-        if self.own:
-            assert _own is not None
-            if len(told) < _own.settings.n_workers:
-                _own.revive()
-        return {
+        """Those that live, by address; own ones whose nanny has given up get another one."""
+        workers = {
             address: Worker(
                 threads=known["nthreads"],
                 paused=known["status"] == "paused",
                 scratch=os.path.dirname(known["local_directory"]),
                 nanny=known.get("nanny"),
+                directory=known["local_directory"],
             )
-            for address, known in told.items()
+            for address, known in self._listed().items()
         }
+        if self.own:
+            assert _own is not None
+            if len(workers) < _own.settings.n_workers:
+                _own.revive()
+                workers = _own.living() | workers
+        return workers
+
+    def check_starts(self, since: float) -> None:
+        """Raise when it is known why own workers that have nothing to do do not stay."""
+        if self.own and _own is not None:
+            _own.check_memory(since)
+
+    def _listed(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.client.sync(listed, self.client, callback_timeout=LOOK_SECONDS)
+        return found
 
     @property
     def scratch(self) -> str | None:
@@ -326,8 +442,7 @@ class Cluster:
 
     @property
     def dashboard_link(self) -> str | None:
-        link: str | None = self.client.dashboard_link
-        return link
+        return dashboard.link_of(self.client)
 
     @property
     def page_link(self) -> str | None:
@@ -350,11 +465,34 @@ class Cluster:
             assert _own is not None
             _own.end_workers(addresses)
             return addresses
-        workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        ended: set[str] = set()
+        with contextlib.suppress(OSError):  # whoever cannot be reached in time is left alone
+            self.client.sync(self._end_borrowed, addresses, ended, callback_timeout=END_SECONDS)
+        return ended
+
+    async def _end_borrowed(self, addresses: set[str], ended: set[str]) -> None:
+        """Each by itself: one that cannot be reached keeps no other from its end."""
+        workers = await listed(self.client)
+
+        async def end(address: str) -> None:
+            await self.client.run(_end_my_worker, workers=[address], nanny=True, on_error="ignore")
+            ended.add(address)
+
         with_nanny = [address for address in addresses if workers.get(address, {}).get("nanny")]
-        if with_nanny:
-            self.client.run(_end_my_worker, workers=with_nanny, nanny=True, on_error="ignore")
-        return set(with_nanny)
+        await asyncio.gather(*map(end, with_nanny), return_exceptions=True)
+
+
+async def listed(client: Client) -> dict[str, Any]:
+    """What the scheduler itself knows of its workers, by address; on the client's event loop.
+
+    ``Client.scheduler_info`` returns what the Client knows, and that is overwritten every two
+    seconds by an answer that leaves out workers.
+    """
+    if client.scheduler is None:
+        raise CommClosedError("the client is closed")
+    told = await client.scheduler.identity(n_workers=-1)
+    workers: dict[str, Any] = told["workers"]
+    return workers
 
 
 def lent(client: Client | None) -> Client | None:
@@ -464,6 +602,62 @@ def _is_free(address: str) -> bool:
         except OSError:
             return False
     return True
+
+
+@contextlib.contextmanager
+def _one_error() -> Iterator[None]:
+    """What hinders the start is raised once, by its cause, and Dask's tracebacks are not shown."""
+    loggers = [logging.getLogger(name) for name in ("asyncio", "distributed", "tornado")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(_NEVER)
+    try:
+        yield
+    except AtOnceError:
+        raise
+    except Exception as error:
+        cause = error
+        while (before := cause.__cause__ or cause.__context__) is not None:
+            cause = before  # type: ignore[assignment]
+        raise AtOnceError(
+            f"the cluster cannot be started: {type(cause).__name__}: {cause}; see that the machine"
+            " has memory, disk space and processes to spare, and run the same again, or pass a"
+            " Client of another cluster, as in run(..., client=client)"
+        ) from None
+    finally:
+        gc.collect()  # of tasks whose errors nobody asked for asyncio tells when they are collected
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _ended_in_time() -> Iterator[None]:
+    """In a process that `multiprocessing` started: it ends before that waits for its children.
+
+    These are workers, which end with the cluster only.
+    """
+    at_exit = multiprocessing.util.Finalize(None, _close_at_exit, exitpriority=100)
+    try:
+        yield
+    finally:
+        at_exit.cancel()
+
+
+@contextlib.contextmanager
+def _processes_allowed() -> Iterator[None]:
+    """A daemonic process, as those of a Pool, may have processes of its own meanwhile.
+
+    `multiprocessing` forbids it, for nobody would end them. Here the watchdog does.
+    """
+    config: Any = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
+    daemonic = config.get("daemon")
+    if daemonic:
+        config["daemon"] = False
+    try:
+        yield
+    finally:
+        if daemonic:
+            config["daemon"] = daemonic
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ from tornado.ioloop import IOLoop
 
 from at_once_dask import journal
 from at_once_dask.blame import Death
-from at_once_dask.cluster import Cluster, Worker
+from at_once_dask.cluster import MEMORY_TOPIC, Cluster, Worker, listed
 from at_once_dask.crumb import Trace, Trail
 from at_once_dask.errors import AtOnceError, InputError
 from at_once_dask.flow import Job, Outcome, Partition, work
@@ -37,12 +37,13 @@ from at_once_dask.main_module import Main
 from at_once_dask.stack import read as read_stack
 from at_once_dask.worker import RunPlugin, run_partition
 
-MEMORY_TOPIC = "worker-restart-memory"  # Dask's
 TIDY_SECONDS = 5.0  # for workers and nannies to forget a run
 INTRODUCTIONS = 10  # attempts to bring a run to the workers, while some of them die
 MEET_SECONDS = 1.0  # for nannies to take a guard, before the run begins without them
 FILED_BYTES = 2**20  # of a pickled job, from which on it crosses as a file
-GONE_SECONDS = 3.0  # for the scheduler to notice that a worker is gone
+MEET_PAUSE_SECONDS = 0.05  # between two questions to a nanny that is replacing its worker
+GONE_SECONDS = 2.0  # for the scheduler to notice that a worker is gone
+SILENT_SECONDS = 0.5  # instead of TIDY_SECONDS, where somebody has not answered already
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ class Crew(Protocol):
     """Workers, as the window sees them."""
 
     def workers(self) -> dict[str, Worker]:
-        """Who is there, by address."""
+        """Who lives, by address; what a worker holds is lost only when it is not among them."""
 
     def send(self, worker: str, partition: Partition) -> None:
         """Lease `partition` to `worker`, and to no other, whatever happens."""
@@ -157,12 +158,15 @@ class ClusterCrew:
         if cluster.scratch is not None:
             self._shelves = os.path.join(cluster.scratch, f"values-{book.run}")
         self._known: dict[str, Worker] = {}  # also those that are gone
+        self._there: dict[str, Worker] = {}  # at the last look
         self._begun = time.time()
-        self._met: set[str] = set()  # workers that are guarded, or have no nanny
+        # By address, and the directory of the process: what was met stays so for as long as it is.
+        self._met: dict[str, str] = {}  # workers that are guarded, or have no nanny
         self._meetings: set[asyncio.Future[None]] = set()
         self._unguarded: AtOnceError | None = None
         self._is_over = False
-        self._asked: set[str] = set()  # those whose nannies were asked to guard them
+        self._asked: dict[str, str] = {}  # those whose nannies were asked to guard them
+        self._questioned: set[str] = set()  # workers that were asked to give back, and have not yet
         self._occupied: set[str] = set()  # workers that could not be ended when a run stopped
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._futures: dict[str, Future[Outcome]] = {}
@@ -185,8 +189,9 @@ class ClusterCrew:
         self._client.cancel(list(self._futures.values()), force=True)
         self._futures.clear()
         self._is_over = True
+        patience = SILENT_SECONDS if self._occupied else TIDY_SECONDS
         with contextlib.suppress(OSError):
-            self._client.sync(self._meetings_end, TIDY_SECONDS)  # or a guard came after its end
+            self._client.sync(self._meetings_end, patience)  # or a guard came after its end
         with contextlib.suppress(ValueError):  # it came to an end before it began
             self._client.unsubscribe_topic(self._topic)
         self._client._event_handlers.pop(self._topic, None)  # Dask keeps it, and with it the run
@@ -196,7 +201,13 @@ class ClusterCrew:
                 trail.clear()
         nannies = sorted({known.nanny for known in self._known.values() if known.nanny})
         with contextlib.suppress(OSError, ValueError, KeyError):
-            self._client.run_on_scheduler(_forget, self._topic, nannies)
+            self._client.sync(
+                self._client._run_on_scheduler,
+                _forget,
+                self._topic,
+                nannies,
+                callback_timeout=2 * patience,
+            )
 
     def _introduce(self) -> None:
         """Bring the run to the workers and their nannies, and listen to what they tell."""
@@ -255,33 +266,52 @@ class ClusterCrew:
         return journal.topic(self._book.run)
 
     def workers(self) -> dict[str, Worker]:
-        try:
-            with self._interrupts.at_once():
-                workers = self._cluster.workers()
-        except OSError as error:
-            raise _lost() from error
+        self._look()
         if self._unguarded is not None:
             raise self._unguarded
-        self._known |= workers
-        for address in self._asked - workers.keys():  # another one may come to the same address
-            self._asked.discard(address)
-            self._met.discard(address)
-        for address in workers.keys() - self._asked:
-            self._asked.add(address)
-            self._loop.add_callback(self._begin_meeting, address)
-        usable = self._met - self._occupied
-        return {address: worker for address, worker in workers.items() if address in usable}
+        self._known |= self._there
+        for address, worker in self._strangers():
+            self._asked[address] = worker.directory
+            self._loop.add_callback(self._begin_meeting, address, worker)
+        return {address: self._as_met(address, w) for address, w in self._there.items()}
+
+    def _look(self) -> None:
+        """See who is there; a scheduler that is slow to tell has changed nothing."""
+        if self._client.status not in ("running", "connecting"):
+            raise _lost()
+        try:
+            with self._interrupts.at_once():
+                self._there = self._cluster.workers()
+                if not self._sent:
+                    self._cluster.check_starts(self._begun)
+        except OSError as error:
+            if self._client.status not in ("running", "connecting"):
+                raise _lost() from error
+
+    def _strangers(self) -> list[tuple[str, Worker]]:
+        """The workers whose nannies were not asked yet."""
+        return [
+            (address, worker)
+            for address, worker in self._there.items()
+            if worker.ready and self._asked.get(address) != worker.directory
+        ]
+
+    def _as_met(self, address: str, worker: Worker) -> Worker:
+        """It takes partitions from when it was met; what still runs there begins nothing new."""
+        ready = worker.ready and self._met.get(address) == worker.directory
+        return replace(worker, ready=ready, paused=worker.paused or address in self._occupied)
 
     async def _meet_all(self, workers: dict[str, Worker]) -> None:
         """Those that are slow to answer join later."""
         self._known |= workers
-        self._asked |= workers.keys()
-        for worker in workers:
-            self._begin_meeting(worker)
+        self._there = workers
+        for address, worker in self._strangers():
+            self._asked[address] = worker.directory
+            self._begin_meeting(address, worker)
         await self._meetings_end(MEET_SECONDS)
 
-    def _begin_meeting(self, worker: str) -> None:
-        meeting = asyncio.ensure_future(self._meet(worker))
+    def _begin_meeting(self, address: str, worker: Worker) -> None:
+        meeting = asyncio.ensure_future(self._meet(address, worker))
         self._meetings.add(meeting)
         meeting.add_done_callback(self._meetings.discard)
 
@@ -289,31 +319,33 @@ class ClusterCrew:
         if self._meetings:
             await asyncio.wait(set(self._meetings), timeout=timeout)
 
-    async def _meet(self, worker: str) -> None:
+    async def _meet(self, address: str, worker: Worker) -> None:
         """Put a guard into its nanny, and wait until that is connected to it.
 
         One that dies before it is connected is never replaced. Dask's own way of bringing a plugin
         to nannies goes by the workers, and passes by those that are replacing theirs.
         """
-        known = None if self._known[worker].nanny else worker
+        guarded = None if worker.nanny else address
         guard = Guard(self._book.run, self._timeout)
-        while known != worker and self._client.status == "running" and not self._is_over:
+        while guarded != address and self._client.status == "running" and not self._is_over:
             try:
                 answers = await self._client.run(
-                    _take_guard, guard, self._topic, workers=[worker], nanny=True, on_error="raise"
+                    _take_guard, guard, self._topic, workers=[address], nanny=True, on_error="raise"
                 )
-                (known,) = answers.values()
+                (guarded,) = answers.values()
             except (OSError, KeyError, ValueError):  # it is gone again
-                self._asked.discard(worker)
+                self._asked.pop(address, None)
                 return
             except Exception as error:
                 self._unguarded = AtOnceError(
-                    f"the nanny of {worker} cannot watch it: {type(error).__name__}: {error}; see"
+                    f"the nanny of {address} cannot watch it: {type(error).__name__}: {error}; see"
                     " that at_once_dask is installed there (pip install at_once_dask), start the"
                     " cluster anew, and run the same again"
                 )
                 return
-        self._met.add(worker)
+            if guarded != address:
+                await asyncio.sleep(MEET_PAUSE_SECONDS)
+        self._met[address] = worker.directory
 
     def send(self, worker: str, partition: Partition) -> None:
         if self._client.status != "running":
@@ -343,7 +375,9 @@ class ClusterCrew:
         self._events.put(event)
 
     def reclaim(self, worker: str, wanted: list[tuple[str, int]], stopping: bool) -> None:
-        self._loop.add_callback(self._ask, worker, wanted, stopping)
+        if worker not in self._questioned or stopping:
+            self._questioned.add(worker)
+            self._loop.add_callback(self._ask, worker, wanted, stopping)
 
     async def _ask(self, worker: str, wanted: list[tuple[str, int]], stopping: bool) -> None:
         if self._client.status != "running":
@@ -354,6 +388,8 @@ class ClusterCrew:
             )
         except OSError:  # the worker or the scheduler is gone
             return
+        finally:
+            self._questioned.discard(worker)
         for limits in answers.values():
             self._events.put(Reclaimed(limits))
 
@@ -452,9 +488,13 @@ class ClusterCrew:
             return
         ended = self._cluster.end_workers(workers)
         self._occupied |= workers - ended
-        end = time.monotonic() + GONE_SECONDS
-        while ended & self._client.nthreads().keys() and time.monotonic() < end:
-            time.sleep(0.02)  # until the scheduler knows: it would still speak to them
+        with contextlib.suppress(OSError):
+            self._client.sync(self._leave, ended, callback_timeout=GONE_SECONDS)
+
+    async def _leave(self, workers: set[str]) -> None:
+        """Wait until the scheduler knows that they are gone: it would still speak to them."""
+        while workers & (await listed(self._client)).keys():
+            await asyncio.sleep(0.02)
 
 
 class InlineCrew:

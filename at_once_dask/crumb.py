@@ -83,7 +83,10 @@ class Crumb:
             except FileExistsError:
                 raise BegunBeforeError(path) from None
             try:
-                os.posix_fallocate(self._file, 0, size)  # or a full disk would end the process
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(self._file, 0, size)  # or a full disk would end the process
+                else:
+                    os.write(self._file, bytes(size))
                 buffer = mmap.mmap(self._file, size)
             except BaseException:
                 self.close()

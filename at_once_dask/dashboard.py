@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import html
+import os
 import threading
+from importlib.util import find_spec
 from typing import Any
 
+import dask
 from tornado.web import Application, RequestHandler
 
 from at_once_dask import page
@@ -19,11 +22,32 @@ from at_once_dask.sight import Sight
 RELOAD_SECONDS = 1
 IMPORT_SECONDS = 5  # that the end of the cluster waits for Bokeh's import
 
+_LINK = "distributed.dashboard.link"
+_DASKS_LINK = "{scheme}://{host}:{port}/status"
+
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="{reload}">
 <meta name="viewport" content="width=device-width"><title>Dask dashboard</title>
 <style>body {{ font: 1.1em sans-serif; margin: 3em 1.5em }}</style></head>
 <body><p>{text}</p></body></html>"""
+
+
+def link_of(client: Any) -> str | None:
+    """Where the dashboard of its cluster is; a setting that leads nowhere must not end a run."""
+    try:
+        link: str | None = client.dashboard_link
+    except Exception:  # it may name anything, as a variable that is not set here
+        return None
+    return link
+
+
+def link_setting() -> dict[str, str]:
+    """Dask's setting for links that lead out of a JupyterHub, unless there is one already."""
+    is_in_hub = "JUPYTERHUB_SERVICE_PREFIX" in os.environ
+    is_unset = dask.config.get(_LINK, _DASKS_LINK) == _DASKS_LINK
+    if is_in_hub and is_unset and find_spec("jupyter_server_proxy") is not None:
+        return {_LINK: "{JUPYTERHUB_SERVICE_PREFIX}proxy/{port}/status"}
+    return {}
 
 
 def build_on_demand(scheduler: Any, sight: Sight) -> contextlib.AbstractContextManager[object]:

@@ -34,12 +34,12 @@ def dumps(value: object) -> bytes:
     return pickled
 
 
-_by_value = [b"__main__"]
+_by_value = [b"__main__", b"__mp_main__"]  # the latter in processes of multiprocessing
 
 
 def cross_by_value(modules: Iterable[str]) -> None:
     """Besides ``__main__`` these modules cannot be imported on the other side."""
-    _by_value[1:] = [module.encode() for module in modules]
+    _by_value[2:] = [module.encode() for module in modules]
 
 
 def dump(value: object, file: IO[bytes]) -> int:
@@ -90,7 +90,7 @@ def _code_of_file(name: str, make: Callable[..., CodeType], arguments: tuple[Any
 def _reduce_cached(cached: Any) -> Any:
     """What ``functools.cache`` wraps: anew, with an empty cache, where it cannot go by its name."""
     module, name = getattr(cached, "__module__", ""), getattr(cached, "__qualname__", "")
-    if module != "__main__" and named(module, name) is cached:
+    if module not in ("__main__", "__mp_main__") and named(module, name) is cached:
         return name
     state = {name: value for name, value in vars(cached).items() if name not in _OF_WRAPPERS}
     return _cached, (cached.__wrapped__, cached.cache_parameters()), state
@@ -159,6 +159,11 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         },
         cloudpickle.Pickler.dispatch_table,
     )
+
+    def __init__(self, file: Any, protocol: int) -> None:
+        super().__init__(file, protocol=protocol)
+        if "__mp_main__" in sys.modules:  # the script, in a process that `multiprocessing` started
+            cloudpickle.register_pickle_by_value(sys.modules["__mp_main__"])
 
     def reducer_override(self, obj: Any) -> Any:
         reduced = super().reducer_override(obj)

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import warnings
+
+_BECOME_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux
+
+
+def adopt_orphans() -> None:
+    """What the inputs' processes leave becomes this process's child, not that of process 1.
+
+    Where that is Python, as in many containers, it reaps nothing, and zombies would add up. The
+    fork server reaps what it does not know, too, but warns of it.
+    """
+    warnings.filterwarnings("ignore", message="forkserver: waitpid returned unexpected pid")
+    ctypes.CDLL(None).prctl(_BECOME_SUBREAPER, 1, 0, 0, 0)
+
 
 gc.disable()  # nothing that an import makes is garbage
 try:
     import at_once_dask.worker  # noqa: F401
 
+    adopt_orphans()
     # No collection looks at these objects again; and workers, which look, need no copies of them.
     gc.freeze()
 finally:

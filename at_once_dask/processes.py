@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing.connection
-import multiprocessing.popen_forkserver
 import os
 import secrets
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import psutil
 
@@ -82,19 +82,42 @@ def end_tree(pid: int) -> None:
     end(found)
 
 
-_read_exit_code = multiprocessing.popen_forkserver.Popen.poll
+def _forget() -> None:
+    """In a child that was forked: nobody holds a lock any more, and nobody here wants the codes."""
+    global _reading, _counting, _readers
+    _reading, _counting, _readers = threading.Lock(), threading.Lock(), 0
+    _count(0)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _class_of_forked() -> Any:
+    """None where nothing can be forked: there are no exit codes to be read."""
+    try:
+        from multiprocessing import popen_forkserver
+    except ImportError:
+        return None
+    return popen_forkserver.Popen
+
+
+_Popen = _class_of_forked()
+_read_exit_code: Any = getattr(_Popen, "poll", None)
+_AT_ONCE = getattr(os, "WNOHANG", 1)
 _reading = threading.Lock()  # whoever comes second finds the code
 _readers = 0  # those who want it so: the own cluster, and guards of borrowed ones
 _counting = threading.Lock()
 
 
-def _poll(self: multiprocessing.popen_forkserver.Popen, flag: int = os.WNOHANG) -> int | None:
+def _poll(self: Any, flag: int = _AT_ONCE) -> int | None:
     if self.returncode is None:
-        timeout = 0 if flag == os.WNOHANG else None
+        timeout = 0 if flag == _AT_ONCE else None
         if not multiprocessing.connection.wait([self.sentinel], timeout):
             return None
     with _reading:
-        return _read_exit_code(self, os.WNOHANG)
+        code: int | None = _read_exit_code(self, _AT_ONCE)
+        return code
 
 
 @contextlib.contextmanager
@@ -116,5 +139,5 @@ def _count(more: int) -> None:
     global _readers
     with _counting:
         _readers += more
-        poll = _poll if _readers else _read_exit_code
-        multiprocessing.popen_forkserver.Popen.poll = poll  # type: ignore[method-assign, assignment]
+        if _Popen is not None:
+            _Popen.poll = _poll if _readers else _read_exit_code

@@ -46,6 +46,7 @@ from at_once_dask.story import (
     Story,
     counted,
 )
+from at_once_dask.surroundings import current_directory
 from at_once_dask.ticker import Silent, Ticker, say, warn
 from at_once_dask.unsendable import heaviest, pickled_job
 from at_once_dask.window import Sink, Window
@@ -104,7 +105,7 @@ class Run:
         self._say: Callable[[str], None] = lambda note: None  # to who looks on
         self.told: Report | None = None
         self._settings = options.settings
-        self._folder = os.getcwd()
+        self._folder = current_directory() or ""
         self._log_begun = journal.size(self.logfile)
         self._begun, self._begun_at = time.monotonic(), time.time()
 
@@ -454,13 +455,13 @@ def _signal(error: KeyboardInterrupt | SystemExit) -> str:
 @cache
 def versions() -> dict[str, str]:
     """Of what the run was made with."""
-    system = os.uname()
+    system = platform.uname()
     return {
         "at_once_dask": sys.modules["at_once_dask"].__version__,
         "dask": dask.__version__,  # type: ignore[attr-defined]
         "distributed": distributed.__version__,  # type: ignore[attr-defined]
         "Python": platform.python_version(),
-        "system": f"{system.sysname} {system.release} {system.machine}",
+        "system": f"{system.system} {system.release} {system.machine}",
     }
 
 

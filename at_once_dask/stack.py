@@ -16,9 +16,10 @@ from typing import TextIO
 
 from at_once_dask.failure import WHERE_LIMIT, cut_start, is_ours, is_users_file
 
-ASK = signal.SIGUSR2  # what the nanny sends
+ASK: int = getattr(signal, "SIGUSR2", 0)  # what the nanny sends; 0 where there is no such signal
 
-_WRITTEN_AT = (signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT, signal.SIGBUS, signal.SIGILL)
+_FATAL_SIGNALS = ("SIGSEGV", "SIGFPE", "SIGABRT", "SIGBUS", "SIGILL")
+_WRITTEN_AT = {getattr(signal, name) for name in _FATAL_SIGNALS if hasattr(signal, name)}
 _THREAD = re.compile(
     r"^(Current thread|Thread) 0x([0-9a-f]+).*\(most recent call first\):$", re.MULTILINE
 )
@@ -30,7 +31,7 @@ _children_are_silent = False
 
 def begin(file: TextIO) -> bool:
     """Let this process write its last stack into `file`; False where somebody else does so."""
-    if faulthandler.is_enabled() or signal.getsignal(ASK) is not signal.SIG_DFL:
+    if not ASK or faulthandler.is_enabled() or signal.getsignal(ASK) is not signal.SIG_DFL:
         return False
     global _children_are_silent
     if not _children_are_silent:

@@ -7,7 +7,6 @@ For the own cluster only; a borrowed one keeps its own.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import multiprocessing
@@ -48,15 +47,13 @@ class Surroundings:
 
     @classmethod
     def of_this_process(cls) -> Surroundings:
-        directory = None
-        with contextlib.suppress(FileNotFoundError):
-            directory = os.getcwd()
         environment = forkserver.THREAD_LIMITS | dict(os.environ) | dict([processes.mark()])
+        path = [entry for entry in sys.path if isinstance(entry, str)]  # Python skips all others
         method = multiprocessing.get_start_method(allow_none=True)
         return cls(
-            directory,
+            current_directory(),
             environment,
-            list(sys.path),
+            path,
             logging.getLogger().level,
             method or multiprocessing.get_all_start_methods()[0],
         )
@@ -80,6 +77,14 @@ class Surroundings:
         if self.log_level != _log_level:
             logging.getLogger().setLevel(self.log_level)
             _log_level = self.log_level
+
+
+def current_directory() -> str | None:
+    """None when it is gone."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
 
 
 _log_level = logging.WARNING  # the driver's, as far as this process knows: Python's own
@@ -124,14 +129,17 @@ def _stamp(file: str) -> tuple[int, int] | None:
     return found.st_mtime_ns, found.st_size
 
 
+WORKER = "Dask Worker process"  # so begin the names of Dask's worker processes
+
 _get_preparation_data = multiprocessing.spawn.get_preparation_data
 
 
 def _without_main(name: str) -> dict[str, Any]:
-    data = _get_preparation_data(name)
-    if name.startswith("Dask Worker process"):
-        data.pop("init_main_from_path", None)
-        data.pop("init_main_from_name", None)
+    if not name.startswith(WORKER):
+        return _get_preparation_data(name)
+    data = forkserver.plain(_get_preparation_data, name)
+    data.pop("init_main_from_path", None)
+    data.pop("init_main_from_name", None)
     return data
 
 

@@ -28,7 +28,7 @@ ROUNDS = 100  # of looking for what is left; something may be starting just now
 PAUSE_SECONDS = 0.02
 
 
-def watch(mark: str, folder: str) -> subprocess.Popen[bytes]:
+def watch(mark: str, folder: str, also: str | None = None) -> subprocess.Popen[bytes]:
     """Start a watchdog for this process; to be killed when there is nothing left to watch.
 
     Parameters
@@ -37,8 +37,11 @@ def watch(mark: str, folder: str) -> subprocess.Popen[bytes]:
         ``NAME=value``, in the environment of the processes to end.
     folder : str
         Those that hold a file in it open are ended too; removed at the end.
+    also : str, optional
+        Another folder to be removed at the end.
     """
     arguments = [sys.executable, "-I", "-S", __file__, str(os.getpid()), mark, folder]
+    arguments += filter(None, [also])
     return subprocess.Popen(
         arguments, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
     )
@@ -110,15 +113,16 @@ def _wait_for_the_end_of(driver: int) -> None:
             time.sleep(0.2)
 
 
-def main(driver: int, mark: str, folder: str) -> None:
+def main(driver: int, mark: str, *folders: str) -> None:
     _wait_for_the_end_of(driver)
     for _ in range(ROUNDS):
         with contextlib.suppress(Exception):  # whatever it is: the next round may do
-            if not end_marked(mark, folder):
+            if not end_marked(mark, folders[0]):
                 break
         time.sleep(PAUSE_SECONDS)
-    shutil.rmtree(folder, ignore_errors=True)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+    main(int(sys.argv[1]), *sys.argv[2:])

@@ -19,17 +19,19 @@ import heapq
 import itertools
 import random
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from dask.utils import format_bytes
 from distributed import CancelledError
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from at_once_dask import pickles
 from at_once_dask.blame import Death, Settled, exit_name, settle
+from at_once_dask.cluster import Worker
 from at_once_dask.crew import Broken, Crew, Delivered, Died, Event, Failing, Reclaimed, Running
 from at_once_dask.crumb import BegunBeforeError, Trail
 from at_once_dask.errors import AtOnceError
@@ -48,7 +50,10 @@ GRACE_SECONDS = 1.0  # what running inputs get to finish when a run stops early
 LOOK_SECONDS = 1.0  # between two looks at which workers there are
 LOOK_SOON_SECONDS = 0.05  # the same while one is being replaced
 NEWS_SECONDS = 5.0  # for news of a worker that is gone; then it counts as lost without any
+BLINK_SECONDS = 2.5  # the same without a nanny, and when none is left: one look may be wrong
 PATIENCE_SECONDS = 30.0  # for nannies to start a worker when there is none left
+SLOW_SECONDS = 300.0  # for workers that live to answer, when all others are gone
+LOSSES = 5  # times that a living worker loses what it had done of an input alone; then it failed
 BARREN_DEATHS = 10  # in a row, none of them inside an input: then no worker will ever begin one
 BACKOFF_SECONDS = 0.5  # before the second attempt; doubled for each further one
 BACKOFF_LIMIT = 60.0
@@ -101,7 +106,9 @@ class Out:
     worker: str
     sent: float
     limit: int
+    directory: str  # of the worker's process: another one may come to its address
     asked: float = 0.0  # when it was asked back
+    answered: bool = False  # it has given back what it can
     lost: float | None = None  # when Dask told that it will not come back
     failed: int = 0  # inputs so far, for good, as its worker tells
     compares: bool = False  # it was asked to compare what an input gives with what check_inp says
@@ -171,6 +178,8 @@ class Window:
         self._careful = False  # values are delivered one by one: the combiner ends workers
         self._threads: dict[str, int] = {}
         self._paused: set[str] = set()
+        self._alive: dict[str, Worker] = {}
+        self._losses: Counter[int] = Counter()  # by position, in workers that live
         self._most_threads = 0
         self._looked = float("-inf")
         self._gone: dict[str, float] = {}  # since when, by worker that holds partitions
@@ -185,7 +194,7 @@ class Window:
     def run(self) -> str | None:
         """Until the source is empty and all is back; or why it stopped early."""
         try:
-            while True:
+            while not self._is_done():
                 self._interrupted()
                 reason = self._look_at_workers() or self._hopeless or self._enough()
                 if reason is not None:
@@ -193,13 +202,17 @@ class Window:
                     return reason
                 self._try_again()
                 self._fill()
-                if not self._out and not self._waiting and self._source.is_empty():
-                    return self._enough()
-                self._wait()
-                self._reclaim_when_idle()
+                if not self._is_done():
+                    self._wait()
+                    self._reclaim_when_idle()
         except BaseException:
             self.stop()
             raise
+        return None
+
+    def _is_done(self) -> bool:
+        """Whether all is handled: then no reason to stop counts any more."""
+        return not self._out and not self._waiting and self._source.is_empty()
 
     def workers(self) -> list[str]:
         """Addresses of those that may get something; to be called from any thread."""
@@ -221,8 +234,7 @@ class Window:
 
     def stop(self, grace: float = GRACE_SECONDS) -> None:
         """Nothing new begins; what runs gets `grace` seconds, then its worker is ended."""
-        alive = self._threads.keys() | self._paused
-        self._out = {id: out for id, out in self._out.items() if out.worker in alive}
+        self._out = {id: out for id, out in self._out.items() if out.worker in self._alive}
         try:
             for worker in {out.worker for out in self._out.values()}:
                 self._ask_back(worker, stopping=True)
@@ -313,7 +325,8 @@ class Window:
                 self._source.give_back(other)
             chunk, packs = first, first.pack()
         id = f"{self._run}-{'r' if self._reducing else 'm'}{next(self._ids)}"
-        self._out[id] = Out(chunk, worker, time.monotonic(), chunk.stop)
+        directory = self._alive[worker].directory
+        self._out[id] = Out(chunk, worker, time.monotonic(), chunk.stop, directory)
         self._crew.send(
             worker,
             Partition(
@@ -435,6 +448,7 @@ class Window:
         self._buried[death.worker] = self._last_death = time.monotonic()
         self._gone.pop(death.worker, None)
         self._threads.pop(death.worker, None)
+        self._alive.pop(death.worker, None)
         self._delivered.pop(death.worker, None)
         self._looked = float("-inf")
         held = {id: out for id, out in self._out.items() if out.worker == death.worker}
@@ -443,7 +457,8 @@ class Window:
             death = replace(death, traces=traces)
         if death.combining():
             self._careful = True
-        if held and death.traces is not None and not death.running():
+        seen = death.exit is not None and death.traces is not None  # else it may be the machine
+        if held and seen and not death.running():
             self._barren += 1
             self._hopeless = _hopeless(death) if self._barren >= BARREN_DEATHS else None
         for id, out in held.items():
@@ -473,7 +488,10 @@ class Window:
     def _take_back(self, limits: dict[str, int]) -> None:
         for id, limit in limits.items():
             out = self._out.get(id)
-            if out is not None and limit < out.limit:
+            if out is None:
+                continue
+            out.answered = True
+            if limit < out.limit:
                 self._source.give_back(out.chunk.part(limit, out.limit))
                 out.limit = limit
 
@@ -490,7 +508,7 @@ class Window:
         now = time.monotonic()
         wanted = []
         for id, out in self._out.items():
-            due = min(now - out.sent, now - out.asked) >= RECLAIM_SECONDS
+            due = not out.answered and min(now - out.sent, now - out.asked) >= RECLAIM_SECONDS
             if out.worker == worker and (due or stopping):
                 out.asked = now
                 wanted.append((id, out.chunk.start))
@@ -504,45 +522,75 @@ class Window:
         if now - self._looked < pause:
             return None
         self._looked = now
-        workers = self._crew.workers()
-        self._threads = {w: known.threads for w, known in workers.items() if not known.paused}
-        self._paused = workers.keys() - self._threads.keys()
-        for worker, known in workers.items():
-            if known.nanny is not None:
-                self._with_nanny.add(worker)
-        self._most_threads = max(self._most_threads, sum(self._threads.values()))
+        self._take_note(self._crew.workers(), now)
         for worker in self._paused:  # what it has not begun it may never begin
             self._ask_back(worker, stopping=True)
-        for worker in [*self._threads, *self._paused]:
-            self._gone.pop(worker, None)
-            if now - self._buried.get(worker, now) > LOOK_SECONDS:  # one at the same address
-                del self._buried[worker]
         for id, out in list(self._out.items()):
             if id in self._out:  # else it was settled with another one of its worker
                 self._look_for(id, out, now)
-        if self._threads or (self._paused and self._out):
+        return self._why_nobody_works(now)
+
+    def _take_note(self, workers: dict[str, Worker], now: float) -> None:
+        """These workers live."""
+        self._alive = workers
+        self._paused = {worker for worker, known in workers.items() if known.paused}
+        self._threads = {
+            worker: known.threads
+            for worker, known in workers.items()
+            if known.ready and not known.paused
+        }
+        self._with_nanny |= {worker for worker, known in workers.items() if known.nanny is not None}
+        self._most_threads = max(self._most_threads, sum(self._threads.values()))
+        for worker in workers:
+            if now - self._buried.get(worker, now) > LOOK_SECONDS:  # one at the same address
+                del self._buried[worker]
+
+    def _why_nobody_works(self, now: float) -> str | None:
+        """Why the run must end when that has been so for too long; None when somebody does."""
+        if self._threads or any(map(self._is_held, self._out.values())):
             self._deserted = 0.0
             return None
         self._deserted = self._deserted or now
-        if now - self._deserted < PATIENCE_SECONDS * self._crew.awaits_workers():
+        patience = PATIENCE_SECONDS if self._crew.awaits_workers() else BLINK_SECONDS
+        if self._alive.keys() - self._paused:  # they only have not answered yet
+            patience = SLOW_SECONDS
+        if now - self._deserted < patience:
             return None
-        return NONE_LEFT if self._most_threads or self._paused else NO_WORKERS
+        return NONE_LEFT if self._most_threads or self._alive else NO_WORKERS
+
+    def _is_held(self, out: Out) -> bool:
+        """Whether the very process that a partition was sent to lives."""
+        known = self._alive.get(out.worker)
+        return known is not None and known.directory == out.directory
 
     def _look_for(self, id: str, out: Out, now: float) -> None:
-        """See whether this partition may still come."""
+        """See whether this partition may still come; never give up a worker that lives."""
         worker = out.worker
-        if worker in self._paused and out.limit == out.chunk.start:
-            del self._out[id]
-            self._crew.drop(id, out.worker)
-        elif worker in self._threads or worker in self._paused:
-            if out.lost is not None and now - out.lost > NEWS_SECONDS:
-                self._settle(id, out, Death(worker))  # it lives, and has lost what it had done
+        if self._is_held(out):
+            self._gone.pop(worker, None)
+            if worker in self._paused and out.limit == out.chunk.start:
+                del self._out[id]
+                self._crew.drop(id, out.worker)
+            elif out.lost is not None and self._alive[worker].ready:
+                if now - out.lost > NEWS_SECONDS:
+                    self._lose(id, out)
         elif worker in self._buried:  # it left no trace of this one: that was never begun
             self._settle(id, out, Death(worker, traces={}))
         elif now - self._gone.setdefault(worker, now) > (
-            NEWS_SECONDS if worker in self._with_nanny else 0.0
+            NEWS_SECONDS if worker in self._with_nanny else BLINK_SECONDS
         ):
             self._bury(self._crew.inquest(worker))
+
+    def _lose(self, id: str, out: Out) -> None:
+        """Its worker lives, and has lost what it had done: no input is to blame for that."""
+        chunk = out.chunk.part(out.chunk.start, out.limit)
+        self._losses[chunk.start] += 1
+        if chunk.again and len(chunk) == 1 and self._losses[chunk.start] < LOSSES:
+            del self._out[id]
+            self._crew.drop(id, out.worker)
+            self._source.give_back(chunk)
+        else:
+            self._settle(id, out, Death(out.worker))
 
     def _is_short_of_workers(self) -> bool:
         """Whether one died a short time ago, and is being replaced."""
@@ -558,10 +606,13 @@ def _due(failed: int) -> float:
 
 
 def _hopeless(death: Death) -> str:
+    cause = exit_name(death.exit)
+    if death.memory is not None:
+        cause = f"the {format_bytes(death.memory)} of memory that it held"
     return (
         f"{BARREN_DEATHS} workers in a row died before they had begun any input, the last one of"
-        f" {exit_name(death.exit)}: what ends them is in the functions themselves, or on the"
-        " machine; try process_inp(inp_list[0]) in this process"
+        f" {cause}: what ends them is in the functions themselves, or on the machine; try"
+        " process_inp(inp_list[0]) in this process"
     )
 
 

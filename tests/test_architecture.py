@@ -26,6 +26,7 @@ ORDER = (
     "watchdog",
     "processes",
     "forkserver",
+    "machine",
     "surroundings",
     "by_value",
     "interrupts",

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -563,6 +564,39 @@ def test_a_worker_without_a_nanny(
         report = run.value.report
         assert report.seconds < 8
         assert report.n_failed + report.n_left >= 1
+
+
+@pytest.mark.parametrize("silent", ["worker", "scheduler"])
+def test_a_signal_ends_a_run_in_a_cluster_that_does_not_answer(
+    client_of_spare: Client, spare: tuple[Path, subprocess.Popen[Any]], folder: Path, silent: str
+) -> None:
+    """Nothing that waits for an answer keeps the driver, or takes the place of its end."""
+    path, scheduler = spare
+    with dask_command("worker", path, "--nthreads", "1") as worker:
+        client_of_spare.wait_for_workers(1, timeout=30)
+        since: list[float] = []
+
+        def cut() -> None:
+            poll_for((folder / "running").exists, "input 0 does not run")
+            for process in (worker, scheduler)[: 1 if silent == "worker" else 2]:
+                os.killpg(process.pid, signal.SIGSTOP)
+            since.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        thread = threading.Thread(target=cut)
+        thread.start()
+        try:
+            with pytest.raises(SystemExit) as ended:
+                at_once_dask.run(
+                    range(4), None, waiting(folder), client=client_of_spare, progress=False
+                )
+            seconds = time.monotonic() - since[0]
+        finally:
+            os.killpg(scheduler.pid, signal.SIGCONT)
+            thread.join()
+        assert ended.value.code == 143
+        assert ended.value.report.n_left == 4  # type: ignore[attr-defined]
+        assert seconds < 7
 
 
 def test_a_scheduler_that_dies(

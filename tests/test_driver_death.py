@@ -88,6 +88,7 @@ def kill(script: Script) -> None:
     script.check_all_gone(since)
     children = children_of(script)
     poll_for(lambda: not any(map(is_alive, children)), "what inputs started is left")
+    poll_for(lambda: not list(script.temporary.glob("pymp-*")), "a folder is left")
     assert time.monotonic() - since < SOON
 
 
