@@ -1,7 +1,7 @@
 """Modules that are here, and that a worker could not import: what is in them crosses by value.
 
 Test modules in pytest's importlib mode, modules loaded from a path, those whose folder is no longer
-on ``sys.path``. For the own cluster, where workers have this process's ``sys.path``.
+on ``sys.path``: the own cluster's workers have this process's.
 """
 
 from __future__ import annotations
@@ -20,13 +20,17 @@ from at_once_dask.surroundings import current_directory, users_modules
 
 
 @contextmanager
-def unimportable_modules() -> Iterator[None]:
-    """They cross by value meanwhile; those that somebody has registered stay so."""
+def by_value(own: bool) -> Iterator[None]:
+    """They cross by value meanwhile, and so do those that somebody has registered for that.
+
+    `own`: whether the workers are of the own cluster; of others nobody knows what they can import.
+    """
     registered = cloudpickle.list_registry_pickle_by_value()
-    found = [module for module in _unimportable() if module.__name__ not in registered]
+    unimportable = _unimportable() if own else []
+    found = [module for module in unimportable if module.__name__ not in registered]
     for module in found:
         cloudpickle.register_pickle_by_value(module)
-    pickles.cross_by_value(module.__name__ for module in found)
+    pickles.cross_by_value(cloudpickle.list_registry_pickle_by_value())
     try:
         yield
     finally:

@@ -22,7 +22,7 @@ import distributed
 from dask.utils import format_bytes
 
 from at_once_dask import cluster, journal, pickles, session
-from at_once_dask.by_value import unimportable_modules
+from at_once_dask.by_value import by_value
 from at_once_dask.crew import Crew, Running
 from at_once_dask.errors import InputError
 from at_once_dask.failure import Failure, cut, first_line, from_exception, safe_repr
@@ -82,8 +82,7 @@ class Run:
             options.combine_fn,
             options.verify,
         )
-        if self.client is None:
-            self._undo.enter_context(unimportable_modules())
+        self._undo.enter_context(by_value(own=self.client is None))
         try:
             self.job, used, others = pickled_job(job)
         except BaseException:

@@ -5,6 +5,7 @@ The oracle is a plain loop: the same functions, called in the script's own proce
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -216,6 +217,27 @@ print(check(result))
 
 ALL_RIGHT = ["all right", "all right"]
 
+OTHERS = """
+import os, sys
+import at_once_dask
+large = list(range(100_000))
+connection = open(os.devnull)
+small = {"a": [1, 2]}
+
+def says(n):
+    import __main__
+    return [(name, getattr(__main__, name, None) is not None) for name in ("large", "small")]
+
+def asks(n):
+    import __main__
+    return __main__.connection
+
+result = at_once_dask.run([1], None, says, reduce_fn=list, progress=False)
+print(dict(result))
+report = at_once_dask.run([1], None, asks, on_error="return", progress=False)
+print(report.failures["message"].iloc[0])
+"""
+
 
 def python(folder: Path, *arguments: str, stdin: str = "") -> list[str]:
     done = subprocess.run(
@@ -277,3 +299,32 @@ if __name__ == "__main__":
 """
     (folder / "job.py").write_text(USES + borrowed)
     assert python(folder, "job.py") == ALL_RIGHT[:1]
+
+
+def test_of_what_no_function_uses_small_data_go_along(folder: Path) -> None:
+    (folder / "job.py").write_text(OTHERS)
+    which, message = python(folder, "job.py")
+    assert which == "{'large': [False], 'small': [True]}"
+    assert message == (
+        "module '__main__' has no attribute 'connection' in a worker: of the script's variables"
+        " those are here that the functions use, and small data; use it in process_inp, or pass it"
+        " in the input"
+    )
+
+
+def test_what_is_leaned_on_of_cloudpickle_is_there() -> None:
+    """Without these, functions of a script do not find its names; see ``main_module``."""
+    from cloudpickle import cloudpickle
+
+    def function() -> None: ...
+
+    pickler = cloudpickle.Pickler(io.BytesIO())
+    _, (code, known, *_), (_, state), *_ = pickler._dynamic_function_reduce(function)
+    assert code is function.__code__
+    assert known is pickler.globals_ref[id(function.__globals__)]
+    assert {"__globals__", "_cloudpickle_submodules"} <= state.keys()
+    make, made_of, *_ = pickler.reducer_override(type("Kind", (), {"__module__": "__main__"}))
+    assert make is cloudpickle._make_skeleton_class
+    assert isinstance(made_of[3], dict)
+    assert made_of[4] in cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID
+    assert list(cloudpickle._extract_code_globals(python.__code__)) == ["subprocess", "sys"]
