@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from types import ModuleType
 
@@ -36,15 +36,18 @@ def by_value(own: bool) -> Iterator[None]:
     finally:
         pickles.cross_by_value(())
         for module in found:
-            cloudpickle.unregister_pickle_by_value(module)
+            with suppress(ValueError):  # somebody was faster
+                cloudpickle.unregister_pickle_by_value(module)
 
 
 def _unimportable() -> list[ModuleType]:
     where = tuple(path for path in sys.path if isinstance(path, str)), current_directory()
     return [
-        sys.modules[name]
+        module
         for name, file in users_modules()
-        if sys.modules[name].__name__ == name and not _can_be_imported(name, file, where)
+        if (module := sys.modules.get(name)) is not None
+        and module.__name__ == name
+        and not _can_be_imported(name, file, where)
     ]
 
 
@@ -59,8 +62,10 @@ def _can_be_imported(name: str, file: str, where: object) -> bool:
     if parent and path is None:
         return False
     for finder in sys.meta_path:
-        spec = finder.find_spec(name, path)
+        try:
+            spec = finder.find_spec(name, path)
+        except Exception:  # a finder of old, or one that only its author knows
+            continue
         if spec is not None:
-            origin = spec.origin or ""
-            return os.path.realpath(origin) == os.path.realpath(file)
+            return os.path.realpath(spec.origin or "") == os.path.realpath(file)
     return False

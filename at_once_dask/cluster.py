@@ -18,6 +18,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -611,21 +612,25 @@ def _one_error() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(_NEVER)
+    around = sys.exc_info()[1]  # what is handled where the start was called
+    failed = False
     try:
         yield
     except AtOnceError:
         raise
     except Exception as error:
-        cause = error
-        while (before := cause.__cause__ or cause.__context__) is not None:
-            cause = before  # type: ignore[assignment]
+        failed = True
+        cause: BaseException = error
+        while (before := cause.__cause__ or cause.__context__) not in (None, around):
+            cause = before
         raise AtOnceError(
             f"the cluster cannot be started: {type(cause).__name__}: {cause}; see that the machine"
             " has memory, disk space and processes to spare, and run the same again, or pass a"
             " Client of another cluster, as in run(..., client=client)"
         ) from None
     finally:
-        gc.collect()  # of tasks whose errors nobody asked for asyncio tells when they are collected
+        if failed:  # asyncio tells of tasks whose errors nobody asked for when they are collected
+            gc.collect()
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 

@@ -40,6 +40,7 @@ from at_once_dask.worker import RunPlugin, run_partition
 TIDY_SECONDS = 5.0  # for workers and nannies to forget a run
 INTRODUCTIONS = 10  # attempts to bring a run to the workers, while some of them die
 MEET_SECONDS = 1.0  # for nannies to take a guard, before the run begins without them
+JOB = "job"  # the name of its file
 FILED_BYTES = 2**20  # of a pickled job, from which on it crosses as a file
 MEET_PAUSE_SECONDS = 0.05  # between two questions to a nanny that is replacing its worker
 GONE_SECONDS = 2.0  # for the scheduler to notice that a worker is gone
@@ -221,13 +222,16 @@ class ClusterCrew:
                 self._shelves = None
         job = self._in_a_file(self._job)
         self._register(RunPlugin(run, job, self._book, surroundings, self._timeout, self._shelves))
-        self._client.sync(self._meet_all, self._cluster.workers())
+        workers: dict[str, Worker] = {}
+        with contextlib.suppress(OSError):  # one that has no time to answer is asked again
+            workers = self._cluster.workers()
+        self._client.sync(self._meet_all, workers)
 
     def _in_a_file(self, job: bytes) -> bytes | str:
         """A large job crosses as a file, where all workers see it: messages are a copy each."""
         if self._shelves is None or len(job) < FILED_BYTES:
             return job
-        path = os.path.join(self._shelves, "job")
+        path = os.path.join(self._shelves, JOB)
         try:
             with open(path, "xb") as file:
                 file.write(job)
@@ -463,6 +467,12 @@ class ClusterCrew:
         return trail if trail.is_open() else None
 
     def keep_values(self) -> str | None:
+        if self._shelves is None:
+            return None
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(self._shelves, JOB))
+        if not os.listdir(self._shelves):
+            return None
         kept, self._shelves = self._shelves, None
         return kept
 

@@ -16,6 +16,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TextIO
 
 from at_once_dask import lease, output
@@ -27,6 +28,10 @@ _NAMES = {1: "stdout", 2: "stderr"}
 CHUNK_BYTES = 2**16  # that are read at a time
 LAST_BYTES = 2_000  # of what a dead worker wrote
 _IN_MODIFY, _IN_CLOEXEC = 0x2, 0o2000000  # of Linux's <sys/inotify.h>
+_KEEP_SIZE, _PUNCH_HOLE = 0x1, 0x2  # of <linux/falloc.h>
+FREED_BYTES = 2**22  # that were read, before their room is given back
+LONGEST_REST = 2**16  # bytes of a line without an end
+LOOK_MILLISECONDS = 200  # between two looks where the kernel does not tell of changes
 _READ = struct.Struct("=q")  # how much of the file has gone to the log
 
 
@@ -34,11 +39,12 @@ _READ = struct.Struct("=q")  # how much of the file has gone to the log
 class _Written:
     """One of the two files, and how far it was read."""
 
-    level: str
-    saved: int  # where the descriptor led before
+    number: int  # of the descriptor
+    saved: int  # where that led before
     file: int
     read: int  # a file with the number of bytes that were read
     offset: int = 0
+    freed: int = 0  # so much of it takes no room any more
     rest: bytes = b""  # the beginning of a line
     page: Any = None  # of the input that wrote last
 
@@ -47,9 +53,22 @@ class _Written:
             self.end_line()
         self.page = page
         self.offset += len(data)
-        *lines, self.rest = (self.rest + data).split(b"\n")
-        self._note(lines)
-        os.pwrite(self.read, _READ.pack(self.offset - len(self.rest)), 0)
+        first, *others = data.split(b"\n")
+        self.rest += first
+        if others:
+            self._note([self.rest, *others[:-1]])
+            self.rest = others[-1]
+        self.rest = _shortened(self.rest)
+        with contextlib.suppress(OSError):  # the disk is full: it is only for a death
+            os.pwrite(self.read, _READ.pack(self.offset - len(self.rest)), 0)
+        self._free()
+
+    def _free(self) -> None:
+        """What is in the log takes no room here; to make the file shorter would race with it."""
+        if self.offset - self.freed > FREED_BYTES:
+            size = ctypes.c_int64(self.offset)
+            _libc().fallocate(self.file, _PUNCH_HOLE | _KEEP_SIZE, ctypes.c_int64(0), size)
+            self.freed = self.offset
 
     def end_line(self) -> None:
         """What has no end yet has it now."""
@@ -58,9 +77,8 @@ class _Written:
             self._note([rest])
 
     def _note(self, lines: list[bytes]) -> None:
-        if lines:
-            texts = [line.decode("utf-8", "backslashreplace") for line in lines]
-            self.page.note(self.level, [output.last_state(text) for text in texts])
+        texts = [line.decode("utf-8", "backslashreplace") for line in lines]
+        self.page.note(_LEVELS[self.number], [output.last_state(text) for text in texts])
 
 
 class Descriptors:
@@ -73,48 +91,48 @@ class Descriptors:
         The worker's address.
     trail : Trail
         Where the files are made.
+
+    Raises
+    ------
+    OSError
+        When they cannot be made; all is as it was then.
     """
 
     def __init__(self, book: Book, worker: str, trail: Trail) -> None:
         self._book = book
         self._worker = worker
-        self._written = [self._redirect(number, trail) for number in _LEVELS]
-        self.streams: dict[str, TextIO] = {
-            _NAMES[number]: open(  # noqa: SIM115
-                written.saved, "w", buffering=1, errors="backslashreplace", closefd=False
-            )
-            for number, written in zip(_LEVELS, self._written, strict=True)
-        }
         self._reading = threading.Lock()
-        self._wakes, self._wake = os.pipe()
-        paths = [trail.written(number) for number in _LEVELS]
-        self._thread = threading.Thread(
-            target=self._follow, args=(_watch(paths),), name="Dask-descriptors", daemon=True
-        )
-        self._thread.start()
+        with contextlib.ExitStack() as undo:
+            self._written = [_redirected(number, trail, undo) for number in _LEVELS]
+            self.streams = {
+                _NAMES[written.number]: _stream(written.saved, undo) for written in self._written
+            }
+            self._wakes, self._wake = os.pipe()
+            undo.callback(os.close, self._wakes)
+            undo.callback(os.close, self._wake)
+            self._watching = _watch([trail.written(number) for number in _LEVELS])
+            if self._watching is not None:
+                undo.callback(os.close, self._watching)
+            self._thread = threading.Thread(
+                target=self._follow, name="Dask-descriptors", daemon=True
+            )
+            self._thread.start()
+            self._undo = undo.pop_all()
 
-    def _redirect(self, number: int, trail: Trail) -> _Written:
-        path = trail.written(number)
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        read = os.open(f"{path}-read", os.O_RDWR | os.O_CREAT, 0o600)
-        saved = os.dup(number)
-        os.dup2(file, number)
-        return _Written(_LEVELS[number], saved, file, read)
-
-    def _follow(self, watching: int) -> None:
+    def _follow(self) -> None:
         """Runs in a thread of its own until `close`."""
         poll = select.poll()
         poll.register(self._wakes, select.POLLIN)
-        poll.register(watching, select.POLLIN)
+        if self._watching is not None:
+            poll.register(self._watching, select.POLLIN)
         is_over = False
         while not is_over:
-            ready = dict(poll.poll())
+            ready = dict(poll.poll(None if self._watching is not None else LOOK_MILLISECONDS))
             is_over = self._wakes in ready
-            if watching in ready:
-                os.read(watching, CHUNK_BYTES)
+            if self._watching in ready:
+                os.read(self._watching, CHUNK_BYTES)
             with self._reading:
                 self._read_all()
-        os.close(watching)
 
     def catch_up(self) -> None:
         """The current input ends: what has been written by now is its own."""
@@ -138,30 +156,62 @@ class Descriptors:
 
     def close(self) -> None:
         """All is as it was before."""
-        for number, written in zip(_LEVELS, self._written, strict=True):
-            os.dup2(written.saved, number)
+        for written in self._written:
+            os.dup2(written.saved, written.number)
         os.write(self._wake, b".")
         self._thread.join()
-        for stream in self.streams.values():
-            stream.close()
         for written in self._written:
             written.end_line()
             written.page = None  # it keeps the input, and the partition's crumb
-            for file in (written.file, written.saved, written.read):
-                os.close(file)
-        os.close(self._wakes)
-        os.close(self._wake)
+        self._undo.close()
 
 
-def _watch(paths: list[str]) -> int:
-    """A descriptor that can be read from when one of the files has changed."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    watching = libc.inotify_init1(_IN_CLOEXEC)
+def _redirected(number: int, trail: Trail, undo: contextlib.ExitStack) -> _Written:
+    path = trail.written(number)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+    undo.callback(os.close, file)
+    read = os.open(f"{path}-read", os.O_RDWR | os.O_CREAT, 0o600)
+    undo.callback(os.close, read)
+    saved = os.dup(number)
+    undo.callback(os.close, saved)
+    os.dup2(file, number)
+    undo.callback(os.dup2, saved, number)
+    return _Written(number, saved, file, read)
+
+
+def _stream(descriptor: int, undo: contextlib.ExitStack) -> TextIO:
+    """Where the descriptor led before: for what is not the inputs'."""
+    return undo.enter_context(
+        open(descriptor, "w", buffering=1, errors="backslashreplace", closefd=False)
+    )
+
+
+def _shortened(rest: bytes) -> bytes:
+    """No more of a line without an end than will be shown; of a progress bar the last state."""
+    if len(rest) <= LONGEST_REST:
+        return rest
+    _, is_bar, state = rest.rpartition(b"\r")
+    return (is_bar + state)[:LONGEST_REST]
+
+
+def _watch(paths: list[str]) -> int | None:
+    """A descriptor that can be read from when one of the files has changed.
+
+    None where the kernel has none left: a user may have 128 of them on many systems.
+    """
+    watching = _libc().inotify_init1(_IN_CLOEXEC)
+    if watching < 0:
+        return None
     for path in paths:
-        if watching < 0 or libc.inotify_add_watch(watching, os.fsencode(path), _IN_MODIFY) < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), path)
+        if _libc().inotify_add_watch(watching, os.fsencode(path), _IN_MODIFY) < 0:
+            os.close(watching)
+            return None
     return int(watching)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def last_words(trail: Trail) -> str:

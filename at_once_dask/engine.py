@@ -59,12 +59,7 @@ def _reduce_again(options: Options, kept: Kept, reduce_fn: Any) -> Reduction[Any
         this.kept, this.groups, this.ledger = kept, kept.groups, kept.ledger.without_keys()
         with _crew(this) as crew:
             this.reduce(crew)
-    told = this.end()
-    reduction = this.reduction(told)
-    if this.stopped is not None:
-        raise RunStopped(told, reduction, this.stopped)
-    if told.n_keys_failed:
-        raise RunFailed(told, reduction)
+    reduction: Reduction[Any, Any] = _verdict(this)  # type: ignore[assignment]
     return reduction
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from at_once_dask import session
 
 if TYPE_CHECKING:
     from at_once_dask.report import Reduction, Report
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class AtOnceError(Exception):
@@ -23,6 +28,26 @@ class OfTheList(BaseException):
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
+
+
+def cut_short(function: Callable[P, R]) -> Callable[P, R]:
+    """What `function` raises of ours leaves it with no more than one frame of ours."""
+
+    @functools.wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        __tracebackhide__ = True  # pytest and IPython's debugger pass over this frame
+        try:
+            return function(*args, **kwargs)
+        except OfTheList as brought:
+            error = brought.error
+        except (AtOnceError, KeyboardInterrupt, SystemExit) as ours:
+            error = ours.with_traceback(None)  # nobody looks for anything in our frames
+        try:
+            raise error
+        finally:
+            del error  # its traceback knows this frame
+
+    return called
 
 
 class InputError(AtOnceError, ValueError):

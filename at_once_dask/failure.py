@@ -88,6 +88,8 @@ class Failure:
         How many attempts were made.
     exit : str or None
         Signal name or exit code of a death.
+    final : bool
+        A further attempt would not show it any more, and what it says would still be so.
     """
 
     position: int
@@ -101,6 +103,7 @@ class Failure:
     seconds: float = 0.0
     attempts: int = 1
     exit: str | None = None
+    final: bool = False
 
     def __post_init__(self) -> None:
         """Whatever made them, its texts can be written anywhere."""

@@ -103,6 +103,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         For what is no path of a file: a folder, a device.
     FileNotFoundError
         When its folder does not exist, and when the block has written no file.
+    IsADirectoryError
+        When the block has written a folder.
 
     Notes
     -----
@@ -118,6 +120,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     with _replacing(path, "with atomic_path({}) as temporary: ...") as (temporary, kept):
         yield Path(temporary)
+        if os.path.isdir(temporary):
+            raise _folder_written(os.fsdecode(path))
         if not os.path.isfile(temporary):
             raise _nothing_written(os.fsdecode(path))
         if kept is not None:
@@ -253,6 +257,14 @@ def _nothing_written(path: str) -> FileNotFoundError:
         " is added to its name: with atomic_path(path) as temporary: image.save(temporary)"
     )
     return FileNotFoundError(errno.ENOENT, text, path)
+
+
+def _folder_written(path: str) -> IsADirectoryError:
+    text = (
+        "the block has written a folder, and atomic_path is for one file; write the folder under"
+        " another name, and rename it when it is whole: os.rename(temporary_folder, folder)"
+    )
+    return IsADirectoryError(errno.EISDIR, text, path)
 
 
 def _exists(target: str) -> FileExistsError:

@@ -309,7 +309,8 @@ class _Slice:
             if item.state == FAILED:
                 self._fail(item.value, item.inp)
                 # What is tried again has its own place in a map-reduce.
-                if self._is_enough() if partition.final else reducing:
+                final = partition.final or item.value.final
+                if self._is_enough() if final else reducing:
                     self.mine.end(item.position + 1)
                     break
             else:
@@ -460,7 +461,8 @@ class _Slice:
             index = failure.position if indices is None else indices[offset]
         assert mine.book is not None
         output.settle(mine)  # what it printed comes before its failure
-        journal.note_failure(failure, mine.book, inp, index, partition.attempts)
+        attempts = failure.attempts if failure.final else partition.attempts
+        journal.note_failure(failure, mine.book, inp, index, attempts)
 
     def _outcome(self, made: Piece | bytes | None) -> Outcome:
         crumb, stop = self.crumb, self.crumb.head[STOP]

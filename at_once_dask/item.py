@@ -63,12 +63,20 @@ class Item:
         self.state = FAILED
         if isinstance(error, Answer):
             self.value = from_answer(self.position, name, str(error))
+            self.value.final = isinstance(error, AnotherAnswer)
         else:
             self.value = from_exception(self.position, name, error)
 
 
 class Answer(Exception):
     """A function returned what it may not return; the text says what to return instead."""
+
+
+class AnotherAnswer(Answer):
+    """`check_inp` gives another value than `process_inp` did.
+
+    A further attempt would find the input done, and take that value.
+    """
 
 
 class Steps:
@@ -199,19 +207,24 @@ class Steps:
     def _compare(self, item: Item) -> None:
         """After a resume the value that `check_inp` gives counts: is it the same?"""
         assert self.check_inp is not None
-        item.at(VERIFY)
         item.compare = False
-        is_done, value = read_answer(self.check_inp(item.inp), self.reducing)
-        if is_done and value is not None:
+        try:
+            is_done, value = read_answer(self.check_inp(item.inp), self.reducing)
+            later = self._done_value(value) if is_done and value is not None else None
+        except Exception:  # nobody has asked for it: the input is processed
+            return
+        if later is not None:
+            item.at(VERIFY)
             item.compared = True
-            self._refuse_another(item, self._done_value(value))
+            self._refuse_another(item, later)
 
     def _refuse_another(self, item: Item, later: Pairs) -> None:
         if not same_pairs(zip(*item.value, strict=True), zip(*later, strict=True)):
             made, found = (
-                safe_repr(list(zip(*pairs, strict=True)), 60) for pairs in (item.value, later)
+                " ".join(safe_repr(list(zip(*pairs, strict=True)), 60).split())
+                for pairs in (item.value, later)
             )
-            raise Answer(
+            raise AnotherAnswer(
                 f"process_inp returned {made}, and check_inp then gives {found} (JSON makes text of"
                 " keys, and lists of tuples), so a resumed run would give another result; save the"
                 " value in process_inp and return None, then each value comes from check_inp"

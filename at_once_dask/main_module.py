@@ -6,6 +6,11 @@ Functions of a script or a notebook cross by value. But whatever then looks them
 the worker's ``__main__`` while it lasts. The functions use it as their globals, and the script's
 other functions, classes and small variables are in it, too. One module a run: what an earlier run
 called the same is not seen.
+
+::
+
+    what crosses: functions of the run | other functions and classes | imports, data | size of those
+                  └────── one pickle stream: the same object is one ──────┘
 """
 
 from __future__ import annotations
@@ -17,28 +22,35 @@ import multiprocessing.spawn
 import os
 import pickle
 import re
+import struct
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
+from cloudpickle.cloudpickle import _extract_code_globals
+
 from at_once_dask import pickles
+from at_once_dask.pickles import MAINS
 
 SMALL_BYTES = 2**18  # of a variable that no function of the run uses, to go along all the same
+OTHERS_BYTES = 2**22  # of all of them together
 KEPT_BYTES = 2**24  # of a pickled module, to be kept for children
 
 # What such a variable may be made of: data, and nothing that does something when it is copied.
 _DATA = frozenset(
     (
-        *("__main__", "at_once_dask", "abc", "argparse", "array", "builtins", "collections"),
-        *("dataclasses", "datetime", "decimal", "enum", "fractions", "functools", "ipaddress"),
+        *("__main__", "__mp_main__", "argparse", "array", "at_once_dask", "builtins"),
+        *("collections", "datetime", "decimal", "enum", "fractions", "functools", "ipaddress"),
         *("numpy", "operator", "pathlib", "re", "types", "typing", "uuid", "zoneinfo"),
     )
 )
+_COPYING = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__getnewargs_ex__")
 _ATTRIBUTES = ("__name__", "__file__", "__package__", "__path__", "__doc__")
 _WORD = re.compile(r"[^\W\d]\w*")
+_SIZE = struct.Struct("=q")
 
 
 class Main(ModuleType):
@@ -58,18 +70,23 @@ class Main(ModuleType):
     def fill(self, pickled: bytes | mmap.mmap) -> Any:
         """The functions that `pickled` was given; this module is what they know as ``__main__``."""
         self.pickled = bytes(pickled) if len(pickled) <= KEPT_BYTES else b""
-        file = io.BytesIO(pickled) if isinstance(pickled, bytes) else pickled
-        unpickler = _Unpickler(file, self)
+        imports, data = _trailer(pickled)
+        for name, found in imports.items():
+            found.put(self, name)
+        unpickler = _Unpickler(io.BytesIO(pickled) if type(pickled) is bytes else pickled, self)
         functions = unpickler.load()
         # What the functions do not use must not keep them from running.
         with suppress(Exception):
             while (others := unpickler.load()) is not None:
-                for name, value in others.items():
-                    if isinstance(value, _Import):
-                        value.put(self, name)
-                    else:
-                        vars(self).setdefault(name, value)
+                self._take(others)
+        for name, value in data.items():
+            with suppress(Exception):
+                self._take({name: _Unpickler(io.BytesIO(value), self).load()})
         return functions
+
+    def _take(self, others: Mapping[str, Any]) -> None:
+        for name, value in others.items():
+            vars(self).setdefault(name, value)
 
     def __getattr__(self, name: str) -> Any:
         if name not in self.later:
@@ -83,7 +100,7 @@ class Main(ModuleType):
     def take_place(self) -> None:
         """From now on it is this process's ``__main__``; that of children, too."""
         if sys.modules["__main__"] is not self:
-            sys.modules["__main__"] = self
+            sys.modules.update(dict.fromkeys(MAINS, self))
             pickles.share(vars(self))
             multiprocessing.spawn.get_preparation_data = _with_main
 
@@ -91,6 +108,7 @@ class Main(ModuleType):
         """The process is as it was."""
         if sys.modules["__main__"] is self:
             sys.modules["__main__"] = _before
+            sys.modules.pop("__mp_main__", None)
             pickles.share(())
             multiprocessing.spawn.get_preparation_data = _get_preparation_data
 
@@ -102,23 +120,45 @@ def pickled(functions: object) -> tuple[bytes, frozenset[str], frozenset[str]]:
     """`functions` for the way to the workers; the names of ``__main__`` they use, and the others.
 
     Raises whatever pickling the functions raises; of the other names, what cannot go stays here.
+    The last are those of functions and classes.
     """
-    main = sys.modules["__main__"]
     file = io.BytesIO()
-    pickler = _Pickler(file, main)
+    pickler = _Pickler(file)
     pickler.dump(functions)
-    others = dict(_others(main, pickler.used))
-    pickler.others = others.keys()
-    sent = [*_dumped(pickler, file, others)]
+    rest = _Rest(pickler.known, pickler.used)
+    pickler.others = rest.code.keys()
+    sent = [*_dumped(pickler, file, rest.code)]
     pickler.dump(None)
+    trailer = pickle.dumps((rest.imports, dict(rest.small_data())), protocol=5)
+    file.write(trailer + _SIZE.pack(len(trailer)))
     return file.getvalue(), frozenset(pickler.used), frozenset(sent)
 
 
-def pickled_alone(value: object) -> bytes:
-    """`value` with all that it uses of ``__main__``."""
-    file = io.BytesIO()
-    _Pickler(file, sys.modules["__main__"]).dump(value)
-    return file.getvalue()
+def size(value: object) -> int:
+    """Of `value` with all that it uses of ``__main__``, pickled; raises what pickling it raises."""
+    file = _Counter()
+    _Pickler(file).dump(value)
+    return file.size
+
+
+def _trailer(pickled: bytes | mmap.mmap) -> tuple[dict[str, _Import], dict[str, bytes]]:
+    end = len(pickled) - _SIZE.size
+    (n_bytes,) = _SIZE.unpack(pickled[end:])
+    found: tuple[dict[str, _Import], dict[str, bytes]] = pickle.loads(pickled[end - n_bytes : end])
+    return found
+
+
+def _variables() -> dict[str, Any]:
+    """Of ``__main__``, as its functions know them.
+
+    A process that `multiprocessing` has started runs the script in one dict, and keeps a copy.
+    """
+    main = sys.modules["__main__"]
+    if main is sys.modules.get("__mp_main__"):
+        for value in list(vars(main).values()):
+            if type(value) is FunctionType and value.__module__ == "__mp_main__":
+                return value.__globals__
+    return vars(main)
 
 
 class _Pickler(pickles.Pickler):
@@ -126,29 +166,31 @@ class _Pickler(pickles.Pickler):
 
     Attributes
     ----------
+    known : dict
+        The variables of ``__main__``.
     used : set of str
-        The variables that the functions use: these go with them.
+        Those that the functions use: these go with them.
     others : collection of str, or None
         From then on functions are of those that nobody uses: of their variables these go along.
     """
 
-    def __init__(self, file: Any, main: ModuleType) -> None:
+    def __init__(self, file: Any) -> None:
         super().__init__(file, protocol=5)
         self.used: set[str] = set()
         self.others: Any = None
-        self._known = known = vars(main)
+        self.known = known = _variables()
         self.globals_ref[id(known)] = _Globals((k, known[k]) for k in _ATTRIBUTES if k in known)
 
     def _dynamic_function_reduce(self, func: FunctionType) -> Any:
         reduced = super()._dynamic_function_reduce(func)
-        if func.__globals__ is self._known and reduced[0] is not pickles.dispatching:
+        if func.__globals__ is self.known and reduced[0] is not pickles.dispatching:
             _, state = reduced[2]
             if self.others is None:
                 self.used |= state["__globals__"].keys()
             else:
                 state["_cloudpickle_submodules"] = []
-                wanted = {k: v for k, v in state["__globals__"].items() if k in self.others}
-                state["__globals__"] = {k: v for k, v in wanted.items() if _place(v) is None}
+                known = state["__globals__"]
+                state["__globals__"] = {k: v for k, v in known.items() if k in self.others}
         return reduced
 
 
@@ -160,6 +202,8 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == __name__ and name == _globals_of.__name__:
             return self._globals
+        if module in MAINS:
+            return pickles.attribute(self._main, name)
         return super().find_class(module, name)
 
     def _globals(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,11 +223,14 @@ def _globals_of(attributes: dict[str, Any]) -> dict[str, Any]:
     return attributes
 
 
+# ----- what no function of the run uses
+
+
 @dataclass(frozen=True)
 class _Import:
     """A module, or something in one, that ``__main__`` has imported.
 
-    `needed`: an annotation names it, and whoever looks that up finds what is there, and no more.
+    `needed`: something of ``__main__`` that goes along uses it, or an annotation names it.
     """
 
     module: str
@@ -192,93 +239,160 @@ class _Import:
 
     def load(self) -> Any:
         module = importlib.import_module(self.module)
-        return pickles.named(self.module, self.name) if self.name else module
+        return pickles.attribute(module, self.name) if self.name else module
 
     def put(self, main: Main, name: str) -> None:
         main.later[name] = self
-        if self.needed or self.module in sys.modules:
+        if self.module in sys.modules or (self.needed and self.name):
             with suppress(Exception):
-                vars(main).setdefault(name, self.load())
+                vars(main)[name] = self.load()
+        elif self.needed:
+            vars(main)[name] = _LazyModule(self.module)
 
 
-def _others(main: ModuleType, used: set[str]) -> Iterator[tuple[str, Any]]:
-    """What else is in ``__main__``, and can go."""
-    variables = [(k, v) for k, v in vars(main).items() if not (k[:2] == "__" == k[-2:])]
-    annotated = {word for _, value in variables for word in _annotations(value)}
-    for name, value in variables:
+class _LazyModule(ModuleType):
+    """Is imported when something of it is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        module = importlib.import_module(self.__name__)
+        if not hasattr(module, name):
+            return importlib.import_module(f"{self.__name__}.{name}")
+        return getattr(module, name)
+
+
+class _Rest:
+    """What else is in ``__main__``, and can go: imports, functions and classes, and data."""
+
+    def __init__(self, known: Mapping[str, Any], used: set[str]) -> None:
+        self.code: dict[str, Any] = {}
+        self.imports: dict[str, _Import] = {}
+        self._data: dict[str, Any] = {}
+        places: dict[str, tuple[str, str]] = {}
+        wanted: set[str] = set()
+        for name, value in list(known.items()):
+            if not (name[:2] == "__" == name[-2:]):
+                with suppress(Exception):  # what cannot even be looked at stays here
+                    self._sort(name, value, used, places, wanted)
+        self.imports = {n: _Import(*place, needed=n in wanted) for n, place in places.items()}
+
+    def _sort(
+        self,
+        name: str,
+        value: Any,
+        used: set[str],
+        places: dict[str, tuple[str, str]],
+        wanted: set[str],
+    ) -> None:
         place = _place(value)
+        is_code = issubclass(type(value), (FunctionType, type))
         if place is not None:
-            yield name, _Import(*place, needed=name in annotated)
-        elif isinstance(value, (FunctionType, type)) or name in used or _is_small_data(value, main):
-            yield name, value
+            places[name] = place
+        elif is_code or name in used:
+            self.code[name] = value
+            wanted.update(_words(value) if is_code else ())
+        else:
+            self._data[name] = value
+
+    def small_data(self) -> Iterator[tuple[str, bytes]]:
+        """The variables that are data, pickled, the smallest first."""
+        pickled = {name: _small_pickle(value) for name, value in self._data.items()}
+        room = OTHERS_BYTES
+        for name, value in sorted(pickled.items(), key=lambda item: len(item[1] or b"")):
+            room -= len(value or b"")
+            if value is not None and room >= 0:
+                yield name, value
 
 
-def _annotations(annotated: Any) -> Iterator[str]:
-    """The words in annotations that are text, of a function, or a class of ``__main__``."""
-    if isinstance(annotated, type) and annotated.__module__ == "__main__":
-        yield from _words(vars(annotated).get("__annotations__"))
-        for method in vars(annotated).values():
-            if isinstance(method, FunctionType):
-                yield from _words(method.__annotations__)
-    elif isinstance(annotated, FunctionType):
-        yield from _words(annotated.__annotations__)
+def _place(value: Any) -> tuple[str, str] | None:
+    """Module and name of what can be imported."""
+    kind = type(value)
+    if issubclass(kind, ModuleType):
+        name = value.__name__
+        return (name, "") if sys.modules.get(name) is value and name not in MAINS else None
+    if issubclass(kind, (FunctionType, BuiltinFunctionType, type)):
+        module, name = value.__module__, value.__qualname__
+        if module not in (None, *MAINS) and pickles.named(module, name) is value:
+            return module, name
+    return None
 
 
-def _words(annotations: Any) -> Iterator[str]:
+def _words(code: Any) -> Iterator[str]:
+    """The names that a function, or a class of ``__main__``, uses or has in its annotations."""
+    if issubclass(type(code), FunctionType):
+        yield from _extract_code_globals(code.__code__)
+        yield from _annotated(code.__annotations__)
+    elif code.__module__ in MAINS:
+        yield from _annotated(vars(code).get("__annotations__"))
+        for method in vars(code).values():
+            if type(method) is FunctionType:
+                yield from _words(method)
+
+
+def _annotated(annotations: Any) -> Iterator[str]:
     for text in (annotations or {}).values():
         if isinstance(text, str):
             yield from _WORD.findall(text)
 
 
-def _place(value: Any) -> tuple[str, str] | None:
-    """Module and name of what can be imported."""
-    if isinstance(value, ModuleType):
-        is_known = sys.modules.get(value.__name__) is value and value.__name__ != "__main__"
-        return (value.__name__, "") if is_known else None
-    if isinstance(value, (FunctionType, BuiltinFunctionType, type)):
-        module, name = value.__module__, value.__qualname__
-        if module not in (None, "__main__") and pickles.named(module, name) is value:
-            return module, name
-    return None
-
-
-def _is_small_data(value: Any, main: ModuleType) -> bool:
-    if type(value) in (int, float, bool, complex, type(None)):
-        return True
+def _small_pickle(value: Any) -> bytes | None:
+    file = _Small()
     try:
-        _DataPickler(main).dump(value)
+        _DataPickler(file).dump(value)
     except Exception:
-        return False
-    return True
+        return None
+    return b"".join(file.parts)
 
 
 class _DataPickler(_Pickler):
-    """Only looks whether something is data, and small."""
+    """For data; functions and classes of ``__main__`` in it go by the names that they have now."""
 
-    def __init__(self, main: ModuleType) -> None:
-        super().__init__(_Small(), main)
+    def __init__(self, file: Any) -> None:
+        super().__init__(file)
         self.others = ()
 
     def reducer_override(self, obj: Any) -> Any:
-        if type(obj).__module__.partition(".")[0] not in _DATA:
-            raise pickle.PicklingError(f"{type(obj).__name__} is not plain data")
-        if getattr(obj, "nbytes", 0) > SMALL_BYTES:  # before anybody copies it
+        kind = type(obj)
+        if issubclass(kind, (FunctionType, type)) and obj.__module__ in MAINS:
+            if pickles.named(obj.__module__, obj.__qualname__) is obj:
+                return obj.__qualname__
+        if kind.__module__.partition(".")[0] not in _DATA or _copies_itself(kind):
+            raise pickle.PicklingError(f"{kind.__name__} is not plain data")
+        if sys.getsizeof(obj) > SMALL_BYTES:  # before anybody copies it
             raise pickle.PicklingError("it is large")
         return super().reducer_override(obj)
+
+
+def _copies_itself(kind: type) -> bool:
+    """Whether a class of ``__main__`` says itself how: that may do anything."""
+    own = [vars(base) for base in kind.__mro__ if base.__module__ in MAINS]
+    return not is_dataclass(kind) and any(name in base for base in own for name in _COPYING)
 
 
 class _Small:
     """A file with little room."""
 
     def __init__(self) -> None:
+        self.parts: list[bytes] = []
         self._room = SMALL_BYTES
 
     def write(self, data: Any) -> int:
-        size = memoryview(data).nbytes
-        self._room -= size
+        n_bytes = memoryview(data).nbytes
+        self._room -= n_bytes
         if self._room < 0:
             raise pickle.PicklingError("it is large")
-        return size
+        self.parts.append(bytes(data))
+        return n_bytes
+
+
+class _Counter:
+    """A file of which only the size is wanted."""
+
+    size = 0
+
+    def write(self, data: Any) -> int:
+        n_bytes = memoryview(data).nbytes
+        self.size += n_bytes
+        return n_bytes
 
 
 def _dumped(pickler: _Pickler, file: io.BytesIO, others: dict[str, Any]) -> Iterator[str]:
@@ -306,7 +420,6 @@ from at_once_dask import main_module
 
 globals().update(main_module.variables({path!r}))
 """
-
 
 _get_preparation_data = multiprocessing.spawn.get_preparation_data
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from at_once_dask import arity, files
-from at_once_dask.errors import AtOnceError, InputError, OfTheList
+from at_once_dask.errors import InputError, cut_short
 from at_once_dask.failure import safe_repr
 
 if TYPE_CHECKING:
@@ -158,20 +158,10 @@ def front_door(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        __tracebackhide__ = True  # pytest and IPython's debugger pass over this frame
-        try:
-            _check(call, args, kwargs)
-            return function(*args, **kwargs)
-        except OfTheList as brought:
-            error = brought.error
-        except (AtOnceError, KeyboardInterrupt, SystemExit) as ours:
-            error = ours.with_traceback(None)  # nobody looks for anything in our frames
-        try:
-            raise error
-        finally:
-            del error  # its traceback knows this frame
+        _check(call, args, kwargs)
+        return function(*args, **kwargs)
 
-    return checked
+    return cut_short(checked)
 
 
 def _check(call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

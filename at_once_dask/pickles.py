@@ -19,6 +19,9 @@ from cloudpickle.cloudpickle import _DYNAMIC_CLASS_TRACKER_BY_ID, _make_skeleton
 
 from at_once_dask import cells
 
+# The script's own module; the second name is that in a process which `multiprocessing` started.
+MAINS = ("__main__", "__mp_main__")
+
 
 def dumps(value: object) -> bytes:
     """`value` in one piece; raises whatever its pickling raises.
@@ -34,12 +37,12 @@ def dumps(value: object) -> bytes:
     return pickled
 
 
-_by_value = [b"__main__", b"__mp_main__"]  # the latter in processes of multiprocessing
+_by_value = [module.encode() for module in MAINS]
 
 
 def cross_by_value(modules: Iterable[str]) -> None:
     """Besides ``__main__`` these modules cannot be imported on the other side."""
-    _by_value[2:] = [module.encode() for module in modules]
+    _by_value[len(MAINS) :] = [module.encode() for module in modules]
 
 
 def dump(value: object, file: IO[bytes]) -> int:
@@ -90,7 +93,7 @@ def _code_of_file(name: str, make: Callable[..., CodeType], arguments: tuple[Any
 def _reduce_cached(cached: Any) -> Any:
     """What ``functools.cache`` wraps: anew, with an empty cache, where it cannot go by its name."""
     module, name = getattr(cached, "__module__", ""), getattr(cached, "__qualname__", "")
-    if module not in ("__main__", "__mp_main__") and named(module, name) is cached:
+    if str(module).encode() not in _by_value and named(module, name) is cached:
         return name
     state = {name: value for name, value in vars(cached).items() if name not in _OF_WRAPPERS}
     return _cached, (cached.__wrapped__, cached.cache_parameters()), state
@@ -169,7 +172,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         reduced = super().reducer_override(obj)
         if isinstance(reduced, tuple) and reduced[0] is _make_skeleton_class:
             _, made_of, *state = reduced
-            if vars(obj).get("__slots__"):  # cloudpickle forgets them: instances get a dict
+            # cloudpickle forgets them: instances get a dict. (A NamedTuple may not name them.)
+            if "__slots__" in vars(obj) and not issubclass(obj, tuple):
                 made_of[3]["__slots__"] = obj.__slots__
             return _class, made_of, *state
         return reduced
@@ -201,19 +205,23 @@ def share(names: Iterable[str]) -> None:
 
 
 def _is_shared(obj: Any) -> bool:
-    if obj.__module__ != "__main__" or obj.__qualname__.partition(".")[0] not in _shared:
+    if obj.__module__ not in MAINS or obj.__qualname__.partition(".")[0] not in _shared:
         return False
-    return named("__main__", obj.__qualname__) is obj
+    return named(obj.__module__, obj.__qualname__) is obj
 
 
 def named(module: str, qualname: str) -> Any:
     """What is called so in the imported `module`; None where nothing is."""
-    found: Any = sys.modules.get(module)
     try:
-        for name in qualname.split("."):
-            found = getattr(found, name)
+        return attribute(sys.modules.get(module), qualname)
     except AttributeError:
         return None
+
+
+def attribute(found: Any, qualname: str) -> Any:
+    """What is called so in a module; raises AttributeError where nothing is."""
+    for name in qualname.split("."):
+        found = getattr(found, name)
     return found
 
 

@@ -134,7 +134,7 @@ class Kept:
         self.groups = groups
         self.ledger = ledger
         self._folders: list[str] = []
-        weakref.finalize(self, _discard, groups, self._folders)
+        weakref.finalize(self, _discard, groups, self._folders, os.getpid())
 
     def add(self, folder: str | None) -> None:
         """Take over a folder with values that workers have put into files."""
@@ -147,7 +147,9 @@ class Kept:
         return all(map(os.path.isdir, self._folders))
 
 
-def _discard(groups: Groups, folders: list[str]) -> None:
+def _discard(groups: Groups, folders: list[str], owner: int) -> None:
+    if os.getpid() != owner:
+        return  # a child that was forked: all this is its parent's
     groups.close()
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)

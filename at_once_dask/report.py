@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from at_once_dask import files, session
-from at_once_dask.errors import InputError
+from at_once_dask.errors import InputError, cut_short
 from at_once_dask.failure import printable, safe_repr
 from at_once_dask.ledger import Failed
 from at_once_dask.story import Story, counted
@@ -184,6 +184,7 @@ class Report:
             error.with_traceback(session.theirs(error.__traceback__))
             raise
 
+    @cut_short
     def reduce(self, reduce_fn: Callable[[list[Any]], Any]) -> Reduction[Any, Any]:
         """Reduce the values that the run has grouped again, with another function.
 
@@ -206,7 +207,8 @@ class Report:
         InputError
             When no values are kept.
         RunFailed
-            When a key has failed again; its ``.report`` can reduce once more.
+            When a key has failed again, and as ``run`` does when inputs had failed or are left: the
+            values of the others are at ``.partial``.
 
         Examples
         --------

@@ -180,10 +180,10 @@ class Story:
 
     @property
     def next_step(self) -> str:
-        if self.facts.kept:
+        if self.facts.kept and not (self.n_failed or self.n_left):
+            fix = "fix reduce_fn and " if self.n_keys_failed else ""
             return (
-                "fix reduce_fn and call report.reduce(reduce_fn): the values are kept, nothing is"
-                " mapped again."
+                f"{fix}call report.reduce(reduce_fn): the values are kept, nothing is mapped again."
             )
         if self.n_failed or self.n_keys_failed:
             step = "fix the cause and run the same again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator
 from dataclasses import fields
@@ -28,12 +29,12 @@ def pickled_job(job: Job) -> tuple[bytes, frozenset[str], frozenset[str]]:
 
 def heaviest(job: Job) -> str:
     """What makes the job large: the function and the variable, as somebody knows them."""
-    sizes = [
-        (len(main_module.pickled_alone(used)), field.name, name)
-        for field in fields(job)
-        for name, used in _uses(getattr(job, field.name))
-    ]
-    _, function, name = max(sizes, default=(0, "process_inp", ""))
+    sizes = [(0, "", "")]
+    for field in fields(job):
+        for name, used in _uses(getattr(job, field.name)):
+            with contextlib.suppress(Exception):  # as a part of something else it can be pickled
+                sizes.append((main_module.size(used), field.name, name))
+    _, function, name = max(sizes)
     return f"{function} takes `{name}` along" if name else "the functions take much along"
 
 
@@ -67,7 +68,7 @@ def _advice(path: list[str]) -> str:
 def _reason(value: Any) -> Exception | None:
     """Why it cannot be pickled; None when it can."""
     try:
-        main_module.pickled_alone(value)
+        main_module.size(value)
     except Exception as error:
         return error
     return None

@@ -434,7 +434,7 @@ class Window:
         for failure in outcome.failures:
             position = failure.position
             failure.attempts = self._attempts[position] = self._attempts.get(position, 0) + 1
-            if failure.attempts > self._retries:
+            if failure.attempts > self._retries or failure.final:
                 final.append(failure)
                 continue
             outcome.states[position - start] = LEFT

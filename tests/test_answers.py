@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import gc
+import io
 import json
 import operator
+import os
 import pickle
 import sys
+from collections import Counter
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +202,15 @@ FRAME = pd.DataFrame({"a": [1.0, np.nan], "b": ["x", None]})
         (FRAME, FRAME.copy(), True),
         (FRAME, FRAME.assign(a=[1.0, 0.0]), False),
         (Plain([1, {"a": 2}]), Plain([1, {"a": 2}]), True),
-        (Plain([1, {"a": 2}]), Plain([1, {"a": "2"}]), False),
+        (Plain([1, {"a": 2}]), Plain([1, {"a": "2"}]), True),  # nobody can say
+        (np.int64(5), 5, True),
+        (np.str_("a"), "a", True),
+        (Counter("ab"), {"a": 1, "b": 1}, True),
+        (np.array([[1, 2], [3, 4]]), np.asfortranarray([[1, 2], [3, 4]]), True),
+        (np.array([0.0]), np.array([-0.0]), True),
+        (FRAME, pd.read_csv(io.StringIO(FRAME.to_csv(index=False))), True),
+        (pd.Series([1, 2]), pd.Series([1, 3]), False),
+        (date(2024, 1, 1), "2024-01-01", False),
         ({"a": (1,)}, {"a": [1]}, False),
         (pd.Timestamp("2024-01-01"), "2024-01-01", False),
         (Path("a"), "a", False),
@@ -347,3 +359,57 @@ def test_a_run_that_has_printed_says_where_it_went(
 
     silent = at_once_dask.run(range(3), None, lambda n: None)
     assert "of output" not in silent.summary() + capfd.readouterr().err
+
+
+# ----- what a review found
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_difference_is_no_matter_of_another_attempt(
+    cluster: Client, folder: Path, verify: bool
+) -> None:
+    results = Results(folder, as_it_is)
+    with pytest.raises(at_once_dask.RunFailed) as raised:
+        run(range(60), results.check, results.process, reduce_fn=sum, retries=2, verify=verify)
+    failures = raised.value.report.failures
+    assert set(failures["stage"]) == {"verify"}
+    assert set(failures["attempts"]) == {1}
+    assert len(failures) == (60 if verify else 1)
+
+
+def test_a_check_inp_that_nobody_had_to_ask_fails_nothing(cluster: Client, folder: Path) -> None:
+    def check(n: int) -> list[Any]:
+        if (folder / f"{n}").exists():
+            raise ValueError("it cannot read what was just saved")
+        return [False, None]
+
+    def process(n: int) -> dict[str, int]:
+        (folder / f"{n}").touch()
+        return {"a": n}
+
+    assert dict(run(range(20), check, process, reduce_fn=sum)) == {"a": 190}
+
+
+def test_values_of_which_some_are_missing_are_not_returned_without_a_word(
+    cluster: Client,
+) -> None:
+    def process(n: int) -> dict[str, int]:
+        return {"a": 10 // (n - 3)}
+
+    with pytest.raises(at_once_dask.RunFailed) as raised:
+        run(range(6), None, process, reduce_fn=lambda values: values / 2)
+    with pytest.raises(at_once_dask.RunFailed, match="ZeroDivisionError") as again:
+        raised.value.report.reduce(len)
+    assert again.value.partial == {"a": 5}
+    assert "Next: fix the cause and run the same again" in str(again.value)
+
+
+def test_a_forked_child_leaves_the_values_to_its_parent(cluster: Client) -> None:
+    report = run(range(20), None, large, reduce_fn=fails_for_one, on_error="return").report
+    pid = os.fork()
+    if pid == 0:
+        del report
+        gc.collect()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert dict(report.reduce(total)) == TOTALS
