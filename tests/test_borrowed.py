@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import os
 import signal
@@ -441,10 +442,19 @@ def test_two_drivers_at_once(borrowed: Client, scheduler_file: Path, folder: Pat
         assert sorted(sign * log["msg"]) == list(range(500))
 
 
-def test_functions_that_the_workers_cannot_import(borrowed: Client) -> None:
-    with pytest.raises(at_once_dask.AtOnceError, match=r"test_borrowed.*can be imported"):
-        at_once_dask.run(range(8), None, nothing, client=borrowed, progress=False)
+def test_functions_that_the_workers_cannot_import(
+    borrowed: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "only_here.py").write_text("def nothing(n): pass")
+    monkeypatch.syspath_prepend(folder)
+    module = importlib.import_module("only_here")
+    with pytest.raises(at_once_dask.AtOnceError, match=r"only_here.*can be imported"):
+        at_once_dask.run(range(8), None, module.nothing, client=borrowed, progress=False)
     assert run_a_few(borrowed).ok
+
+
+def test_those_that_were_registered_to_go_by_value_do(borrowed: Client) -> None:
+    assert at_once_dask.run(range(8), None, nothing, client=borrowed, progress=False).ok
 
 
 # ----- when it goes wrong

@@ -55,7 +55,7 @@ def empty_answers(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[float]:
 @pytest.fixture
 def lent() -> Iterator[Client]:
     with (
-        LocalCluster(2, threads_per_worker=1, dashboard_address=None) as local,
+        LocalCluster(2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as local,
         Client(local, set_as_default=False) as client,
     ):
         yield client
