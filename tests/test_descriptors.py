@@ -12,6 +12,7 @@ import os, resource, subprocess, sys, time
 from at_once_dask import descriptors, journal
 from at_once_dask.crumb import Trail
 
+descriptors._inotify()  # the process keeps it
 before = [os.readlink(f"/proc/self/fd/{n}") for n in (1, 2)], len(os.listdir("/proc/self/fd"))
 BEFORE
 trail = Trail(os.getcwd(), "run", "worker")
@@ -40,7 +41,7 @@ def messages(folder: Path, write: str, before: str = "") -> list[str]:
 
 
 def test_where_the_kernel_does_not_tell_of_changes(folder: Path) -> None:
-    none_left = "descriptors._watch = lambda paths: None"
+    none_left = "descriptors._watch = lambda paths, undo: None"
     write = "os.write(1, b'one\\ntwo')\nos.system('echo three >&2')"
     assert sorted(messages(folder, write, none_left)) == ["one", "three", "two"]
 
