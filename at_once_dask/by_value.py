@@ -16,6 +16,7 @@ from types import ModuleType
 import cloudpickle
 
 from at_once_dask import pickles
+from at_once_dask.pickles import MAINS
 from at_once_dask.surroundings import current_directory, users_modules
 
 
@@ -41,14 +42,23 @@ def by_value(own: bool) -> Iterator[None]:
 
 
 def _unimportable() -> list[ModuleType]:
+    made = [module for module in list(sys.modules.values()) if _was_made(module)]
     where = tuple(path for path in sys.path if isinstance(path, str)), current_directory()
-    return [
+    return made + [
         module
         for name, file in users_modules()
         if (module := sys.modules.get(name)) is not None
         and module.__name__ == name
         and not _can_be_imported(name, file, where)
     ]
+
+
+def _was_made(module: object) -> bool:
+    """Whether a program has made this module: no import did."""
+    if type(module) is not ModuleType or module.__name__ in (*MAINS, *sys.builtin_module_names):
+        return False
+    is_known = sys.modules.get(module.__name__) is module
+    return is_known and module.__spec__ is None and not hasattr(module, "__file__")
 
 
 @lru_cache(maxsize=1024)

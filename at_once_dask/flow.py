@@ -14,6 +14,7 @@ would walk lists and dicts element by element.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -173,6 +174,8 @@ class Outcome:
         The pack could not be unpickled and nothing was done.
     compared : bool
         Whether it was possible to compare.
+    difference : Failure or None
+        What came of it: the input's value is among the others all the same.
     returned : (int, str) or None
         Map-only: position and repr of the first value that was returned, and dropped.
     """
@@ -187,6 +190,7 @@ class Outcome:
     apart: list[tuple[int, bytes]] = field(default_factory=list)
     unreadable: bool = False
     compared: bool = False
+    difference: Failure | None = None
     returned: tuple[int, str] | None = None
 
     @property
@@ -304,6 +308,8 @@ class _Slice:
         if reducing and not partition.careful:
             gathered = Folds(job.combine_fn) if job.combine_fn else Lists()
         for item in job.mapping(_Stream(self._claimed())):
+            if output.is_child():
+                _end_child(item.value if item.state == FAILED else None)
             if reducing and item.state != FAILED:
                 self._collect(item, gathered)
             if item.state == FAILED:
@@ -329,6 +335,8 @@ class _Slice:
         groups = [_group(read, n) for n, read in enumerate(self._drawn(), partition.start)]
         made: list[tuple[int, bytes]] = []
         for reduced in self._folded(groups):
+            if output.is_child():
+                _end_child(reduced.value if isinstance(reduced.value, Failure) else None)
             if not reduced.begun:
                 break
             offset = reduced.position - partition.start
@@ -464,6 +472,13 @@ class _Slice:
         attempts = failure.attempts if failure.final else partition.attempts
         journal.note_failure(failure, mine.book, inp, index, attempts)
 
+    def _difference(self) -> Failure | None:
+        """Completed, as a failure; it is logged where it is known that it counts."""
+        failure = None if self.item is None else self.item.difference
+        if failure is not None:
+            failure.worker, failure.attempts = self.mine.worker, self.partition.attempt
+        return failure
+
     def _outcome(self, made: Piece | bytes | None) -> Outcome:
         crumb, stop = self.crumb, self.crumb.head[STOP]
         handled = stop - self.partition.start
@@ -477,8 +492,26 @@ class _Slice:
             made=made,
             apart=self.apart,
             compared=self.item is not None and self.item.compared,
+            difference=self._difference(),
             returned=None if self.item is None else self.item.returned,
         )
+
+
+def _end_child(failure: Failure | None) -> None:
+    """What an input has forked comes to its end here: the rest of the partition is the worker's.
+
+    As Python ends: with the number of a ``SystemExit``, and with 1 and a traceback otherwise.
+    """
+    code = 0
+    if failure is not None:
+        exits = failure.error == "SystemExit"
+        code = 1 if not exits or failure.message not in ("", "0", "None") else 0
+        if exits and failure.message.isdigit():
+            code = int(failure.message)
+        if not exits:
+            print(failure.traceback or failure.line(), file=sys.stderr)
+    output.end_lines()
+    os._exit(code)
 
 
 def _no_more_than(n_bytes: int, groups: list[Group]) -> list[Group]:

@@ -9,9 +9,9 @@ from functools import lru_cache
 from types import GeneratorType
 from typing import Any
 
-from at_once_dask import pickles
+from at_once_dask import main_module, pickles
 from at_once_dask.crumb import Crumb
-from at_once_dask.failure import from_answer, from_exception, safe_repr
+from at_once_dask.failure import Failure, from_answer, from_exception, safe_repr
 from at_once_dask.gather import Pairs
 from at_once_dask.lease import Lease
 from at_once_dask.sameness import same_pairs
@@ -30,12 +30,13 @@ class Item:
 
     `offset` is its place in the partition; `state` tells what became of it; `value` is the input's
     pairs, or its Failure. Of the partition, `compare` says whether what an input gives is still to
-    be compared with what `check_inp` says then, and `compared` whether it was; `returned` is the
-    first value that was dropped: the input's position, and the value's repr.
+    be compared with what `check_inp` says then, `compared` whether it was, and `difference` what
+    came of it; `returned` is the first value that was dropped: the input's position, and its repr.
     """
 
     __slots__ = (
-        *("compare", "compared", "inp", "offset", "returned", "start", "state", "states", "value"),
+        *("compare", "compared", "difference", "inp", "offset", "returned"),
+        *("start", "state", "states", "value"),
     )
 
     def __init__(self, lease: Lease) -> None:
@@ -46,6 +47,7 @@ class Item:
         self.state = PENDING
         self.value: Any = None
         self.compare = self.compared = False
+        self.difference: Failure | None = None
         self.returned: tuple[int, str] | None = None
 
     @property
@@ -66,6 +68,8 @@ class Item:
             self.value.final = isinstance(error, AnotherAnswer)
         else:
             self.value = from_exception(self.position, name, error)
+            if isinstance(error, NameError) and main_module.is_left(error.name):
+                self.value.message += f"; {main_module.stayed_behind(str(error.name))}"
 
 
 class Answer(Exception):
@@ -205,18 +209,24 @@ class Steps:
             self._refuse_another(item, self._done_value(value))
 
     def _compare(self, item: Item) -> None:
-        """After a resume the value that `check_inp` gives counts: is it the same?"""
-        assert self.check_inp is not None
+        """After a resume the value that `check_inp` gives counts: is it the same?
+
+        Nobody has asked for it: what `check_inp` raises here fails nothing. And what is different
+        fails one input of the run, not one in each worker: the driver chooses.
+        """
         item.compare = False
         try:
-            is_done, value = read_answer(self.check_inp(item.inp), self.reducing)
+            is_done, value = read_answer(self.check_inp(item.inp), self.reducing)  # type: ignore[misc]
             later = self._done_value(value) if is_done and value is not None else None
-        except Exception:  # nobody has asked for it: the input is processed
+        except Exception:
             return
         if later is not None:
-            item.at(VERIFY)
             item.compared = True
-            self._refuse_another(item, later)
+            try:
+                self._refuse_another(item, later)
+            except AnotherAnswer as error:
+                item.difference = from_answer(item.position, "verify", str(error))
+                item.difference.final = True
 
     def _refuse_another(self, item: Item, later: Pairs) -> None:
         if not same_pairs(zip(*item.value, strict=True), zip(*later, strict=True)):

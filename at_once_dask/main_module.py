@@ -59,18 +59,19 @@ class Main(ModuleType):
     What the script imports and the functions do not use is imported when somebody asks for it.
     """
 
-    __slots__ = ("folder", "later", "pickled")
+    __slots__ = ("folder", "later", "left", "pickled")
 
     def __init__(self, folder: str = "") -> None:
         super().__init__("__main__")
         self.folder = folder  # for what processes that a function starts must know
         self.later: dict[str, _Import] = {}
+        self.left: frozenset[str] = frozenset()  # names that stayed behind
         self.pickled = b""  # what it was filled with
 
     def fill(self, pickled: bytes | mmap.mmap) -> Any:
         """The functions that `pickled` was given; this module is what they know as ``__main__``."""
         self.pickled = bytes(pickled) if len(pickled) <= KEPT_BYTES else b""
-        imports, data = _trailer(pickled)
+        imports, data, self.left = _trailer(pickled)
         for name, found in imports.items():
             found.put(self, name)
         unpickler = _Unpickler(io.BytesIO(pickled) if type(pickled) is bytes else pickled, self)
@@ -89,13 +90,10 @@ class Main(ModuleType):
             vars(self).setdefault(name, value)
 
     def __getattr__(self, name: str) -> Any:
-        if name not in self.later:
-            raise AttributeError(
-                f"module '__main__' has no attribute {name!r} in a worker: of the script's"
-                " variables those are here that the functions use, and small data; use it in"
-                " process_inp, or pass it in the input"
-            )
-        return self.later[name].load()
+        if name in self.later:
+            return self.later[name].load()
+        stayed = f": {stayed_behind(name)}" if name in self.left else ""
+        raise AttributeError(f"module '__main__' has no attribute {name!r}{stayed}")
 
     def take_place(self) -> None:
         """From now on it is this process's ``__main__``; that of children, too."""
@@ -116,6 +114,20 @@ class Main(ModuleType):
 _before = sys.modules["__main__"]
 
 
+def stayed_behind(name: str) -> str:
+    """Why the script's variable is not there."""
+    return (
+        f"{name} stayed behind, for process_inp does not use it, and it is large, or no plain data,"
+        " or cannot be pickled; use it in process_inp, or pass it in the input"
+    )
+
+
+def is_left(name: object) -> bool:
+    """Whether a variable of the script is not in this worker."""
+    main = sys.modules["__main__"]
+    return isinstance(main, Main) and name in main.left
+
+
 def pickled(functions: object) -> tuple[bytes, frozenset[str], frozenset[str]]:
     """`functions` for the way to the workers; the names of ``__main__`` they use, and the others.
 
@@ -129,7 +141,10 @@ def pickled(functions: object) -> tuple[bytes, frozenset[str], frozenset[str]]:
     pickler.others = rest.code.keys()
     sent = [*_dumped(pickler, file, rest.code)]
     pickler.dump(None)
-    trailer = pickle.dumps((rest.imports, dict(rest.small_data())), protocol=5)
+    data = dict(rest.small_data())
+    left = frozenset(name for name in pickler.known if name[:2] != "__")
+    left -= {*pickler.used, *sent, *rest.imports, *data}
+    trailer = pickle.dumps((rest.imports, data, left), protocol=5)
     file.write(trailer + _SIZE.pack(len(trailer)))
     return file.getvalue(), frozenset(pickler.used), frozenset(sent)
 
@@ -141,10 +156,13 @@ def size(value: object) -> int:
     return file.size
 
 
-def _trailer(pickled: bytes | mmap.mmap) -> tuple[dict[str, _Import], dict[str, bytes]]:
+_Trailer = tuple[dict[str, "_Import"], dict[str, bytes], frozenset[str]]
+
+
+def _trailer(pickled: bytes | mmap.mmap) -> _Trailer:
     end = len(pickled) - _SIZE.size
     (n_bytes,) = _SIZE.unpack(pickled[end:])
-    found: tuple[dict[str, _Import], dict[str, bytes]] = pickle.loads(pickled[end - n_bytes : end])
+    found: _Trailer = pickle.loads(pickled[end - n_bytes : end])
     return found
 
 

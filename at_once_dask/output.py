@@ -66,6 +66,11 @@ _descriptors: dict[str, Descriptors] = {}  # by run, where they are captured
 _is_child = False  # of a worker: an input has forked it
 
 
+def is_child() -> bool:
+    """Whether this process is not the worker, but was forked by an input."""
+    return _is_child
+
+
 def begin(book: Book, descriptors: Descriptors | None = None) -> None:
     """A run begins in this worker; `descriptors` where these are captured, too."""
     global _is_child
@@ -109,6 +114,13 @@ def catch_up(book: Book | None) -> None:
     descriptors = None if book is None else _descriptors.get(book.run)
     if descriptors is not None:
         descriptors.catch_up()
+
+
+def end_lines() -> None:
+    """Of this thread: nobody writes here any more."""
+    page = getattr(_here, "page", None)
+    if page is not None:
+        _close([page])
 
 
 def settle(mine: Lease) -> None:

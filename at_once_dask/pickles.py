@@ -15,9 +15,8 @@ from types import CodeType, FunctionType
 from typing import IO, Any, ClassVar
 
 import cloudpickle
-from cloudpickle.cloudpickle import _DYNAMIC_CLASS_TRACKER_BY_ID, _make_skeleton_class
 
-from at_once_dask import cells
+from at_once_dask import cells, classes
 
 # The script's own module; the second name is that in a process which `multiprocessing` started.
 MAINS = ("__main__", "__mp_main__")
@@ -130,16 +129,6 @@ def _dispatching_method(function: Callable[..., Any], dispatcher: Any) -> Any:
     return made
 
 
-def _class(*made_of: Any) -> type:
-    """As cloudpickle makes it, but once: it makes a class for each time that a pickle names it.
-
-    All but the first are thrown away, but not before ``__init_subclass__`` has been told of them.
-    """
-    known: type | None = _DYNAMIC_CLASS_TRACKER_BY_ID.get(made_of[4])
-    made: type = _make_skeleton_class(*made_of) if known is None else known
-    return made
-
-
 _a_dispatching: Any = functools.singledispatch(len)
 _DISPATCHING = _a_dispatching.__code__  # all of them have this one
 _KEPT_BY_DISPATCH = ("register", "dispatch", "registry", "_clear_cache")
@@ -170,13 +159,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def reducer_override(self, obj: Any) -> Any:
         reduced = super().reducer_override(obj)
-        if isinstance(reduced, tuple) and reduced[0] is _make_skeleton_class:
-            _, made_of, *state = reduced
-            # cloudpickle forgets them: instances get a dict. (A NamedTuple may not name them.)
-            if "__slots__" in vars(obj) and not issubclass(obj, tuple):
-                made_of[3]["__slots__"] = obj.__slots__
-            return _class, made_of, *state
-        return reduced
+        return classes.complete(obj, reduced) if isinstance(obj, type) else reduced
 
     def _dynamic_function_reduce(self, func: FunctionType) -> Any:
         if func.__code__ is not _DISPATCHING:

@@ -40,7 +40,7 @@ from at_once_dask.flow import Outcome, Partition
 from at_once_dask.pace import PAYLOAD_BYTES, Pace
 from at_once_dask.sight import Flight
 from at_once_dask.source import Chunk, Source
-from at_once_dask.states import LEFT
+from at_once_dask.states import FAILED, LEFT
 
 WEIGHED = 8  # inputs; the size of larger partitions is looked at before they are pickled
 DEPTH = 2  # partitions in flight for each worker thread
@@ -57,7 +57,6 @@ LOSSES = 5  # times that a living worker loses what it had done of an input alon
 BARREN_DEATHS = 10  # in a row, none of them inside an input: then no worker will ever begin one
 BACKOFF_SECONDS = 0.5  # before the second attempt; doubled for each further one
 BACKOFF_LIMIT = 60.0
-COMPARISONS = 8  # partitions whose first input may be compared, until one can be
 NO_WORKERS = (
     "the cluster has no workers; start some, as with `dask worker ADDRESS`, and wait for them with"
     " client.wait_for_workers(1)"
@@ -111,7 +110,6 @@ class Out:
     answered: bool = False  # it has given back what it can
     lost: float | None = None  # when Dask told that it will not come back
     failed: int = 0  # inputs so far, for good, as its worker tells
-    compares: bool = False  # it was asked to compare what an input gives with what check_inp says
 
 
 class Window:
@@ -189,7 +187,7 @@ class Window:
         self._with_nanny: set[str] = set()  # workers: somebody tells of their death, and replaces
         self._barren = 0
         self._hopeless: str | None = None
-        self._comparing = COMPARISONS if comparing else 0
+        self._comparing = comparing
 
     def run(self) -> str | None:
         """Until the source is empty and all is back; or why it stopped early."""
@@ -344,16 +342,9 @@ class Window:
                 allowed=self._allowed(),
                 seconds=self._pace.seconds,
                 delivered=tuple(self._delivered.pop(worker, ())),
-                compare=self._is_to_compare(id),
+                compare=self._comparing,
             ),
         )
-
-    def _is_to_compare(self, id: str) -> bool:
-        """One partition at a time, until one could: so there is one failure, if any."""
-        others = any(out.compares for out in self._out.values())
-        compares = self._out[id].compares = self._comparing > 0 and not others
-        self._comparing -= compares
-        return compares
 
     def _sift(self, chunk: Chunk) -> None:
         chunks, failures = chunk.sift()
@@ -418,8 +409,7 @@ class Window:
         if outcome.unreadable:
             self._source.give_back(replace(chunk.part(chunk.start, out.limit), singly=True))
             return
-        if outcome.compared:
-            self._comparing = 0
+        self._compare(outcome, chunk)
         self._record(chunk.start, outcome, chunk.inputs)
         self._source.give_back(chunk.part(outcome.stop, out.limit))
         if outcome.stop > chunk.start:
@@ -427,6 +417,16 @@ class Window:
         if outcome.marks:
             seconds = outcome.marks[-1] - outcome.marks[0]
             self._pace.learn(outcome.stop - chunk.start, seconds, outcome.n_bytes)
+
+    def _compare(self, outcome: Outcome, chunk: Chunk) -> None:
+        """Of those partitions that were in flight together, one difference is enough."""
+        difference = outcome.difference
+        if difference is not None and self._comparing:
+            outcome.states[difference.position - chunk.start] = FAILED
+            outcome.failures.append(difference)
+            self._sink.log(difference, chunk.inputs[difference.position - chunk.start])
+        if outcome.compared:
+            self._comparing = False
 
     def _record(self, start: int, outcome: Outcome, inputs: list[Any]) -> None:
         """Into the sink, but what has attempts left: that waits."""

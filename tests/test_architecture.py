@@ -20,6 +20,7 @@ ORDER = (
     "errors",
     "failure",
     "files",
+    "classes",
     "pickles",
     "sameness",
     "main_module",

@@ -63,7 +63,7 @@ def test_records_of_the_workers(cluster: Client, folder: Path) -> None:
     assert result.report.logfile == str(folder / "relative.jsonl")
     assert log["worker"].isin(cluster.nthreads()).all()
     checking = log[log["msg"].str.startswith("checking")]
-    assert len(checking) == 4  # one input is asked again, to be compared
+    assert 3 < len(checking) <= 6  # some inputs are asked again, to be compared
     checking = checking.drop_duplicates("index").sort_values("index")
     assert list(checking["index"]) == [0, 1, 2]
     assert list(checking["input"])[:2] == ["'a'", "'b'"]

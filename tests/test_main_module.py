@@ -99,9 +99,37 @@ class Sub(Base):
     def name(self):
         return "sub of " + super().name()
 
+class Planet(enum.Enum):
+    EARTH = (5.976e24, 6.37814e6)
+    TERRA = (5.976e24, 6.37814e6)
+    def __init__(self, mass, radius):
+        self.mass = mass
+
+class Coord(bytes, enum.Enum):
+    X = (0, "x axis")
+    def __new__(cls, value, label):
+        made = bytes.__new__(cls, value)
+        made._value_ = value
+        made.label = label
+        return made
+
+class Job:
+    @dataclass
+    class Item:
+        n: int
+
 class Person:
     partner: Person
 Person.partner = Person()
+
+LARGE = list(range(100_000))
+class Far:
+    def see(self, n):
+        return LARGE[n]
+
+def left_behind(n):
+    import __main__
+    return getattr(__main__, "Far")().see(n)
 
 HANDLERS = {"triple": triple, "sub": Sub}
 
@@ -160,7 +188,9 @@ def of_many_kinds(n):
     return (
         slotted, hasattr(slotted, "__dict__"), sub.name(), Base.known["Sub"] is Sub, shape is Shape,
         type(person) is Person, typing.get_type_hints(Person)["partner"] is Person,
-        Shape(n).kind(n), Shape(n).kind("n"),
+        Shape(n).kind(n), Shape(n).kind("n"), Planet.TERRA is Planet.EARTH, Planet.EARTH.mass,
+        list(Planet.__members__), Coord.X.label, Coord(0) is Coord.X,
+        repr(pickle.loads(pickle.dumps(Job.Item(n)))),
     )
 
 def looked_up_in_data(n):
@@ -202,6 +232,8 @@ def check(result):
 
 result = at_once_dask.run([3], None, all_uses, reduce_fn=list, progress=False)
 print(check(result))
+report = at_once_dask.run([3], None, left_behind, on_error="return", progress=False)
+print(report.failures["message"].iloc[0][:59])
 @functools.cache
 def fib(n):
     return "redefined"
@@ -215,7 +247,11 @@ result = at_once_dask.run([3], None, all_uses, reduce_fn=list, progress=False)
 print(check(result))
 """
 
-ALL_RIGHT = ["all right", "all right"]
+ALL_RIGHT = [
+    "all right",
+    "name 'LARGE' is not defined; LARGE stayed behind, for process",
+    "all right",
+]
 
 OTHERS = """
 import os, sys
@@ -306,9 +342,9 @@ def test_of_what_no_function_uses_small_data_go_along(folder: Path) -> None:
     which, message = python(folder, "job.py")
     assert which == "{'large': [False], 'small': [True]}"
     assert message == (
-        "module '__main__' has no attribute 'connection' in a worker: of the script's variables"
-        " those are here that the functions use, and small data; use it in process_inp, or pass it"
-        " in the input"
+        "module '__main__' has no attribute 'connection': connection stayed behind, for process_inp"
+        " does not use it, and it is large, or no plain data, or cannot be pickled; use it in"
+        " process_inp, or pass it in the input"
     )
 
 
@@ -323,7 +359,8 @@ def test_what_is_leaned_on_of_cloudpickle_is_there() -> None:
     assert code is function.__code__
     assert known is pickler.globals_ref[id(function.__globals__)]
     assert {"__globals__", "_cloudpickle_submodules"} <= state.keys()
-    make, made_of, *_ = pickler.reducer_override(type("Kind", (), {"__module__": "__main__"}))
+    members = {"__module__": "__main__"}
+    make, made_of, *_ = pickler.reducer_override(type("Kind", (), members))
     assert make is cloudpickle._make_skeleton_class
     assert isinstance(made_of[3], dict)
     assert made_of[4] in cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID

@@ -91,7 +91,7 @@ def test_what_all_functions_print(cluster: Client) -> None:
     reducing = log[log["msg"] == "reduce [1]"]
     assert set(reducing["input"]) == {"'key of a'", "'key of b'"}
     assert reducing["index"].isna().all()
-    assert len(log) == 7  # one input is asked again, to be compared
+    assert len(log) in (7, 8)  # one or two inputs are asked again, to be compared
 
 
 def test_combine_fn_prints_with_the_key(cluster: Client) -> None:
