@@ -30,6 +30,7 @@ from at_once_dask.crumb import Trace, Trail
 from at_once_dask.errors import AtOnceError, InputError
 from at_once_dask.flow import Job, Outcome, Partition, work
 from at_once_dask.guard import Guard
+from at_once_dask.inside import Settings
 from at_once_dask.interrupts import Interrupts
 from at_once_dask.journal import Book
 from at_once_dask.lease import forget, reclaim_all
@@ -221,7 +222,12 @@ class ClusterCrew:
             except OSError:  # there is no space, or somebody has tidied up: all values cross
                 self._shelves = None
         job = self._in_a_file(self._job)
-        self._register(RunPlugin(run, job, self._book, surroundings, self._timeout, self._shelves))
+        settings = None if surroundings is None else Settings.of_this_process()
+        self._register(
+            RunPlugin(
+                run, job, self._book, surroundings, self._timeout, self._shelves, settings=settings
+            )
+        )
         workers: dict[str, Worker] = {}
         with contextlib.suppress(OSError):  # one that has no time to answer is asked again
             workers = self._cluster.workers()

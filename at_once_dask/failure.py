@@ -26,6 +26,7 @@ from at_once_dask import cells
 if TYPE_CHECKING:
     from types import TracebackType
 
+CHAIN_LIMIT = 5  # errors, each the cause of the one before
 MESSAGE_LIMIT = 2_000  # characters
 TRACEBACK_LIMIT = 20_000  # characters
 REPR_LIMIT = 200  # characters, the log's
@@ -345,10 +346,23 @@ def _failing_line(error: BaseException) -> str:
     return line if line.startswith("assert") else ""
 
 
+_OF_PROGRAMS = (subprocess.CalledProcessError, subprocess.TimeoutExpired)
+
+
 def _words_of_program(error: BaseException) -> str:
-    """The end of what a program wrote that `subprocess` ran, where that was captured."""
-    if not isinstance(error, (subprocess.CalledProcessError, subprocess.TimeoutExpired)):
-        return ""
+    """The end of what a program wrote that `subprocess` ran, where that was captured.
+
+    Also of an error that was raised because of such a one.
+    """
+    found: BaseException | None = error
+    for _ in range(CHAIN_LIMIT):
+        if found is None or isinstance(found, _OF_PROGRAMS):
+            break
+        found = found.__cause__ or found.__context__
+    return _words_of(found) if isinstance(found, _OF_PROGRAMS) else ""
+
+
+def _words_of(error: subprocess.CalledProcessError | subprocess.TimeoutExpired) -> str:
     try:
         for written in (error.stderr, error.output):
             if isinstance(written, bytes):

@@ -36,6 +36,7 @@ from at_once_dask.states import COLLECT, FAILED, PENDING, PROCESSED, SEND
 
 SLICE_SECONDS = 0.5  # a partition returns what it has past this, so that none holds others back
 
+COLLECT_HINT = "return data that can be pickled: text, numbers, arrays, frames, not what is open"
 FOLD_BYTES = 8 * 2**20  # of values are unpickled together, unless one key alone has more
 FOLD_SECONDS = 0.02  # keys folded together take no longer than this, or fewer are the next time
 
@@ -423,6 +424,7 @@ class _Slice:
         except BaseException as error:
             item.at(COLLECT)
             item.fail(error)
+            item.value.message += f"; {COLLECT_HINT}"
 
     def _keep(self, position: int, pairs: Pairs) -> None:
         piece = alone(pairs, combining=self.job.combine_fn is not None)
@@ -441,7 +443,9 @@ class _Slice:
                 self._keep(position, pairs)
             except BaseException as error:
                 inp = self.inputs[position - self.partition.start]
-                self._fail(from_exception(position, "collect", error), inp)
+                failure = from_exception(position, "collect", error)
+                failure.message += f"; {COLLECT_HINT}"
+                self._fail(failure, inp)
         return None
 
     def _close_together(self, gathered: Lists | Folds) -> Piece:

@@ -42,6 +42,7 @@ def start() -> None:
     It stays for as long as this process, and ends with it.
     """
     _check_system()
+    _check_folders()
     hold_standard_streams()
     allow_descriptors(USUAL_DESCRIPTORS)
     _keep_sockets_short()
@@ -113,6 +114,23 @@ def _check_system() -> None:
             " in WSL, or pass a Client of a Dask cluster, as in run(inp_list, check_inp,"
             " process_inp, client=client)"
         )
+
+
+def _check_folders() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise AtOnceError(
+            "the current directory is gone, and no process can be started in it; go to one that is"
+            ' there, as with os.chdir("/tmp"), and call run() again'
+        ) from None
+    try:
+        tempfile.gettempdir().encode()
+    except UnicodeEncodeError:
+        raise AtOnceError(
+            f"the name of the temporary folder is not UTF-8, {tempfile.gettempdir()!a}, and Dask"
+            ' cannot send it; name another one before Python starts, as with export TMPDIR="/tmp"'
+        ) from None
 
 
 def _missing() -> dict[str, str]:

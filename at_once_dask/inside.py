@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import multiprocessing
+import socket
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import dask
@@ -13,6 +17,51 @@ from dask.local import get_sync
 from distributed import get_client
 
 from at_once_dask import lease
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a script sets at its top for all of its process, and what changes results: as it is now.
+
+    Attributes
+    ----------
+    recursion_limit : int
+    socket_timeout : float or None
+        Seconds.
+    csv_limit : int or None
+        Characters of a field; None where `csv` is not imported.
+    decimal : decimal.Context or None
+    numpy_errors : dict of str, or None
+        As of ``numpy.geterr``.
+    """
+
+    recursion_limit: int
+    socket_timeout: float | None
+    csv_limit: int | None
+    decimal: Any
+    numpy_errors: dict[str, str] | None
+
+    @classmethod
+    def of_this_process(cls) -> Settings:
+        known: dict[str, Any] = sys.modules
+        return cls(
+            sys.getrecursionlimit(),
+            socket.getdefaulttimeout(),
+            known["csv"].field_size_limit() if "csv" in known else None,
+            known["decimal"].getcontext().copy() if "decimal" in known else None,
+            known["numpy"].geterr() if "numpy" in known else None,
+        )
+
+    def adopt(self) -> None:
+        """Make them this thread's, and where there is one for all, this process's."""
+        sys.setrecursionlimit(self.recursion_limit)
+        socket.setdefaulttimeout(self.socket_timeout)
+        if self.csv_limit is not None:
+            importlib.import_module("csv").field_size_limit(self.csv_limit)
+        if self.decimal is not None:
+            importlib.import_module("decimal").setcontext(self.decimal.copy())
+        if self.numpy_errors is not None:
+            importlib.import_module("numpy").seterr(**self.numpy_errors)
 
 
 def give_event_loop() -> None:

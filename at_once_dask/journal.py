@@ -208,7 +208,13 @@ def log_path() -> str:
             f"at_once_dask.logfile is {safe_repr(logfile)}; assign a path, for example"
             ' at_once_dask.logfile = "at_once_log.jsonl"'
         )
-    return os.path.abspath(os.fspath(logfile))
+    try:
+        return os.path.abspath(os.fspath(logfile))
+    except FileNotFoundError:
+        raise InputError(
+            f"at_once_dask.logfile is {logfile!r}, and the current directory is gone; go to one"
+            ' that is there, as with os.chdir("/tmp"), or assign an absolute path'
+        ) from None
 
 
 def capture_output() -> bool:

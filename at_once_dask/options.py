@@ -227,6 +227,8 @@ def _list_instead_of(given: Any) -> str | None:
         return 'sorted(path.glob("*"))'
     if isinstance(given, Mapping):
         return "list(d.items())"
+    if hasattr(type(given), "__dask_graph__"):
+        return "collection.compute()"
     if any(base.__name__ == "DataFrame" for base in type(given).__mro__):  # any library's
         return 'df.to_dict("records")'
     return None

@@ -183,7 +183,8 @@ class Story:
         if self.facts.kept and not (self.n_failed or self.n_left):
             fix = "fix reduce_fn and " if self.n_keys_failed else ""
             return (
-                f"{fix}call report.reduce(reduce_fn): the values are kept, nothing is mapped again."
+                f"{fix}call at_once_dask.last_report().reduce(reduce_fn) in this process: the"
+                " values are kept, nothing is mapped again."
             )
         if self.n_failed or self.n_keys_failed:
             step = "fix the cause and run the same again"

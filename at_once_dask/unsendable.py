@@ -87,8 +87,10 @@ def _path(value: Any, depth: int, seen: set[int]) -> list[str]:
 def _uses(value: Any) -> Iterator[tuple[str, Any]]:
     """What goes along with a function or another callable, by name."""
     if isinstance(value, functools.partial):
-        yield from [("func", value.func), *_numbered(value.args), *value.keywords.items()]
+        names = getattr(getattr(value.func, "__code__", None), "co_varnames", ())
+        yield from [("func", value.func), *_named(names, value.args), *value.keywords.items()]
     elif isinstance(value, MethodType):
+        yield from ((f"self.{name}", part) for name, part in _attributes(value.__self__).items())
         yield from [(type(value.__self__).__name__, value.__self__), ("func", value.__func__)]
     elif isinstance(value, FunctionType):
         yield from _variables(value)
@@ -111,12 +113,15 @@ def _variables(function: FunctionType) -> Iterator[tuple[str, Any]]:
             yield name, cell.cell_contents
         except ValueError:  # it has no value yet
             continue
-    yield from _numbered(function.__defaults__ or ())
+    code, defaults = function.__code__, function.__defaults__ or ()
+    first = code.co_argcount - len(defaults)
+    yield from _named(code.co_varnames[first:], defaults)
     yield from (function.__kwdefaults__ or {}).items()
 
 
-def _numbered(values: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
-    return ((f"argument {n}", value) for n, value in enumerate(values, 1))
+def _named(names: tuple[str, ...], values: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
+    for n, value in enumerate(values):
+        yield names[n] if n < len(names) else f"argument {n + 1}", value
 
 
 def _attributes(value: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from at_once_dask import inside, journal, lease, output, pickles, processes, sta
 from at_once_dask.crumb import OVERDUE, Trail
 from at_once_dask.descriptors import Descriptors
 from at_once_dask.flow import Job, Outcome, Partition, work
+from at_once_dask.inside import Settings
 from at_once_dask.journal import Book
 from at_once_dask.main_module import Main
 from at_once_dask.surroundings import Surroundings
@@ -61,8 +62,15 @@ class _Sealed:
     """A job as it came: opened by the first partition, by one thread, once a process."""
 
     def __init__(
-        self, job: bytes | str, book: Book, trail: Trail, shelves: str | None, folder: str
+        self,
+        job: bytes | str,
+        book: Book,
+        trail: Trail,
+        shelves: str | None,
+        folder: str,
+        settings: Settings | None,
     ) -> None:
+        self.settings = settings
         self.book = book
         self.trail = trail
         self.shelves = shelves
@@ -110,6 +118,8 @@ class RunPlugin(WorkerPlugin):
     timeout : float or None
         Seconds an input may take. A nanny sees to it; where there is none, the worker ends itself,
         if it can: not while C code holds the GIL.
+    settings : Settings or None
+        Of the driver, for the threads that run inputs; nothing on a borrowed cluster.
     shelves : str or None
         A folder for large values, where all workers see it; None: they cross to the driver.
     """
@@ -122,8 +132,10 @@ class RunPlugin(WorkerPlugin):
         surroundings: Surroundings | None,
         timeout: float | None = None,
         shelves: str | None = None,
+        settings: Settings | None = None,
     ) -> None:
         self.run = run
+        self.settings = settings
         self.shelves = shelves
         self.job = job
         self.book = book
@@ -140,7 +152,9 @@ class RunPlugin(WorkerPlugin):
         if not _JOBS:
             _while_there_are_jobs.enter_context(inside.computing_in_place())
             _while_there_are_jobs.enter_context(inside.may_start_processes())
-        _JOBS[self.run] = _Sealed(self.job, self.book, self._trail, self.shelves, folder)
+        _JOBS[self.run] = _Sealed(
+            self.job, self.book, self._trail, self.shelves, folder, self.settings
+        )
         self.job = b""
         self._trail.open()
         self._stack = self._trail.open_stack()
@@ -209,6 +223,8 @@ def run_partition(partition: Partition) -> Outcome:
     try:
         worker = get_worker().address
         inside.give_event_loop()
+        if sealed.settings is not None:
+            sealed.settings.adopt()
         with output.of_run(sealed.book, worker):
             return work(sealed.open, sealed.book, partition, worker, sealed.trail, sealed.shelves)
     except (SystemExit, KeyboardInterrupt) as error:

@@ -302,7 +302,7 @@ def test_values_can_be_reduced_again_without_the_map(cluster: Client, folder: Pa
 
     with pytest.raises(at_once_dask.RunFailed) as raised:
         run(range(20), None, noted, reduce_fn=fails_for_one)
-    assert "call report.reduce(reduce_fn)" in str(raised.value)
+    assert "call at_once_dask.last_report().reduce(reduce_fn)" in str(raised.value)
     with pytest.raises(at_once_dask.RunFailed, match="one is not reduced") as again:
         raised.value.report.reduce(fails_for_one)
     assert again.value.partial == {0: TOTALS[0], 2: TOTALS[2]}

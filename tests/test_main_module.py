@@ -233,7 +233,7 @@ def check(result):
 result = at_once_dask.run([3], None, all_uses, reduce_fn=list, progress=False)
 print(check(result))
 report = at_once_dask.run([3], None, left_behind, on_error="return", progress=False)
-print(report.failures["message"].iloc[0][:59])
+print(report.failures["message"].iloc[0][:61])
 @functools.cache
 def fib(n):
     return "redefined"

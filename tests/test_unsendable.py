@@ -77,10 +77,10 @@ WAYS: dict[str, tuple[Callable[[], Any], str]] = {
     "a logging handler": (lambda: lambda n: handler.flush(), "process_inp uses `handler`, which"),
     "in a closure": (closure, "process_inp uses `stream`, which"),
     "an object that is called": (Caller, "process_inp uses `self.store`, which"),
-    "a method": (lambda: Caller().method, "process_inp uses `Caller`, which uses `self.store`,"),
+    "a method": (lambda: Caller().method, "process_inp uses `self.store`, which"),
     "a default": (
         lambda: lambda n, lock=threading.Lock(): lock,  # noqa: B008
-        "process_inp uses `argument 1`, which",
+        "process_inp uses `lock`, which",
     ),
     "a partial": (
         lambda: functools.partial(lambda n, lock: lock, lock=threading.Lock()),
