@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import sys
 import warnings
 
 _BECOME_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux
+
+
+def is_fork_server() -> bool:
+    """Whether it is that which imports this, and not somebody who looks at all modules."""
+    return any("multiprocessing.forkserver" in argument for argument in sys.orig_argv)
 
 
 def adopt_orphans() -> None:
@@ -23,7 +29,8 @@ gc.disable()  # nothing that an import makes is garbage
 try:
     import at_once_dask.worker  # noqa: F401
 
-    adopt_orphans()
+    if is_fork_server():
+        adopt_orphans()
     # No collection looks at these objects again; and workers, which look, need no copies of them.
     gc.freeze()
 finally:

@@ -54,13 +54,18 @@ def print_nothing(inp: object) -> None:
 
 
 def _processes() -> list[psutil.Process]:
-    """All below this one, but the fork server and the resource tracker, which stay."""
+    """All below this one, but the fork server and the resource tracker, which stay.
+
+    And those of a browser that a module's tests share: they come and go as it likes.
+    """
     stay = ("multiprocessing.forkserver", "multiprocessing.resource_tracker")
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
             command = " ".join(process.cmdline())
             forked = process.ppid() != os.getpid()
+            if process.name().startswith("chrom"):
+                continue
         except psutil.NoSuchProcess:
             continue
         if forked or not any(name in command for name in stay):

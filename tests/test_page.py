@@ -532,7 +532,7 @@ def test_how_it_ended(page: str) -> None:
     at_once_dask.run([1], None, print_less, progress=False)
     assert told() == ["done", None]
     with pytest.raises(at_once_dask.RunStopped):
-        at_once_dask.run([1], None, lambda n: 1 / 0, on_error="stop", progress=False)
+        at_once_dask.run(range(200), None, lambda n: 1 / 0, on_error="stop", progress=False)
     assert told() == ["stopped", "an input failed, and on_error is 'stop'"]
     with pytest.raises(OSError, match="unplugged"):
         at_once_dask.run(unplugged(), None, print_less, progress=False)
