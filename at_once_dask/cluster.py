@@ -577,7 +577,7 @@ def _check_dashboard_address(address: Any) -> None:
         warnings.warn(
             f"the dashboard will listen on {address}: it has no login, and everybody who reaches it"
             ' sees your inputs; use dashboard_address="127.0.0.1:8787" and a tunnel instead',
-            stacklevel=6,  # the caller of `start`, behind its front door
+            stacklevel=7,  # the caller of `start`, behind its front door
         )
 
 

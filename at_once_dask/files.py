@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
 import os
 import secrets
 import shutil
@@ -55,9 +54,9 @@ def atomic_write(
     Notes
     -----
     A new file gets the permissions that ``open`` would give it, an old one keeps its own; a
-    symbolic link stays, and the file it leads to is replaced. The temporary name has the ending of
-    `path`, by which libraries choose a format. After Python is killed, a file ``.*.part.NAME`` may
-    be left in the folder.
+    symbolic link stays, and the file it leads to is replaced. Until it is whole the file has its
+    name, by which libraries choose a format, in a folder of its own beside `path`, so that no
+    ``glob("*.json")`` finds it. After Python is killed such a folder, ``.*.part``, may be left.
 
     Examples
     --------
@@ -148,13 +147,12 @@ def _replacing(
         yield temporary, permissions
         _to_disk(temporary)
         _publish(temporary, target, exclusive)
-    except BaseException:
-        _remove(temporary)
-        raise
+    finally:
+        shutil.rmtree(os.path.dirname(temporary), ignore_errors=True)
 
 
 def _beside(target: str) -> str:
-    """A new name in the same folder, with the same ending: libraries and programs go by it."""
+    """The same name in a new folder beside it: libraries and programs go by the ending."""
     folder, name = os.path.split(target)
     if not os.path.isdir(folder):
         text = (
@@ -162,10 +160,9 @@ def _beside(target: str) -> str:
             " path.parent.mkdir(parents=True, exist_ok=True)"
         )
         raise FileNotFoundError(errno.ENOENT, text, target)
-    start = f".{secrets.token_hex(8)}.part."
-    while len(os.fsencode(start + name)) > NAME_BYTES:
-        name = name[1:]
-    return os.path.join(folder, start + name)
+    made = os.path.join(folder, f".{secrets.token_hex(8)}.part")
+    os.mkdir(made, mode=0o700)
+    return os.path.join(made, name)
 
 
 def why_not(path: object) -> str | None:
@@ -242,13 +239,6 @@ def _publish(temporary: str, target: str, exclusive: bool) -> None:
     except FileExistsError:
         raise _exists(target) from None
     os.unlink(temporary)
-
-
-def _remove(temporary: str) -> None:
-    """With what was written beside it under its name and another ending; a folder as well."""
-    for path in glob.glob(glob.escape(temporary) + "*"):
-        with contextlib.suppress(OSError):
-            shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
 
 
 def _nothing_written(path: str) -> FileNotFoundError:

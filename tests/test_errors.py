@@ -25,7 +25,7 @@ from at_once_dask.failure import Failure
 
 ROOT = str(Path(__file__).parent.parent)
 run: Any = at_once_dask.run
-INNER = re.compile(r"at_once_dask/(?!options\.py)\w+\.py")
+INNER = re.compile(r"at_once_dask/(?!errors\.py)\w+\.py")
 
 
 def explode(inp: object) -> None:
@@ -53,7 +53,7 @@ def test_of_our_frames_one_is_left_which_debuggers_hide(cluster: Client) -> None
     for call in calls:
         with pytest.raises(at_once_dask.AtOnceError) as caught:
             call()
-        assert names(caught.value) == [here, "<lambda>", "checked"]
+        assert names(caught.value) == [here, "<lambda>", "called"]
         assert caught.value.__traceback__ is not None
         *_, (last, _) = traceback.walk_tb(caught.value.__traceback__)
         assert last.f_locals["__tracebackhide__"]

@@ -245,7 +245,7 @@ def test_any_other_failure_of_the_start(folder: Path) -> None:
 def test_workers_that_no_limit_lets_start() -> None:
     """A run may be faster than the nanny's look; so this waits for the deaths."""
     at_once_dask.close()
-    client = at_once_dask.start(1, memory_limit="1 MiB", dashboard_address="127.0.0.1:0")
+    client = at_once_dask.start(1, memory_limit="60 MiB", dashboard_address="127.0.0.1:0")
     try:
         poll_for(
             lambda: len(client.get_events(cluster.MEMORY_TOPIC)) >= cluster.MEMORY_DEATHS,
@@ -253,7 +253,7 @@ def test_workers_that_no_limit_lets_start() -> None:
         )
         with pytest.raises(at_once_dask.AtOnceError, match="ended for memory before it") as failed:
             cluster.Cluster(client, own=True).check_starts(since=0.0)
-        assert "may hold 1.00 MiB; allow more" in str(failed.value)
+        assert "may hold 60.00 MiB; allow more" in str(failed.value)
     finally:
         at_once_dask.close()
 
