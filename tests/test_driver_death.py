@@ -211,7 +211,6 @@ result = at_once_dask.run(range(300), check_inp, process_inp, reduce_fn=sum, pro
 assert result.report.n_skipped + result.report.n_processed == 300
 print(json.dumps(result), flush=True)
 """
-KILLS = 50
 AHEAD = 3  # scripts that are started before their turn
 
 
@@ -236,14 +235,15 @@ class Folders:
         self.now.mkdir()
 
 
-def test_at_any_moment(folder: Path) -> None:
-    """Killed 50 times and started again each time: no wrong total, no torn output."""
+@pytest.mark.parametrize("n_kills", [10, pytest.param(50, marks=pytest.mark.slow)])
+def test_at_any_moment(folder: Path, n_kills: int) -> None:
+    """Killed and started again each time: no wrong total, no torn output."""
     rng = seeded()
     outputs = Folders(folder)
     kills = ended = 0
     with contextlib.ExitStack() as ends:
         upcoming: deque[Script] = deque()  # these prepare themselves meanwhile
-        while kills < KILLS:
+        while kills < n_kills:
             while len(upcoming) < AHEAD:
                 upcoming.append(ends.enter_context(prepared(folder, rng)))
             script = upcoming.popleft()
