@@ -79,10 +79,18 @@ class RunFailed(AtOnceError):
         return partial
 
     def __str__(self) -> str:
-        return str(self.report) + self.report._look_into()
+        return str(self.report) + self._where_the_rest_is() + self.report._look_into()
+
+    def _where_the_rest_is(self) -> str:
+        """A line more where there are other results."""
+        if not self.partial:
+            return ""
+        error = "error" if session.debugger() is None else "sys.last_value"
+        keys = f"{len(self.partial):,} {'key' if len(self.partial) == 1 else 'keys'}"
+        return f"\nThe rest is reduced, {keys}: {error}.partial"
 
     def _render_traceback_(self) -> list[str]:
-        return session.rendered(self, self.report._brief())
+        return session.rendered(self, self.report._brief() + self._where_the_rest_is())
 
 
 class RunStopped(RunFailed):

@@ -41,7 +41,7 @@ class _Row:
 
 def listing(path: str, run: str | None = None) -> tuple[list[str], str]:
     """A line a failed input or key of `run`, by default the latest one; and what to say of them."""
-    run = journal.latest_run(path) if run is None else run
+    run = journal.latest_run(path) if run in (None, "last") else run
     records = [record for record in journal.records(path) if record["run"] == run]
     rows = sorted(_Row.of(record) for record in records if _is_failure(record))
     if rows:

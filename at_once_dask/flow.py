@@ -179,6 +179,8 @@ class Outcome:
         What came of it: the input's value is among the others all the same.
     returned : (int, str) or None
         Map-only: position and repr of the first value that was returned, and dropped.
+    note : str or None
+        What somebody should know.
     """
 
     stop: int
@@ -193,6 +195,7 @@ class Outcome:
     compared: bool = False
     difference: Failure | None = None
     returned: tuple[int, str] | None = None
+    note: str | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -498,6 +501,7 @@ class _Slice:
             compared=self.item is not None and self.item.compared,
             difference=self._difference(),
             returned=None if self.item is None else self.item.returned,
+            note=None if self.item is None else self.item.note,
         )
 
 

@@ -93,8 +93,6 @@ def _environment() -> Environment:
         "examples": examples,
         "named": named,
         "message_line": message_line,
-        "is_address": is_address,
-        "linked": linked,
         "chart_width": charts.WIDTH,
         "chart_height": charts.HEIGHT,
         "n_bins": charts.N_BINS,

@@ -18,6 +18,10 @@ from at_once_dask.sameness import same_pairs
 from at_once_dask.states import CHECK, FAILED, PENDING, PROCESS, PROCESSED, SKIPPED, VERIFY, stage
 
 PAIR_HINT = "return [is_done, value], for example `return [path.exists(), None]`"
+VALUE_HINT = (
+    "in a map-reduce run return [is_done, value], for example `return [path.exists(),"
+    " json.loads(path.read_text()) if path.exists() else None]`"
+)
 FLAG_HINT = "is_done is True or False, as in `return [path.exists(), None]`"
 PAIRS_HINT = (
     "in a map-reduce run return a mapping or (key, value) pairs, for example "
@@ -30,12 +34,12 @@ class Item:
 
     `offset` is its place in the partition; `state` tells what became of it; `value` is the input's
     pairs, or its Failure. Of the partition, `compare` says whether what an input gives is still to
-    be compared with what `check_inp` says then, `compared` whether it was, and `difference` what
-    came of it; `returned` is the first value that was dropped: the input's position, and its repr.
+    be compared with what `check_inp` says then, `compared` whether it was, `difference` and `note`
+    what came of it; `returned` is the first value that was dropped: its input's position, its repr.
     """
 
     __slots__ = (
-        *("compare", "compared", "difference", "inp", "offset", "returned"),
+        *("compare", "compared", "difference", "inp", "note", "offset", "returned"),
         *("start", "state", "states", "value"),
     )
 
@@ -48,6 +52,7 @@ class Item:
         self.value: Any = None
         self.compare = self.compared = False
         self.difference: Failure | None = None
+        self.note: str | None = None
         self.returned: tuple[int, str] | None = None
 
     @property
@@ -146,7 +151,10 @@ class Steps:
         if self.check_inp is not None:
             self._check(item)
         if item.state == PENDING and self.process_inp is not None:
+            item.compare = self.reducing and self.check_inp is not None
             self._process(item)
+        if item.difference is not None:
+            raise AnotherAnswer(item.difference.message)
         pairs: Pairs | None = item.value
         return None if pairs is None else list(zip(*pairs, strict=True))
 
@@ -220,6 +228,11 @@ class Steps:
             later = self._done_value(value) if is_done and value is not None else None
         except Exception:
             return
+        if is_done and value is None:
+            item.note = (
+                "check_inp returns [True, None] after process_inp has returned a value: a resumed"
+                f" run would fail for what is done; {VALUE_HINT}"
+            )
         if later is not None:
             item.compared = True
             try:
@@ -251,7 +264,8 @@ def read_answer(answer: Any, reducing: bool = True) -> tuple[bool, Any]:
         refuse_awaitable(answer, "check_inp")
         if not reducing and _is_bool(answer):
             return bool(answer), None
-        raise Answer(f"check_inp returned {safe_repr(answer)}; {_not_called(answer) or PAIR_HINT}")
+        hint = VALUE_HINT if reducing else PAIR_HINT
+        raise Answer(f"check_inp returned {safe_repr(answer)}; {_not_called(answer) or hint}")
     is_done, value = answer
     if is_done is True or is_done is False:
         return is_done, value

@@ -34,6 +34,7 @@ COLUMNS = ("time", "level", "run", "index", "input", "worker", "pid", "msg")
 COUNTED_BYTES = 2**24  # of the log of a run, to count what it has printed
 _LINE_BYTES = 2**20  # a longer one is passed over by those who look for single records
 
+_latest: str | None = None  # run that the driver was in
 _run: str | None = None  # the run that the driver is in
 _torn: set[str] = set()  # logs in which this process has left a line without an end
 _tell: Callable[[str, Any], None] | None = None  # how a worker sends the driver a message
@@ -196,8 +197,9 @@ def _why_unwritable(path: str) -> int | None:
 
 def enter_run(run: str | None) -> None:
     """Records of the driver belong to `run` from now on."""
-    global _run
+    global _run, _latest
     _run = run
+    _latest = run or _latest
 
 
 def log_path() -> str:
@@ -268,7 +270,8 @@ def read_log(path: str | os.PathLike[str] | None = None, run: str | None = None)
     path : path, optional
         By default ``at_once_dask.logfile``.
     run : str, optional
-        Only the records of this run (``report.run``); ``"last"`` for the latest one in the log.
+        Only the records of this run (``report.run``); ``"last"`` for the latest one of
+        this process, or else in the log.
 
     Returns
     -------
@@ -303,7 +306,7 @@ def read_log(path: str | os.PathLike[str] | None = None, run: str | None = None)
         if not os.path.lexists(path):  # the first record creates it
             path = os.devnull
     if run == "last":
-        run = latest_run(path)
+        run = _latest or latest_run(path)
     found = [record for record in records(path) if run is None or record["run"] == run]
     frame = pd.DataFrame(found, columns=list(COLUMNS))
     return frame.assign(

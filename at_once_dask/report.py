@@ -12,7 +12,7 @@ from at_once_dask import files, session
 from at_once_dask.errors import InputError, cut_short
 from at_once_dask.failure import printable, safe_repr
 from at_once_dask.ledger import Failed
-from at_once_dask.story import Story, counted
+from at_once_dask.story import FINISHED, Story, counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -300,7 +300,10 @@ class Report:
 
     def _brief(self) -> str:
         """What there is to say beside the card."""
-        return self._story.ending + self._look_into()
+        story = self._story
+        if story.facts.ended == FINISHED:
+            return story.ending + self._look_into()
+        return f"{story.ending} {story.counts}; the report is at_once_dask.last_report()"
 
     def _look_into(self) -> str:
         """A line more at a prompt: how to get into the code where an input has failed."""

@@ -256,15 +256,19 @@ class Run:
         """What failed where nobody was left to log it."""
         journal.note_failure(failure, self.book, what, index, 1 + self.options.retries)
 
+    def note(self, text: str) -> None:
+        """Say it now, and in the report."""
+        self.notes.append(text)
+        self._say(text)
+
     def note_dropped(self, inp: Any, value: str) -> None:
         """Say once that what `process_inp` returns is dropped: people come from ``Pool.map``."""
-        self.notes.append(
+        self.note(
             f"process_inp returns values, such as {cut(value, MESSAGE_IN_TEXT)} for input"
             f" {safe_repr(inp)}, and in a map-only run they are dropped; save them in process_inp,"
             " or get them back by position: run(enumerate(inp_list), None, lambda item: {item[0]:"
             " process_inp(item[1])}, reduce_fn=lambda values: values[0])"
         )
-        self._say(self.notes[-1])
 
     def warn_of_size(self, n_workers: int) -> None:
         """A screen on which nothing happens while much is sent is to be explained."""
@@ -369,6 +373,8 @@ class MapSink(Sink):
         self._run.ledger.record(start, outcome, inputs)
         if outcome.returned is not None and not self._run.notes:
             self._run.note_dropped(inputs[outcome.returned[0] - start], outcome.returned[1])
+        if outcome.note is not None and not self._run.notes:
+            self._run.note(outcome.note)
         if isinstance(outcome.made, Piece):
             self._run.groups.add(start, outcome.made)
         for position, piece in outcome.apart:

@@ -186,6 +186,11 @@ class Story:
                 f"{fix}call at_once_dask.last_report().reduce(reduce_fn) in this process: the"
                 " values are kept, nothing is mapped again."
             )
+        if any(failed.failure.final for failed in self.ledger.failed):
+            return (
+                "have check_inp give what process_inp returns, or return None there; other inputs"
+                " are likely to differ too, and what is saved counts as done."
+            )
         if self.n_failed or self.n_keys_failed:
             step = "fix the cause and run the same again"
         else:

@@ -56,6 +56,11 @@ def _explained(job: Job, error: Exception) -> str:
 
 
 def _advice(path: list[str]) -> str:
+    if "get_ipython" in path:
+        return (
+            "`!` and `%` work in the notebook's own process only: use subprocess.run([...]) in the"
+            " function"
+        )
     if len(path) == 1:
         return "create files, locks and connections inside the function, not outside of it"
     name = path[-1]

@@ -86,8 +86,8 @@ def test_a_bare_bool_will_not_do_where_the_value_counts(cluster: Client) -> None
     result = run([1], lambda n: True, lambda n: {n: n}, reduce_fn=sum, on_error="return")
     (message,) = result.report.failures["message"]
     assert message == (
-        "check_inp returned True; return [is_done, value], for example `return [path.exists(),"
-        " None]`"
+        "check_inp returned True; in a map-reduce run return [is_done, value], for example `return"
+        " [path.exists(), json.loads(path.read_text()) if path.exists() else None]`"
     )
 
 
@@ -426,3 +426,37 @@ def test_a_forked_child_leaves_the_values_to_its_parent(cluster: Client) -> None
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0
     assert dict(report.reduce(total)) == TOTALS
+
+
+def test_what_a_difference_asks_for_and_how_it_is_looked_into(
+    cluster: Client, folder: Path
+) -> None:
+    results = Results(folder, as_it_is)
+    report = run(range(3), results.check, results.process, reduce_fn=sum, on_error="return").report
+    assert "Next: have check_inp give what process_inp returns, or return None" in str(report)
+    (position,) = report.failures.index
+    (folder / f"{position}.json").unlink()
+    with pytest.raises(Exception, match=r"process_inp returned .* and check_inp then gives"):
+        report.replay(position)
+
+
+def test_a_check_inp_without_a_value_is_pointed_out_while_there_is_time(
+    cluster: Client, folder: Path
+) -> None:
+    def check(n: int) -> list[Any]:
+        return [(folder / f"{n}").exists(), None]
+
+    def process(n: int) -> dict[str, int]:
+        (folder / f"{n}").touch()
+        return {"a": n}
+
+    result = run(range(5), check, process, reduce_fn=sum)
+    assert dict(result) == {"a": 10}
+    (note,) = [line for line in str(result.report).splitlines() if line.startswith("Note: ")]
+    assert note.startswith("Note: check_inp returns [True, None] after process_inp has returned a")
+
+
+def test_the_rest_of_a_reduction_is_named(cluster: Client) -> None:
+    with pytest.raises(at_once_dask.RunFailed) as raised:
+        run(range(5), None, lambda n: {n: 1 // n}, reduce_fn=sum)
+    assert str(raised.value).endswith("\nThe rest is reduced, 4 keys: error.partial")

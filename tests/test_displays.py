@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 from browser import chromium, complaints
 from distributed import Client
 from runs import ledger_of, report_of
@@ -42,7 +41,7 @@ def test_a_report(cluster: Client) -> None:
     assert "inputs 0, 0.0 : division by zero" in shown
     assert "Next: fix the cause and run the same again: the 2 inputs that are done" in shown
     assert report.logfile in shown
-    assert f'href="{report.dashboard_link}"' in display
+    assert "All failures: at_once_dask.last_report().failures" in shown
     assert pickle.loads(pickle.dumps(report))._repr_html_() == display
 
 
@@ -57,25 +56,12 @@ def test_a_report_of_many_causes_is_small() -> None:
     assert len(display) < 5_000
 
 
-def test_a_report_links_its_page() -> None:
-    display = report_of(ledger_of(1), page_link="http://127.0.0.1:8787/at-once")._repr_html_()
-    assert (
-        '<a href="http://127.0.0.1:8787/at-once" target="_blank" rel="noopener">This run' in display
-    )
-
-
-@pytest.mark.parametrize(
-    ("link", "is_link"),
-    [
-        ("http://127.0.0.1:8787/status", True),
-        ("/user/me/proxy/8787/status", True),
-        ("javascript:alert(1)", False),
-        (None, False),
-    ],
-)
-def test_the_link_to_the_dashboard(link: str | None, is_link: bool) -> None:
-    display = report_of(ledger_of(1), dashboard_link=link)._repr_html_()
-    assert (f'href="{link}"' in display) == is_link == ("Dask dashboard" in display)
+def test_a_report_has_no_links_that_would_be_dead_soon() -> None:
+    """It is kept: saved, exported, mailed. The addresses are those of this process."""
+    links = {"page_link": "http://127.0.0.1:8787/at-once", "dashboard_link": "http://127.0.0.1:1/s"}
+    report = report_of(ledger_of(1), **links)
+    assert "href" not in report._repr_html_()
+    assert report.dashboard_link == links["dashboard_link"]
 
 
 def test_a_reduction(cluster: Client) -> None:

@@ -490,7 +490,8 @@ def test_run_failed_pickles_and_says_what_to_do(cluster: Client, folder: Path) -
         assert str(folder / "log.jsonl") in text
         assert text.endswith(
             "Next: fix the cause and run the same again:"
-            " the 990 inputs that are done will be skipped."
+            " the 990 inputs that are done will be skipped.\n"
+            "The rest is reduced, 2 keys: error.partial"
         )
         assert error.partial == {0: 490, 1: 500}
         assert error.partial.report.n_failed == 11
