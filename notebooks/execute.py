@@ -1,7 +1,7 @@
 """Run notebooks from top to bottom and store what they show: ``make notebooks``.
 
 Each runs in a new folder of its own, so what is stored depends on nobody's files. Left out is what
-names this machine: the links in a report, the addresses of workers, the path of that folder, and
+names this machine: the addresses of workers, the path of that folder, and
 the file under which a kernel keeps a cell; and Bokeh's script, of four megabytes, which the pages
 of `make docs` have beside them. Nothing else is.
 """
@@ -22,7 +22,6 @@ from nbclient import NotebookClient
 HERE = Path(__file__).parent
 SETTINGS = ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
 
-LINK_IN_REPORT = re.compile(r'<a href="[^"]*"[^>]*>(This run|Dask dashboard)</a> &middot; ')
 WORKER = re.compile(r"(?:tcp|tls)://127\.0\.0\.1:\d+")
 BOKEH = "application/vnd.bokehjs_load.v0+json"
 EMPTY = "application/vnd.bokehjs_exec.v0+json"  # says that there is a script beside it
@@ -87,7 +86,6 @@ class WithoutMachine:
 
     def text(self, text: str) -> str:
         text = text.replace(self.folder + os.sep, "")
-        text = LINK_IN_REPORT.sub("", text)
         text = FILE_OF_CELL.sub(self.cell, text)
         return WORKER.sub(self.worker, text)
 
