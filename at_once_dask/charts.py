@@ -74,7 +74,8 @@ def workers(ledger: Ledger) -> Rows:
         return Rows([], 0, [])
     unit = WIDTH / max(found.span, 1e-9)
     left = found.start * unit
-    widths = np.maximum((found.end - found.start) * unit, LEAST_BAR)
+    # A tenth of a microsecond after the epoch is less than a float tells: then it is all of it.
+    widths = np.clip((found.end - found.start) * unit, LEAST_BAR, WIDTH)
     left = np.minimum(left, WIDTH - LEAST_BAR)
     rows = []
     for number, worker in enumerate(found.rows):

@@ -1180,15 +1180,15 @@ ANSWERS: dict[str, tuple[dict[str, Any], str]] = {
     "check_inp a bool": (
         {"check_inp": lambda inp: True},
         (
-            "check_inp returned True; return [is_done, value], for example"
-            " `return [path.exists(), None]`"
+            "check_inp returned True; in a map-reduce run return [is_done, value], for example"
+            " `return [path.exists(), json.loads(path.read_text()) if path.exists() else None]`"
         ),
     ),
     "check_inp nothing": (
         {"check_inp": lambda inp: None},
         (
-            "check_inp returned None; return [is_done, value], for example"
-            " `return [path.exists(), None]`"
+            "check_inp returned None; in a map-reduce run return [is_done, value], for example"
+            " `return [path.exists(), json.loads(path.read_text()) if path.exists() else None]`"
         ),
     ),
     "process_inp numbers": (
