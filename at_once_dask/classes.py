@@ -63,3 +63,4 @@ def _set_enum(kind: Any, state: tuple[Any, ...]) -> None:
             kind._value2member_map_[attributes["_value_"]] = members[name]
     for name, known in aliases.items():
         members[name] = members[known]
+        type.__setattr__(kind, name, members[known])  # an enum lets nobody else do so
