@@ -131,7 +131,7 @@ class _Own:
         dog = watchdog.watch("=".join(processes.mark()), self.scratch, forkserver.folder())
         self._undo.callback(_dismiss, dog)
         self._undo.enter_context(_ended_in_time())
-        self._undo.enter_context(_processes_allowed())
+        self._undo.enter_context(processes.may_be_started())
         self._undo.enter_context(processes.exit_codes_read_once())
         surroundings.keep_main_out_of_workers()
         self._undo.callback(surroundings.let_main_into_processes)
@@ -646,23 +646,6 @@ def _ended_in_time() -> Iterator[None]:
         yield
     finally:
         at_exit.cancel()
-
-
-@contextlib.contextmanager
-def _processes_allowed() -> Iterator[None]:
-    """A daemonic process, as those of a Pool, may have processes of its own meanwhile.
-
-    `multiprocessing` forbids it, for nobody would end them. Here the watchdog does.
-    """
-    config: Any = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
-    daemonic = config.get("daemon")
-    if daemonic:
-        config["daemon"] = False
-    try:
-        yield
-    finally:
-        if daemonic:
-            config["daemon"] = daemonic
 
 
 @contextlib.contextmanager

@@ -116,10 +116,15 @@ class Failure:
         """Failures are equal when they have this in common."""
         return self.kind, self.stage, self.error, self.where
 
+    @property
+    def what(self) -> str:
+        """The error, and where it came from, for people."""
+        place = f" at {self.where}" if self.where else ""
+        return f"{self.error} in {self.stage}{place}"
+
     def line(self) -> str:
         """One line for people: where, what, why."""
-        place = f" at {self.where}" if self.where else ""
-        return f"{self.error} in {self.stage}{place}: {first_line(self.message)}"
+        return f"{self.what}: {first_line(self.message)}"
 
 
 def from_exception(position: int, stage: str, error: BaseException) -> Failure:
@@ -377,7 +382,7 @@ def _words_of(error: subprocess.CalledProcessError | subprocess.TimeoutExpired) 
 def _traceback_text(error: BaseException, words: str) -> str:
     try:
         lines: Iterable[str] = traceback.format_exception(
-            type(error), error, _without_our_frames(error.__traceback__)
+            type(error), error, without_our_frames(error.__traceback__)
         )
         text = "".join([*lines, words])
     except BaseException as broken:
@@ -388,7 +393,8 @@ def _traceback_text(error: BaseException, words: str) -> str:
     return text
 
 
-def _without_our_frames(tb: TracebackType | None) -> TracebackType | None:
+def without_our_frames(tb: TracebackType | None) -> TracebackType | None:
+    """The traceback from where it leaves this package."""
     while tb is not None and is_ours(tb.tb_frame.f_code.co_filename):
         tb = tb.tb_next
     return tb
@@ -396,7 +402,7 @@ def _without_our_frames(tb: TracebackType | None) -> TracebackType | None:
 
 def _where(error: BaseException) -> str:
     """The innermost frame in the user's own code, or the innermost at all, where that helps."""
-    tb = _without_our_frames(error.__traceback__)
+    tb = without_our_frames(error.__traceback__)
     best = last = None
     while tb is not None:
         last = tb

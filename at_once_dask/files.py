@@ -94,7 +94,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     Yields
     ------
     pathlib.Path
-        Of a file in the same folder that is not there yet, with the same ending.
+        Of a file that is not there yet, with the same name, in a hidden folder beside `path`.
 
     Raises
     ------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-import multiprocessing
 import socket
 import sys
 from collections.abc import Iterator
@@ -90,15 +89,3 @@ def _compute(graph: Any, keys: Any, **options: Any) -> Any:
     if lease.here() is not None:
         return get_sync(graph, keys, **options)
     return get_client().get(graph, keys, **options)  # another one's task, in the same process
-
-
-@contextlib.contextmanager
-def may_start_processes() -> Iterator[None]:
-    """Also in a process that `multiprocessing` lets have no children: Dask makes workers so."""
-    config: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
-    daemon = config.get("daemon")
-    config["daemon"] = False
-    try:
-        yield
-    finally:
-        config["daemon"] = daemon

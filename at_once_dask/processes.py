@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing.connection
+import multiprocessing.process
 import os
 import secrets
 import signal
@@ -133,6 +134,23 @@ def exit_codes_read_once() -> Iterator[None]:
         yield
     finally:
         _count(-1)
+
+
+@contextlib.contextmanager
+def may_be_started() -> Iterator[None]:
+    """Also by a process that `multiprocessing` lets have no children, for nobody would end them.
+
+    Those of a Pool are such, and Dask's workers. The own cluster's watchdog ends what they start.
+    """
+    config: Any = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
+    daemonic = config.get("daemon")
+    if daemonic:
+        config["daemon"] = False
+    try:
+        yield
+    finally:
+        if daemonic:
+            config["daemon"] = daemonic
 
 
 def _count(more: int) -> None:

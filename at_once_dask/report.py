@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from at_once_dask import files, session
 from at_once_dask.errors import InputError, cut_short
-from at_once_dask.failure import printable, safe_repr
+from at_once_dask.failure import printable, safe_repr, without_our_frames
 from at_once_dask.ledger import Failed
 from at_once_dask.story import FINISHED, Story, counted
 
@@ -181,7 +181,7 @@ class Report:
         try:
             return self._replay(failed[position].inp)
         except BaseException as error:
-            error.with_traceback(session.theirs(error.__traceback__))
+            error.with_traceback(without_our_frames(error.__traceback__))
             raise
 
     @cut_short

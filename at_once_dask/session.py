@@ -6,12 +6,9 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any
 
 from at_once_dask import cells
-
-_HERE = os.path.dirname(__file__)
 
 
 def in_notebook() -> bool:
@@ -45,13 +42,6 @@ def rendered(error: BaseException, brief: str | None = None) -> list[str]:
         shell.InteractiveTB.tb = error.__traceback__  # as IPython's own way does, for %debug
     text = brief if brief is not None and _show_report(error) else str(error)
     return [*places, "", f"{type(error).__name__}: {text}"]
-
-
-def theirs(tb: TracebackType | None) -> TracebackType | None:
-    """The traceback from where it leaves this package."""
-    while tb is not None and os.path.dirname(tb.tb_frame.f_code.co_filename) == _HERE:
-        tb = tb.tb_next
-    return tb
 
 
 def _places(error: BaseException) -> Iterator[str]:

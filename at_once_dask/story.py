@@ -215,11 +215,9 @@ def counted(n: int, what: str) -> str:
 
 def cause_line(cause: Cause) -> str:
     """One line: how often, what and where, with examples."""
-    failure = cause.example.failure
-    place = f" at {failure.where}" if failure.where else ""
     lead, names = examples(cause)
     return (
-        f"{cause.count:,} x {failure.error} in {failure.stage}{place},"
+        f"{cause.count:,} x {cause.example.failure.what},"
         f" {lead}{names}: {message_line(cause.example)}"
     )
 

@@ -276,10 +276,9 @@ def let_inspect(report: Report, page: str | None = None) -> None:
 
 def _told(cause: Cause) -> str:
     """One line: what and where, with the input."""
-    failure = cause.example.failure
-    place = f" at {failure.where}" if failure.where else ""
-    what = f"{failure.error} in {failure.stage}{place}"
-    return _one_line(f"{what}, {example(cause)}: {message_line(cause.example)}")
+    return _one_line(
+        f"{cause.example.failure.what}, {example(cause)}: {message_line(cause.example)}"
+    )
 
 
 def _one_line(text: str) -> str:

@@ -151,7 +151,7 @@ class RunPlugin(WorkerPlugin):
         folder = os.path.join(worker.local_directory, f"main-{self.run}")
         if not _JOBS:
             _while_there_are_jobs.enter_context(inside.computing_in_place())
-            _while_there_are_jobs.enter_context(inside.may_start_processes())
+            _while_there_are_jobs.enter_context(processes.may_be_started())
         _JOBS[self.run] = _Sealed(
             self.job, self.book, self._trail, self.shelves, folder, self.settings
         )

@@ -1,9 +1,14 @@
-"""What several test modules use: a bounded wait, and the oracle in plain Python."""
+"""What several test modules use: a bounded wait, a prompt, and the oracle in plain Python."""
 
 from __future__ import annotations
 
+import os
+import pty
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -20,6 +25,25 @@ def poll_for(
         if time.monotonic() > end:
             raise AssertionError(f"{failure} after {seconds:g} s: {details()}")
         time.sleep(0.01)
+
+
+def typed(lines: Sequence[str], folder: Path, environment: dict[str, str]) -> tuple[str, str]:
+    """What an interactive Python on a pseudo-terminal writes to stdout and stderr for `lines`."""
+    driver, terminal = pty.openpty()
+    with open(driver, "w") as keyboard:
+        process = subprocess.Popen(
+            [sys.executable, "-q", "-i"],
+            stdin=terminal,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=folder,
+            env={**environment, "TERM": "dumb", "PYTHON_BASIC_REPL": "1"},
+            text=True,
+        )
+        os.close(terminal)
+        keyboard.write("\n".join(lines) + "\n")
+        keyboard.flush()
+        return process.communicate(timeout=60)
 
 
 def oracle(

@@ -27,9 +27,9 @@ print("said aloud")
 """
 
 
-def messages(folder: Path, write: str, before: str = "") -> list[str]:
+def run_script(folder: Path, write: str, before: str = "", script: str = SCRIPT) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.replace("BEFORE", before).replace("WRITE", write)],
+        [sys.executable, "-c", script.replace("BEFORE", before).replace("WRITE", write)],
         cwd=folder,
         stdout=subprocess.PIPE,
         text=True,
@@ -37,6 +37,10 @@ def messages(folder: Path, write: str, before: str = "") -> list[str]:
         check=True,
     )
     assert done.stdout == "said aloud\n"
+
+
+def messages(folder: Path, write: str, before: str = "") -> list[str]:
+    run_script(folder, write, before)
     return [json.loads(line)["msg"] for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
@@ -83,16 +87,4 @@ else:
 os.rmdir(trail.written(2))
 """
     script = SCRIPT.replace("captured = ", trial + "captured = ")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            script.replace("BEFORE", "").replace("WRITE", "os.write(1, b'one')"),
-        ],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert done.stdout == "said aloud\n"
+    run_script(folder, "os.write(1, b'one')", script=script)

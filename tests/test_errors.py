@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import html
 import os
-import pty
 import re
-import subprocess
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +13,7 @@ from typing import Any
 import nbformat
 import pytest
 from distributed import Client
+from helpers import typed
 from nbclient import NotebookClient
 from runs import ledger_of, report_of
 
@@ -108,28 +106,13 @@ def test_a_failure_can_be_looked_into(
 
 
 def test_at_pythons_own_prompt(folder: Path) -> None:
-    driver, terminal = pty.openpty()
     lines = [
         "import at_once_dask",
         'client = at_once_dask.start(1, dashboard_address="127.0.0.1:0")',
         "at_once_dask.run([5, 0], None, lambda n: 1 / n, progress=False)",
         "exit()",
     ]
-    environment = os.environ | {"PYTHONPATH": ROOT, "TERM": "dumb", "PYTHON_BASIC_REPL": "1"}
-    with open(driver, "w") as keyboard:
-        process = subprocess.Popen(
-            [sys.executable, "-q", "-i"],
-            stdin=terminal,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=folder,
-            env=environment,
-            text=True,
-        )
-        os.close(terminal)
-        keyboard.write("\n".join(lines) + "\n")
-        keyboard.flush()
-        _, err = process.communicate(timeout=60)
+    _, err = typed(lines, folder, os.environ | {"PYTHONPATH": ROOT})
     assert "Look into it: at_once_dask.last_report().replay(1), then import pdb; pdb.pm()" in err
     assert not INNER.search(err), err
 

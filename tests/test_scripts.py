@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 import nbformat
 import psutil
 import pytest
-from helpers import poll_for
+from helpers import poll_for, typed
 from nbclient import NotebookClient
 
 ROOT = str(Path(__file__).parent.parent)
@@ -115,7 +114,6 @@ def test_without_a_main_guard(script: Path, how: str) -> None:
 
 def test_from_a_repl(script: Path) -> None:
     """Typed into an interactive Python on a pseudo-terminal."""
-    driver, terminal = pty.openpty()
     lines = [
         f"import pathlib; exec(pathlib.Path({str(script)!r}).read_text())",
         "print('ready', flush=True)",
@@ -126,20 +124,7 @@ def test_from_a_repl(script: Path) -> None:
         "print(dict(run([3], None, lambda n: {'t': n}, combine_fn=max, progress=False)))",
         "exit()",
     ]
-    with open(driver, "w") as keyboard:
-        process = subprocess.Popen(
-            [sys.executable, "-q", "-i"],
-            stdin=terminal,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=script.parent,
-            env={**environment(), "TERM": "dumb", "PYTHON_BASIC_REPL": "1"},
-            text=True,
-        )
-        os.close(terminal)
-        keyboard.write("\n".join(lines) + "\n")
-        keyboard.flush()
-        out, err = process.communicate(timeout=60)
+    out, err = typed(lines, script.parent, environment())
     printed = [line for line in out.splitlines() if line.startswith(("{", "ready"))]
     assert printed == [
         *map(str, EXPECTED), "ready", "{'typed': 36}", "{'t': 3}",
