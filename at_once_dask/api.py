@@ -223,8 +223,10 @@ def run(
         progress=progress,
         random_state=random_state,
     ).checked()
-    interrupts = Interrupts()
-    result: Report | Reduction[Any, Any] = _engine(options, interrupts).run(options, interrupts)
+    with Interrupts() as interrupts:
+        engine = _engine(options, interrupts)
+        this = engine.run(options, interrupts)
+    result: Report | Reduction[Any, Any] = engine.verdict(this)
     return result
 
 
@@ -277,8 +279,8 @@ def plan(
         progress=progress,
         random_state=None,
     ).checked()
-    interrupts = Interrupts()
-    planned: Plan[T] = _engine(options, interrupts).plan(options, interrupts)
+    with Interrupts() as interrupts:
+        planned: Plan[T] = _engine(options, interrupts).plan(options, interrupts)
     return planned
 
 
@@ -367,13 +369,14 @@ def _engine(options: Options, interrupts: Interrupts) -> ModuleType:
     counts when the run begins: it ends with a report, as any other.
     """
     forkserver.hold_standard_streams()
-    if "distributed" not in sys.modules and length(options.inp_list) != 0:
+    with interrupts.at_once():  # nobody knows what a list's own `__len__` does
+        is_empty = length(options.inp_list) == 0
+    if "distributed" not in sys.modules and not is_empty:
         forkserver.start()
     collects = gc.isenabled()
     gc.disable()  # nothing that an import makes is garbage: a twentieth of the time
     try:
-        with interrupts:
-            from at_once_dask import engine
+        from at_once_dask import engine
     finally:
         if collects:
             gc.enable()

@@ -21,16 +21,30 @@ from at_once_dask.runner import PlanSink, Run
 from at_once_dask.ticker import let_inspect, say, show_links, warn
 
 
-def run(options: Options, interrupts: Interrupts) -> Report | Reduction[Any, Any]:
-    """Map, and reduce what was mapped; the verdict."""
+def run(options: Options, interrupts: Interrupts) -> Run:
+    """Map, and reduce what was mapped."""
     with _one(options, interrupts) as this:
         if not this.source.is_empty():
             with _crew(this) as crew:
                 this.map(crew)
                 if this.source.error is None and len(this.groups):
                     this.reduce(crew)
+    return this
+
+
+def verdict(this: Run) -> Report | Reduction[Any, Any]:
+    """What ``run`` returns or raises, now that all is done that can be."""
     _raise_what_the_list_raised(this)
-    return _verdict(this)
+    told = this.end()
+    reduction = this.reduction(told) if this.options.reducing else None
+    if this.options.inspect and not told.ok:
+        let_inspect(told, this.page_link)
+    if this.stopped is not None:
+        raise RunStopped(told, reduction, this.stopped)
+    if not told.ok and this.options.on_error != "return":
+        raise RunFailed(told, reduction)
+    this.say_where_output_went()
+    return told if reduction is None else reduction
 
 
 def plan(options: Options, interrupts: Interrupts) -> Plan[Any]:
@@ -54,12 +68,11 @@ def _reduce_again(options: Options, kept: Kept, reduce_fn: Any) -> Reduction[Any
             " run(inp_list, check_inp, process_inp, reduce_fn=reduce_fn) again"
         )
     options = replace(options, inp_list=(), reduce_fn=checked_reduce_fn(reduce_fn))
-    interrupts = Interrupts()
-    with _one(options, interrupts) as this:
+    with Interrupts() as interrupts, _one(options, interrupts) as this:
         this.kept, this.groups, this.ledger = kept, kept.groups, kept.ledger.without_keys()
         with _crew(this) as crew:
             this.reduce(crew)
-    reduction: Reduction[Any, Any] = _verdict(this)  # type: ignore[assignment]
+    reduction: Reduction[Any, Any] = verdict(this)  # type: ignore[assignment]
     return reduction
 
 
@@ -71,7 +84,7 @@ def _one(options: Options, interrupts: Interrupts) -> Iterator[Run]:
             "run() was called inside one of its own functions; call it after the other run, or do"
             " the inner work with a plain loop: [process(part) for part in parts]"
         )
-    with cluster.one_at_a_time(), interrupts:
+    with cluster.one_at_a_time():
         this = Run(options, interrupts)
         journal.enter_run(this.id)
         try:
@@ -164,17 +177,3 @@ def _crew(this: Run) -> Iterator[Crew]:
         if options.progress:
             show_links(this.links)
         yield crew
-
-
-def _verdict(this: Run) -> Report | Reduction[Any, Any]:
-    """What ``run`` returns or raises, now that all is done that can be."""
-    told = this.end()
-    reduction = this.reduction(told) if this.options.reducing else None
-    if this.options.inspect and not told.ok:
-        let_inspect(told, this.page_link)
-    if this.stopped is not None:
-        raise RunStopped(told, reduction, this.stopped)
-    if not told.ok and this.options.on_error != "return":
-        raise RunFailed(told, reduction)
-    this.say_where_output_went()
-    return told if reduction is None else reduction

@@ -280,26 +280,23 @@ def test_programs_of_the_older_library_go_on_working(folder: Path) -> None:
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize("seconds", [0.3, 1.2])
+@pytest.mark.parametrize("seconds", [0, 0.01, 0.1, 0.3, 1.2])
 def test_ctrl_c_while_the_cluster_starts(folder: Path, seconds: float) -> None:
     """As from a terminal, to the whole process group, at a moment of the start."""
     script = """
 import time
 import at_once_dask
-print("ready", flush=True)
 at_once_dask.run(range(1000), None, lambda n: time.sleep(0.1), progress=False)
 """
     process = subprocess.Popen(
         [sys.executable, "-c", script],
         cwd=folder,
         env=environment(),
-        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
+    poll_for(lambda: psutil.Process(process.pid).children(), "the run has begun nothing")
     time.sleep(seconds)  # not to wait for something: to be somewhere in the middle
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=20)
@@ -308,6 +305,33 @@ at_once_dask.run(range(1000), None, lambda n: time.sleep(0.1), progress=False)
     assert "forkserver" not in err
     assert "Exception ignored" not in err
     poll_for(lambda: not group(process.pid), "processes are left behind")
+
+
+def test_ctrl_c_between_the_imports_and_the_run(folder: Path) -> None:
+    """There it once found Python's own handler: the end told nothing."""
+    script = """
+import gc, os, signal
+import at_once_dask
+enable = gc.enable
+def pressed():
+    enable()
+    os.kill(os.getpid(), signal.SIGINT)
+gc.enable = pressed
+at_once_dask.run(range(1000), None, print, progress=False)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == -signal.SIGINT
+    _, _, told = done.stderr.partition("\nKeyboardInterrupt: ")
+    assert told.splitlines()[0] == "Interrupted: Ctrl-C."
+    assert told.splitlines()[-1].startswith("Next: run the same again to go on")
+    assert done.stdout == ""
 
 
 def group(pgid: int) -> list[psutil.Process]:
