@@ -6,6 +6,7 @@ and a second run completes what can be completed.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -174,9 +175,16 @@ def expected(failed: set[int], failed_keys: set[int]) -> dict[int, int]:
     return {key: value for key, value in result.items() if key not in failed_keys}
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("way", WAYS)
-def test_a_death(limited: None, folder: Path, place: str, way: str) -> None:
+def cells() -> Iterator[Any]:
+    """Those that wait for a second are for `make test-slow` where their place is like another."""
+    alike = ("check", "verify", "generator")  # the code of one input, as "process" is
+    for way, place in itertools.product(WAYS, PLACES):
+        slow = way in ("hang_in_c", "memory") and place in alike
+        yield pytest.param(way, place, marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize(("way", "place"), cells())
+def test_a_death(limited: None, folder: Path, way: str, place: str) -> None:
     mine, death = Mine(folder, WAYS[way].die), WAYS[way]
     deadly, stage = PLACES[place]
     call: dict[str, Any] = {

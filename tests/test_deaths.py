@@ -97,7 +97,7 @@ PLACES = {
 
 @pytest.mark.parametrize(
     ("where", "reducing"),
-    [("spread", True), ("first and last", False), ("together", False), ("together", True)],
+    [("spread", True), ("first and last", False), ("together", True)],
 )
 def test_twenty_of_a_thousand(cluster: Client, folder: Path, where: str, reducing: bool) -> None:
     check_twenty_of_a_thousand(None, folder, PLACES[where], reducing)
@@ -105,17 +105,12 @@ def test_twenty_of_a_thousand(cluster: Client, folder: Path, where: str, reducin
         assert max(counts(folder / "begun").values()) == 1
 
 
-@pytest.fixture(scope="module", params=["1", "2"])
-def borrowed(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Client]:
-    """A cluster whose workers have one thread, or two."""
+@pytest.mark.parametrize(("n_threads", "reducing"), [(1, True), (2, False)])
+def test_twenty_of_a_thousand_elsewhere(folder: Path, n_threads: int, reducing: bool) -> None:
+    """Workers of others have one thread, or two."""
     deaths_by_value()
-    with of_dask(tmp_path_factory.mktemp("dask"), "--nthreads", request.param) as client:
-        yield client
-
-
-@pytest.mark.parametrize("reducing", [False, True])
-def test_twenty_of_a_thousand_elsewhere(borrowed: Client, folder: Path, reducing: bool) -> None:
-    check_twenty_of_a_thousand(borrowed, folder, PLACES["spread"], reducing)
+    with of_dask(folder, "--nthreads", str(n_threads)) as borrowed:
+        check_twenty_of_a_thousand(borrowed, folder, PLACES["spread"], reducing)
 
 
 def check_twenty_of_a_thousand(

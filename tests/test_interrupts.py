@@ -413,11 +413,12 @@ print(json.dumps(result), flush=True)
 """
 
 
-def test_again_in_the_same_process(folder: Path) -> None:
-    """Ten times at any moment; the next run begins at once, the last one is complete and right."""
+@pytest.mark.parametrize("n_times", [4, pytest.param(10, marks=pytest.mark.slow)])
+def test_again_in_the_same_process(folder: Path, n_times: int) -> None:
+    """At any moment; the next run begins at once, the last one is complete and right."""
     rng = seeded()
     with started(RESUMED, folder) as script:
-        for n in range(10):
+        for n in range(n_times):
             wait_for_lines(script, "run", n + 1)
             pause(rng.uniform(0, 0.5))
             before = time.monotonic()
@@ -427,7 +428,7 @@ def test_again_in_the_same_process(folder: Path) -> None:
         script.process.wait(60)
         script.check_all_gone(time.monotonic())
         assert script.err == ""
-        assert lines(script, "interrupted") == [["1000", "1000", "0"]] * 10
+        assert lines(script, "interrupted") == [["1000", "1000", "0"]] * n_times
         assert json.loads(script.out[-1]) == {"sum": sum(range(1000)), "0": 334, "1": 333, "2": 333}
         check_files(folder / "out", 1000)
         begun = sorted(map(float, (folder / "begun").read_text().split()))
