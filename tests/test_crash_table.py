@@ -183,7 +183,7 @@ def cells() -> Iterator[Any]:
         yield pytest.param(way, place, marks=[pytest.mark.slow] if slow else [])
 
 
-@pytest.mark.parametrize(("way", "place"), cells())
+@pytest.mark.parametrize(("way", "place"), list(cells()))
 def test_a_death(limited: None, folder: Path, way: str, place: str) -> None:
     mine, death = Mine(folder, WAYS[way].die), WAYS[way]
     deadly, stage = PLACES[place]
