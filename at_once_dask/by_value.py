@@ -55,10 +55,11 @@ def _unimportable() -> list[ModuleType]:
 
 def _was_made(module: object) -> bool:
     """Whether a program has made this module: no import did."""
-    if type(module) is not ModuleType or module.__name__ in (*MAINS, *sys.builtin_module_names):
+    if type(module) is not ModuleType or getattr(module, "__spec__", None) is not None:
+        return False  # nearly all of a thousand, at each run
+    if hasattr(module, "__file__") or sys.modules.get(module.__name__) is not module:
         return False
-    is_known = sys.modules.get(module.__name__) is module
-    return is_known and module.__spec__ is None and not hasattr(module, "__file__")
+    return module.__name__ not in (*MAINS, *sys.builtin_module_names)
 
 
 @lru_cache(maxsize=1024)
