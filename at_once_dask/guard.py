@@ -23,7 +23,7 @@ from at_once_dask.stack import ASK, is_written
 _GUARDS = "at_once_dask_guards"  # an attribute of a nanny
 _READING = "at_once_dask_reading"  # another one: what is undone when the last guard leaves
 LOOK_SECONDS = 0.1  # how often the time of the running inputs is looked at
-STACK_SECONDS = 0.5  # a worker has at most this long to write down where it is
+STACK_SECONDS = 2  # a worker has at most this long to write down where it is: a machine may be busy
 STACK_LOOK_SECONDS = 0.01  # how often it is looked whether it has
 
 
