@@ -34,8 +34,8 @@ from at_once_dask.inside import Settings
 from at_once_dask.interrupts import Interrupts
 from at_once_dask.journal import Book
 from at_once_dask.lease import forget, reclaim_all
-from at_once_dask.main_module import Main
 from at_once_dask.stack import read as read_stack
+from at_once_dask.user_code.main_module import Main
 from at_once_dask.worker import RunPlugin, run_partition
 
 TIDY_SECONDS = 5.0  # for workers and nannies to forget a run

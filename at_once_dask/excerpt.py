@@ -11,10 +11,11 @@ from itertools import chain, zip_longest
 from operator import attrgetter
 from typing import Any
 
-from at_once_dask import journal, pickles
+from at_once_dask import journal
 from at_once_dask.failure import Failure, cut, safe_repr
 from at_once_dask.ledger import Cause, Failed
 from at_once_dask.story import Story
+from at_once_dask.user_code import pickling
 
 MOST_CAUSES = 100
 MOST_FAILURES = 300
@@ -127,7 +128,7 @@ def _name_the_rest(members: dict[Any, list[Failed]], groups: dict[Any, Group]) -
 
 def _is_unique(inp: Any, text: str) -> bool:
     """Whether nothing else is called so: it is of a plain type, and none of its text is cut."""
-    return pickles.is_plain(inp) and repr(inp) == text
+    return pickling.is_plain(inp) and repr(inp) == text
 
 
 def _frames(failure: Failure) -> str:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from at_once_dask import cells
+from at_once_dask.user_code import notebook
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -415,5 +415,5 @@ def _where(error: BaseException) -> str:
     code = found.tb_frame.f_code
     if found is not best and os.path.basename(code.co_filename) in _TELLS_NOTHING:
         return ""
-    where = f"{cells.shown(code.co_filename)}:{found.tb_lineno} in {code.co_name}"
+    where = f"{notebook.shown(code.co_filename)}:{found.tb_lineno} in {code.co_name}"
     return cut_start(where, WHERE_LIMIT)

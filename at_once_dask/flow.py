@@ -26,13 +26,14 @@ from typing import Any
 from dask.bag import Bag
 from dask.local import get_sync
 
-from at_once_dask import journal, lease, output, pickles
+from at_once_dask import journal, lease, output
 from at_once_dask.crumb import CLOSING, FAILURE, STOP, VALUE, Crumb, Trail
 from at_once_dask.failure import Failure, from_exception
 from at_once_dask.gather import Folds, Lists, Pairs, Piece, alone
 from at_once_dask.item import Item, Steps
 from at_once_dask.reduction import Fold, Group, Part, Reduced
 from at_once_dask.states import COLLECT, FAILED, PENDING, PROCESSED, SEND
+from at_once_dask.user_code import pickling
 
 SLICE_SECONDS = 0.5  # a partition returns what it has past this, so that none holds others back
 
@@ -354,7 +355,7 @@ class _Slice:
                 self.crumb.states[offset] = PROCESSED
         else:
             mine.end(partition.start + partition.n)
-        return self._outcome(pickles.dumps(made))
+        return self._outcome(pickling.dumps(made))
 
     def _folded(self, groups: list[Group]) -> Iterator[Reduced]:
         """The keys through the bag, a few at a time.
@@ -390,7 +391,7 @@ class _Slice:
                 yield self.inputs[-1]
             return
         try:
-            self.inputs = pickles.loads(packs[0])
+            self.inputs = pickling.loads(packs[0])
         except BaseException as error:
             raise UnreadableError from error
         yield from self.inputs
@@ -468,7 +469,7 @@ class _Slice:
         failure.seconds = ended - self.crumb.marks[offset]
         failure.attempts = partition.attempt
         self.failures.append(failure)
-        self.crumb.keep(failure.position, FAILURE, pickles.dumps(failure))
+        self.crumb.keep(failure.position, FAILURE, pickling.dumps(failure))
         self.crumb.states[offset] = FAILED
         index: int | None = None
         if not partition.reducing:
@@ -540,7 +541,7 @@ class _Unread:
 
 def _read_alone(pack: bytes) -> Any:
     try:
-        return pickles.loads(pack)
+        return pickling.loads(pack)
     except BaseException as error:
         return _Unread(error)
 
@@ -549,5 +550,5 @@ def _group(read: Group | _Unread, position: int) -> Group:
     """A key that could not be unpickled has failed: that is its value."""
     if isinstance(read, _Unread):
         failure = from_exception(position, "reduce", read.error)
-        return Group(repr(read), [pickles.dumps(failure)])
+        return Group(repr(read), [pickling.dumps(failure)])
     return read

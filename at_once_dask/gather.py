@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any, NamedTuple
 
-from at_once_dask import pickles
 from at_once_dask.failure import Failure, from_exception
 from at_once_dask.lease import Lease
 from at_once_dask.states import COMBINE
+from at_once_dask.user_code import pickling
 
 SHELF_BYTES = 2**20  # of a partition's values, from which on they are put into a file
 SHELF_EACH = 4096  # bytes a key, on average: smaller ones are not worth reading one by one
@@ -64,7 +64,7 @@ class Place:
     def load(self) -> Any:
         with open(self.path, "rb") as file:
             file.seek(self.offset)
-            return pickles.load(file)
+            return pickling.load(file)
 
 
 class Lists:
@@ -101,12 +101,12 @@ class Folds:
             lease.stage_is(COMBINE)
             self._fold(zip(*pairs, strict=True))
             return
-        pickled = [None if type(v) in _PICKLABLE else pickles.dumps(v) for v in pairs.values]
+        pickled = [None if type(v) in _PICKLABLE else pickling.dumps(v) for v in pairs.values]
         lease.stage_is(COMBINE)
         for key, value, blob in zip(*pairs, pickled, strict=True):
             if blob is not None and key not in self._totals:
                 # A copy: a combiner may add to its first argument, which may stand elsewhere too.
-                value = pickles.loads(blob)
+                value = pickling.loads(blob)
             self._fold(iter([(key, value)]))
 
     def _fold(self, pairs: Iterator[tuple[Any, Any]]) -> None:
@@ -137,8 +137,8 @@ def alone(pairs: Pairs, combining: bool) -> bytes:
     if not combining:
         gathered = Lists()
         gathered.made.append((0, pairs))
-        return pickles.dumps(gathered.close())
-    return pickles.dumps(_pack(pairs.keys, pairs.values))
+        return pickling.dumps(gathered.close())
+    return pickling.dumps(_pack(pairs.keys, pairs.values))
 
 
 _PICKLABLE = frozenset({str, bytes, int, float, bool, complex, type(None)})
@@ -160,28 +160,28 @@ class _Alone:
     @staticmethod
     def dumps(total: object) -> bytes:
         try:
-            return pickles.dumps(total)
+            return pickling.dumps(total)
         except BaseException as error:
-            return pickles.dumps(from_exception(-1, "reduce", error))
+            return pickling.dumps(from_exception(-1, "reduce", error))
 
     @staticmethod
     def dump(total: object, file: IO[bytes]) -> int:
         start = file.tell()
         try:
-            return pickles.dump(total, file)
+            return pickling.dump(total, file)
         except OSError:  # it may be the file: there is no space
             raise
         except BaseException as error:
             file.seek(start)
             file.truncate()
-            return pickles.dump(from_exception(-1, "reduce", error), file)
+            return pickling.dump(from_exception(-1, "reduce", error), file)
 
 
 def _pack(
-    keys: Iterable[Any], values: Iterable[Any], shelf: str | None = None, way: Any = pickles
+    keys: Iterable[Any], values: Iterable[Any], shelf: str | None = None, way: Any = pickling
 ) -> Piece:
     """The `values` of `keys`, in order, pickled; in the file `shelf` when they are many bytes."""
-    pickled = pickles.dumps(list(keys))
+    pickled = pickling.dumps(list(keys))
     rest = iter(values)
     first: list[bytes] = []
     held = 0

@@ -9,13 +9,13 @@ from functools import lru_cache
 from types import GeneratorType
 from typing import Any
 
-from at_once_dask import main_module, pickles
 from at_once_dask.crumb import Crumb
 from at_once_dask.failure import Failure, from_answer, from_exception, safe_repr
 from at_once_dask.gather import Pairs
 from at_once_dask.lease import Lease
 from at_once_dask.sameness import same_pairs
 from at_once_dask.states import CHECK, FAILED, PENDING, PROCESS, PROCESSED, SKIPPED, VERIFY, stage
+from at_once_dask.user_code import main_module, pickling
 
 PAIR_HINT = "return [is_done, value], for example `return [path.exists(), None]`"
 VALUE_HINT = (
@@ -310,7 +310,7 @@ def read_pairs(result: Any, who: str) -> Pairs:
         pairs = _unzipped(result, who)
     else:
         raise Answer(f"{who} returned {safe_repr(result)}; {PAIRS_HINT}")
-    if not pickles.are_plain(pairs.keys):
+    if not pickling.are_plain(pairs.keys):
         for key in pairs.keys:
             _check_key(key, who)
     return pairs
@@ -370,7 +370,7 @@ def _check_key(key: Any, who: str) -> None:
         raise Answer(
             f"{who} returned the key {safe_repr(key)}, which is not hashable; use a tuple or a str"
         ) from error
-    if not pickles.survives(key):
+    if not pickling.survives(key):
         raise Answer(
             f"{who} returned the key {safe_repr(key)}, which is not equal to itself (or not to its"
             " copy in another process), so its values could not be brought together; use a number,"

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from at_once_dask import arity, files
+from at_once_dask import files
 from at_once_dask.errors import InputError, cut_short
 from at_once_dask.failure import safe_repr
+from at_once_dask.user_code import arity
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -19,12 +19,12 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from dask.bag import Bag
 
-from at_once_dask import pickles
 from at_once_dask.failure import Failure, from_exception
 from at_once_dask.gather import Piece, Place, combine
 from at_once_dask.item import refuse_awaitable
 from at_once_dask.lease import Lease
 from at_once_dask.states import REDUCE
+from at_once_dask.user_code import pickling
 
 if TYPE_CHECKING:
     from at_once_dask.ledger import Ledger
@@ -61,7 +61,7 @@ class Groups:
 
     def add(self, start: int, piece: Piece) -> None:
         """Take the piece of the partition that began at position `start`."""
-        keys = pickles.loads(piece.keys)
+        keys = pickling.loads(piece.keys)
         numbers = array("q", map(self._numbers.__getitem__, keys))
         self._first.extend([start] * (len(self._numbers) - len(self._first)))
         # Of equal keys the first in the list counts: 1 before True, say.
@@ -213,7 +213,7 @@ class Part:
 
     def _value(self, blob: bytes | Place) -> Any:
         try:
-            return blob.load() if isinstance(blob, Place) else pickles.loads(blob)
+            return blob.load() if isinstance(blob, Place) else pickling.loads(blob)
         except BaseException as error:
             return from_exception(self.position, "reduce", error)
 
@@ -240,7 +240,7 @@ class Reduced:
             self.value.position = self.position
             return self.value
         try:
-            return pickles.dumps(self.value)
+            return pickling.dumps(self.value)
         except BaseException as error:
             return from_exception(self.position, "reduce", error)
 

@@ -21,8 +21,7 @@ import dask
 import distributed
 from dask.utils import format_bytes
 
-from at_once_dask import cluster, journal, pickles, session
-from at_once_dask.by_value import by_value
+from at_once_dask import cluster, journal, session
 from at_once_dask.crew import Crew, Running
 from at_once_dask.errors import InputError
 from at_once_dask.failure import Failure, cut, first_line, from_exception, safe_repr
@@ -48,7 +47,9 @@ from at_once_dask.story import (
 )
 from at_once_dask.surroundings import current_directory
 from at_once_dask.ticker import Silent, Ticker, say, warn
-from at_once_dask.unsendable import heaviest, pickled_job
+from at_once_dask.user_code import pickling
+from at_once_dask.user_code.by_value import by_value
+from at_once_dask.user_code.unsendable import heaviest, pickled_job
 from at_once_dask.window import Sink, Window
 
 LARGE_JOB_BYTES = 50 * 2**20  # from which on sending the functions takes a while
@@ -89,7 +90,7 @@ class Run:
             self._undo.close()
             raise
         # Of a borrowed cluster's workers nobody knows whether they can have more than is used.
-        pickles.share(used | others if self.client is None else used)
+        pickling.share(used | others if self.client is None else used)
         self.replay = job.steps.replay
         self.source = Source(())
         self.ledger = Ledger()
@@ -286,7 +287,7 @@ class Run:
     def close(self) -> None:
         if self.kept is None:
             self.groups.close()
-        pickles.share(())
+        pickling.share(())
         self._undo.close()
 
     def _allowed(self) -> int | None:
@@ -378,7 +379,7 @@ class MapSink(Sink):
         if isinstance(outcome.made, Piece):
             self._run.groups.add(start, outcome.made)
         for position, piece in outcome.apart:
-            self._run.groups.add(position, pickles.loads(piece))
+            self._run.groups.add(position, pickling.loads(piece))
 
     def refuse(self, failure: Failure, inp: Any) -> None:
         self._run.ledger.refuse(failure, inp)
@@ -428,10 +429,10 @@ class _ReduceSink(Sink):
         assert not isinstance(outcome.made, Piece)
         keys = [group.key for group in inputs]
         failures = outcome.failures[:]
-        made = [] if outcome.made is None else pickles.loads(outcome.made)
+        made = [] if outcome.made is None else pickling.loads(outcome.made)
         for position, pickled in [*made, *outcome.apart]:
             try:
-                self._run.reduced[position] = keys[position - start], pickles.loads(pickled)
+                self._run.reduced[position] = keys[position - start], pickling.loads(pickled)
             except Exception as error:
                 outcome.states[position - start] = FAILED
                 failures.append(from_exception(position, "reduce", error))

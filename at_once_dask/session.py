@@ -8,17 +8,17 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-from at_once_dask import cells
+from at_once_dask.user_code import notebook
 
 
 def in_notebook() -> bool:
     """Whether this is a Jupyter kernel, which shows more than text."""
-    return hasattr(cells.shell(), "kernel")
+    return hasattr(notebook.shell(), "kernel")
 
 
 def debugger() -> str | None:
     """How to look into the error that came last; None where nobody sits at a prompt."""
-    if cells.shell() is not None:
+    if notebook.shell() is not None:
         return "%debug"
     return "import pdb; pdb.pm()" if hasattr(sys, "ps1") else None
 
@@ -26,7 +26,7 @@ def debugger() -> str | None:
 def script() -> str:
     """What people call the program: the name of its file, or of the notebook; "" at a prompt."""
     if in_notebook():
-        known = cells.shell().user_ns.get("__vsc_ipynb_file__")
+        known = notebook.shell().user_ns.get("__vsc_ipynb_file__")
         return os.path.basename(known or os.environ.get("JPY_SESSION_NAME", "")) or "a notebook"
     folder, name = os.path.split(getattr(sys.modules["__main__"], "__file__", None) or "")
     return os.path.basename(folder) if name == "__main__.py" else name
@@ -38,7 +38,7 @@ def rendered(error: BaseException, brief: str | None = None) -> list[str]:
     In a notebook what its `report` shows of itself comes first, once; then the text is `brief`.
     """
     places = [*_places(error)]
-    if (shell := cells.shell()) is not None:
+    if (shell := notebook.shell()) is not None:
         shell.InteractiveTB.tb = error.__traceback__  # as IPython's own way does, for %debug
     text = brief if brief is not None and _show_report(error) else str(error)
     return [*places, "", f"{type(error).__name__}: {text}"]
@@ -52,7 +52,7 @@ def _places(error: BaseException) -> Iterator[str]:
         if not tb.tb_frame.f_locals.get("__tracebackhide__"):
             (line,) = traceback.StackSummary.extract([(tb.tb_frame, tb.tb_lineno)])
             inside = "" if code.co_name == "<module>" else f" in {code.co_name}"
-            yield f"{cells.shown(code.co_filename)}:{tb.tb_lineno}{inside}"
+            yield f"{notebook.shown(code.co_filename)}:{tb.tb_lineno}{inside}"
             yield f"    {line.line}"
             last = tb
         tb = tb.tb_next

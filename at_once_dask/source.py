@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from at_once_dask import pickles
 from at_once_dask.failure import Failure, from_exception
 from at_once_dask.interrupts import Interrupts
+from at_once_dask.user_code import pickling
 
 # What to pass in the place of inputs that people try, by the name of their type.
 _INSTEAD = {
@@ -67,15 +67,15 @@ class Chunk:
     def pack(self) -> tuple[bytes, ...]:
         """Pickled for the way to a worker; raises when an input cannot be pickled."""
         if self.singly:
-            return tuple(pickles.dumps(inp) for inp in self.inputs)
-        return (pickles.dumps(self.inputs),)
+            return tuple(pickling.dumps(inp) for inp in self.inputs)
+        return (pickling.dumps(self.inputs),)
 
     def sift(self) -> tuple[list[Chunk], list[Failure]]:
         """What of this chunk can be pickled, and a failure for each input that cannot."""
         chunks, failures, first = [], [], self.start
         for position, inp in enumerate(self.inputs, self.start):
             try:
-                pickles.dumps(inp)
+                pickling.dumps(inp)
             except Exception as error:
                 failures.append(from_exception(position, "send", error))
                 failures[-1].message += f"; pass {_instead_of(inp)}"

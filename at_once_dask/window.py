@@ -29,7 +29,6 @@ from distributed import CancelledError
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
-from at_once_dask import pickles
 from at_once_dask.blame import Death, Settled, exit_name, settle
 from at_once_dask.cluster import Worker
 from at_once_dask.crew import Broken, Crew, Delivered, Died, Event, Failing, Reclaimed, Running
@@ -41,6 +40,7 @@ from at_once_dask.pace import PAYLOAD_BYTES, Pace
 from at_once_dask.sight import Flight
 from at_once_dask.source import Chunk, Source
 from at_once_dask.states import FAILED, LEFT
+from at_once_dask.user_code import pickling
 
 WEIGHED = 8  # inputs; the size of larger partitions is looked at before they are pickled
 DEPTH = 2  # partitions in flight for each worker thread
@@ -301,8 +301,8 @@ class Window:
             return chunk
         some = [chunk.inputs[place] for place in (0, len(chunk) // 2, -1)]
         with contextlib.suppress(Exception):  # what cannot be pickled is found later
-            alone = len(pickles.dumps(some[:1]))
-            self._pace.weigh((len(pickles.dumps(some)) - alone) / 2)
+            alone = len(pickling.dumps(some[:1]))
+            self._pace.weigh((len(pickling.dumps(some)) - alone) / 2)
         first, *others = chunk.split(self._pace.fits)
         for other in others:
             self._source.give_back(other)

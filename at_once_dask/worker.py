@@ -13,14 +13,15 @@ from typing import Any
 from distributed import WorkerPlugin, get_worker
 from tornado.ioloop import PeriodicCallback
 
-from at_once_dask import inside, journal, lease, output, pickles, processes, stack
+from at_once_dask import inside, journal, lease, output, processes, stack
 from at_once_dask.crumb import OVERDUE, Trail
 from at_once_dask.descriptors import Descriptors
 from at_once_dask.flow import Job, Outcome, Partition, work
 from at_once_dask.inside import Settings
 from at_once_dask.journal import Book
-from at_once_dask.main_module import Main
 from at_once_dask.surroundings import Surroundings
+from at_once_dask.user_code import pickling
+from at_once_dask.user_code.main_module import Main
 
 TELL_SECONDS = 1.0  # how often a worker tells what it is working on
 COUNT_SECONDS = 0.4  # how often it looks whether something has failed
@@ -86,7 +87,7 @@ class _Sealed:
             if self._job is None:
                 self._job = Job(*self._main.fill(self._unsealed()))
                 self._sealed = b""
-                pickles.share(vars(self._main))
+                pickling.share(vars(self._main))
             return self._job
 
     def _unsealed(self) -> bytes | mmap.mmap:

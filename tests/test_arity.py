@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from at_once_dask import arity
+from at_once_dask.user_code import arity
 
 
 def with_session(function: Callable[..., Any]) -> Callable[..., Any]:

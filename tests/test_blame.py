@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from at_once_dask import pickles
 from at_once_dask.blame import Death, exit_name, settle
 from at_once_dask.crumb import (
     CLOSING,
@@ -37,6 +36,7 @@ from at_once_dask.states import (
     REDUCE,
     SKIPPED,
 )
+from at_once_dask.user_code import pickling
 
 START = 100
 CHUNK = Chunk(START, list("abcde"))
@@ -224,7 +224,7 @@ def test_a_crumb_outlives_whoever_left_it(folder: Any) -> None:
     crumb.states[0], crumb.states[1] = FAILED, COLLECT
     crumb.marks[0], crumb.marks[1] = 1.0, 2.0
     crumb.head[CURRENT] = START + 1
-    crumb.keep(100, FAILURE, pickles.dumps(failure))
+    crumb.keep(100, FAILURE, pickling.dumps(failure))
     crumb.keep(101, VALUE, b"value")
     crumb.close()
 
@@ -271,7 +271,7 @@ def test_of_what_ended_only_failures_are_told_and_what_is_closing_goes_on(folder
     trail = Trail(str(folder), "run", "w")
     crumb = trail.create("p", 0, 2)
     failure = Failure(0, "process", "exception", "ValueError", "no")
-    crumb.keep(0, FAILURE, pickles.dumps(failure))
+    crumb.keep(0, FAILURE, pickling.dumps(failure))
     crumb.states[:] = bytes([FAILED, SKIPPED])
     crumb.head[STOP] = 2
     crumb.marks[0], crumb.marks[2] = 4.0, 7.0

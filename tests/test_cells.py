@@ -11,8 +11,8 @@ from typing import Any
 import nbformat
 from nbclient import NotebookClient
 
-from at_once_dask import cells
 from at_once_dask.failure import is_users_file
+from at_once_dask.user_code import notebook
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,12 +55,12 @@ def test_a_cell_is_named_as_in_the_margin_and_its_lines_are_shown(folder: Path) 
 
 
 def test_code_of_a_file_is_no_cell() -> None:
-    assert cells.cell_of(__file__) is None
-    assert cells.shown(__file__) == __file__
+    assert notebook.cell_of(__file__) is None
+    assert notebook.shown(__file__) == __file__
 
 
 def test_lines_that_are_known_stay() -> None:
-    cells.know(("In[1000]", ("first\n", "second\n")))
+    notebook.know(("In[1000]", ("first\n", "second\n")))
 
     linecache.checkcache()
 

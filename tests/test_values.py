@@ -16,11 +16,11 @@ from helpers import oracle, same
 
 import at_once_dask
 from at_once_dask import cluster as own
-from at_once_dask import pickles
 from at_once_dask.flow import _no_more_than
 from at_once_dask.gather import SHELF_BYTES, Lists, Pairs, Piece, Place, alone
 from at_once_dask.lease import Lease
 from at_once_dask.reduction import Group, Groups
+from at_once_dask.user_code import pickling
 
 run: Any = at_once_dask.run
 
@@ -174,7 +174,7 @@ def test_groups_in_the_order_of_the_list_however_pieces_arrive(spill_bytes: int)
 
 
 def test_the_first_of_equal_keys_of_a_piece_that_comes_late() -> None:
-    late = pickles.loads(alone(Pairs([1, True, 1.0], ["a", "b", "c"]), combining=True))
+    late = pickling.loads(alone(Pairs([1, True, 1.0], ["a", "b", "c"]), combining=True))
     groups = Groups()
     groups.add(9, piece((True, "d")))
     groups.add(0, late)

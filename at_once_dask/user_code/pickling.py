@@ -16,7 +16,7 @@ from typing import IO, Any, ClassVar
 
 import cloudpickle
 
-from at_once_dask import cells, classes
+from at_once_dask.user_code import classes, notebook
 
 # The script's own module; the second name is that in a process which `multiprocessing` started.
 MAINS = ("__main__", "__mp_main__")
@@ -72,16 +72,16 @@ def _dumps_by_value(value: object) -> bytes:
 
 def _reduce_code(code: CodeType) -> tuple[Callable[..., CodeType], tuple[Any, ...]]:
     made_by = cloudpickle.Pickler.dispatch_table[CodeType](code)
-    cell = cells.cell_of(code.co_filename)
+    cell = notebook.cell_of(code.co_filename)
     if cell is not None:
         return _code_of_cell, (cell, *made_by)
     return _code_of_file, (code.co_filename, *made_by)
 
 
 def _code_of_cell(
-    cell: cells.Cell, make: Callable[..., CodeType], arguments: tuple[Any, ...]
+    cell: notebook.Cell, make: Callable[..., CodeType], arguments: tuple[Any, ...]
 ) -> CodeType:
-    cells.know(cell)
+    notebook.know(cell)
     return _code_of_file(cell[0], make, arguments)
 
 

@@ -32,8 +32,8 @@ from typing import Any
 
 from cloudpickle.cloudpickle import _extract_code_globals
 
-from at_once_dask import pickles
-from at_once_dask.pickles import MAINS
+from at_once_dask.user_code import pickling
+from at_once_dask.user_code.pickling import MAINS
 
 SMALL_BYTES = 2**18  # of a variable that no function of the run uses, to go along all the same
 OTHERS_BYTES = 2**22  # of all of them together
@@ -99,7 +99,7 @@ class Main(ModuleType):
         """From now on it is this process's ``__main__``; that of children, too."""
         if sys.modules["__main__"] is not self:
             sys.modules.update(dict.fromkeys(MAINS, self))
-            pickles.share(vars(self))
+            pickling.share(vars(self))
             multiprocessing.spawn.get_preparation_data = _with_main
 
     def leave(self) -> None:
@@ -107,7 +107,7 @@ class Main(ModuleType):
         if sys.modules["__main__"] is self:
             sys.modules["__main__"] = _before
             sys.modules.pop("__mp_main__", None)
-            pickles.share(())
+            pickling.share(())
             multiprocessing.spawn.get_preparation_data = _get_preparation_data
 
 
@@ -179,7 +179,7 @@ def _variables() -> dict[str, Any]:
     return vars(main)
 
 
-class _Pickler(pickles.Pickler):
+class _Pickler(pickling.Pickler):
     """The functions of ``__main__`` share one dict of globals, which becomes the module's.
 
     Attributes
@@ -201,7 +201,7 @@ class _Pickler(pickles.Pickler):
 
     def _dynamic_function_reduce(self, func: FunctionType) -> Any:
         reduced = super()._dynamic_function_reduce(func)
-        if func.__globals__ is self.known and reduced[0] is not pickles.dispatching:
+        if func.__globals__ is self.known and reduced[0] is not pickling.dispatching:
             _, state = reduced[2]
             if self.others is None:
                 self.used |= state["__globals__"].keys()
@@ -221,7 +221,7 @@ class _Unpickler(pickle.Unpickler):
         if module == __name__ and name == _globals_of.__name__:
             return self._globals
         if module in MAINS:
-            return pickles.attribute(self._main, name)
+            return pickling.attribute(self._main, name)
         return super().find_class(module, name)
 
     def _globals(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -257,7 +257,7 @@ class _Import:
 
     def load(self) -> Any:
         module = importlib.import_module(self.module)
-        return pickles.attribute(module, self.name) if self.name else module
+        return pickling.attribute(module, self.name) if self.name else module
 
     def put(self, main: Main, name: str) -> None:
         main.later[name] = self
@@ -329,7 +329,7 @@ def _place(value: Any) -> tuple[str, str] | None:
         return (name, "") if sys.modules.get(name) is value and name not in MAINS else None
     if issubclass(kind, (FunctionType, BuiltinFunctionType, type)):
         module, name = value.__module__, value.__qualname__
-        if module not in (None, *MAINS) and pickles.named(module, name) is value:
+        if module not in (None, *MAINS) and pickling.named(module, name) is value:
             return module, name
     return None
 
@@ -371,7 +371,7 @@ class _DataPickler(_Pickler):
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
         if issubclass(kind, (FunctionType, type)) and obj.__module__ in MAINS:
-            if pickles.named(obj.__module__, obj.__qualname__) is obj:
+            if pickling.named(obj.__module__, obj.__qualname__) is obj:
                 return obj.__qualname__
         if kind.__module__.partition(".")[0] not in _DATA or _copies_itself(kind):
             raise pickle.PicklingError(f"{kind.__name__} is not plain data")

@@ -15,9 +15,9 @@ from types import ModuleType
 
 import cloudpickle
 
-from at_once_dask import pickles
-from at_once_dask.pickles import MAINS
 from at_once_dask.surroundings import current_directory, users_modules
+from at_once_dask.user_code import pickling
+from at_once_dask.user_code.pickling import MAINS
 
 
 @contextmanager
@@ -31,11 +31,11 @@ def by_value(own: bool) -> Iterator[None]:
     found = [module for module in unimportable if module.__name__ not in registered]
     for module in found:
         cloudpickle.register_pickle_by_value(module)
-    pickles.cross_by_value(cloudpickle.list_registry_pickle_by_value())
+    pickling.cross_by_value(cloudpickle.list_registry_pickle_by_value())
     try:
         yield
     finally:
-        pickles.cross_by_value(())
+        pickling.cross_by_value(())
         for module in found:
             with suppress(ValueError):  # somebody was faster
                 cloudpickle.unregister_pickle_by_value(module)
