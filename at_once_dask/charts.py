@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from at_once_dask.states import FAILED, PROCESSED
+from at_once_dask.protocol.status import FAILED, PROCESSED
 from at_once_dask.timeline import timed, timeline
 
 if TYPE_CHECKING:

@@ -50,8 +50,8 @@ from at_once_dask import (
     watchdog,
 )
 from at_once_dask.errors import AtOnceError, InputError
-from at_once_dask.failure import safe_repr
 from at_once_dask.options import DASHBOARD, checked_client
+from at_once_dask.protocol.failure import safe_repr
 from at_once_dask.sight import Sight
 from at_once_dask.worker import OwnWorker
 

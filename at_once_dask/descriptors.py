@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, TextIO
 
-from at_once_dask import lease, output
-from at_once_dask.crumb import Trail
+from at_once_dask import output
 from at_once_dask.journal import Book
+from at_once_dask.protocol import lease
+from at_once_dask.protocol.progress_file import Trail
 
 _LEVELS = {1: "STDOUT", 2: "STDERR"}
 _NAMES = {1: "stdout", 2: "stderr"}

@@ -13,8 +13,8 @@ from at_once_dask import cluster, journal, report, session
 from at_once_dask.crew import ClusterCrew, Crew
 from at_once_dask.errors import InputError, OfTheList, RunFailed, RunStopped
 from at_once_dask.interrupts import Interrupts
-from at_once_dask.lease import running
 from at_once_dask.options import Options, checked_reduce_fn, function_name
+from at_once_dask.protocol.lease import running
 from at_once_dask.reduction import Kept
 from at_once_dask.report import Plan, Reduction, Report
 from at_once_dask.runner import PlanSink, Run

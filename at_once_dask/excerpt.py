@@ -12,8 +12,8 @@ from operator import attrgetter
 from typing import Any
 
 from at_once_dask import journal
-from at_once_dask.failure import Failure, cut, safe_repr
 from at_once_dask.ledger import Cause, Failed
+from at_once_dask.protocol.failure import Failure, cut, safe_repr
 from at_once_dask.story import Story
 from at_once_dask.user_code import pickling
 

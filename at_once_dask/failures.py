@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from at_once_dask import journal
-from at_once_dask.failure import first_line
+from at_once_dask.protocol.failure import first_line
 
 LOG = "at_once_log.jsonl"
 

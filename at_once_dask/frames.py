@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from at_once_dask.ledger import Cause, Failed, Ledger
-from at_once_dask.states import NAMES
+from at_once_dask.protocol.status import NAMES
 
 if TYPE_CHECKING:
     import pandas as pd

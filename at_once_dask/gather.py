@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any, NamedTuple
 
-from at_once_dask.failure import Failure, from_exception
-from at_once_dask.lease import Lease
-from at_once_dask.states import COMBINE
+from at_once_dask.protocol.failure import Failure, from_exception
+from at_once_dask.protocol.lease import Lease
+from at_once_dask.protocol.status import COMBINE
 from at_once_dask.user_code import pickling
 
 SHELF_BYTES = 2**20  # of a partition's values, from which on they are put into a file

@@ -15,9 +15,9 @@ from distributed import NannyPlugin
 from tornado.ioloop import PeriodicCallback
 
 from at_once_dask import journal
-from at_once_dask.crumb import Trail
 from at_once_dask.descriptors import last_words
 from at_once_dask.processes import end_tree, exit_codes_read_once
+from at_once_dask.protocol.progress_file import Trail
 from at_once_dask.stack import ASK, is_written
 
 _GUARDS = "at_once_dask_guards"  # an attribute of a nanny

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from at_once_dask import charts
 from at_once_dask.excerpt import excerpt
-from at_once_dask.failure import safe_repr, sound
 from at_once_dask.ledger import Failed
+from at_once_dask.protocol.failure import safe_repr, sound
 from at_once_dask.rates import elapsed
 from at_once_dask.story import Story, counted, examples, message_line, named
 

@@ -15,7 +15,7 @@ import dask
 from dask.local import get_sync
 from distributed import get_client
 
-from at_once_dask import lease
+from at_once_dask.protocol import lease
 
 
 @dataclass(frozen=True)

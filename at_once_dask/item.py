@@ -9,12 +9,21 @@ from functools import lru_cache
 from types import GeneratorType
 from typing import Any
 
-from at_once_dask.crumb import Crumb
-from at_once_dask.failure import Failure, from_answer, from_exception, safe_repr
 from at_once_dask.gather import Pairs
-from at_once_dask.lease import Lease
-from at_once_dask.sameness import same_pairs
-from at_once_dask.states import CHECK, FAILED, PENDING, PROCESS, PROCESSED, SKIPPED, VERIFY, stage
+from at_once_dask.protocol.failure import Failure, from_answer, from_exception, safe_repr
+from at_once_dask.protocol.lease import Lease
+from at_once_dask.protocol.progress_file import Crumb
+from at_once_dask.protocol.sameness import same_pairs
+from at_once_dask.protocol.status import (
+    CHECK,
+    FAILED,
+    PENDING,
+    PROCESS,
+    PROCESSED,
+    SKIPPED,
+    VERIFY,
+    stage,
+)
 from at_once_dask.user_code import main_module, pickling
 
 PAIR_HINT = "return [is_done, value], for example `return [path.exists(), None]`"

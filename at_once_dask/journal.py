@@ -20,14 +20,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from at_once_dask import files, lease
+from at_once_dask import files
 from at_once_dask.errors import InputError
-from at_once_dask.failure import safe_repr, sound
+from at_once_dask.protocol import lease
+from at_once_dask.protocol.failure import safe_repr, sound
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from at_once_dask.failure import Failure
+    from at_once_dask.protocol.failure import Failure
 
 COLUMNS = ("time", "level", "run", "index", "input", "worker", "pid", "msg")
 

@@ -11,8 +11,8 @@ from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from at_once_dask.failure import Failure, Same, safe_repr
-from at_once_dask.states import FAILED, LEFT, NAMES, PENDING, PROCESSED, SKIPPED
+from at_once_dask.protocol.failure import Failure, Same, safe_repr
+from at_once_dask.protocol.status import FAILED, LEFT, NAMES, PENDING, PROCESSED, SKIPPED
 
 if TYPE_CHECKING:
     from at_once_dask.flow import Outcome

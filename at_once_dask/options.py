@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from at_once_dask import files
 from at_once_dask.errors import InputError, cut_short
-from at_once_dask.failure import safe_repr
+from at_once_dask.protocol.failure import safe_repr
 from at_once_dask.user_code import arity
 
 if TYPE_CHECKING:

@@ -31,10 +31,11 @@ from itertools import islice
 from types import FrameType
 from typing import Any, Protocol, TextIO, TypeVar
 
-from at_once_dask import journal, lease
-from at_once_dask.failure import cut, safe_repr
+from at_once_dask import journal
 from at_once_dask.journal import Book
-from at_once_dask.lease import Lease
+from at_once_dask.protocol import lease
+from at_once_dask.protocol.failure import cut, safe_repr
+from at_once_dask.protocol.lease import Lease
 
 T = TypeVar("T")
 

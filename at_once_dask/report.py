@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from at_once_dask import files, session
 from at_once_dask.errors import InputError, cut_short
-from at_once_dask.failure import printable, safe_repr, without_our_frames
 from at_once_dask.ledger import Failed
+from at_once_dask.protocol.failure import printable, safe_repr, without_our_frames
 from at_once_dask.story import FINISHED, Story, counted
 
 if TYPE_CHECKING:

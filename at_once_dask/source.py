@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from at_once_dask.failure import Failure, from_exception
 from at_once_dask.interrupts import Interrupts
+from at_once_dask.protocol.failure import Failure, from_exception
 from at_once_dask.user_code import pickling
 
 # What to pass in the place of inputs that people try, by the name of their type.

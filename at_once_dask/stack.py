@@ -14,7 +14,7 @@ import traceback
 from dataclasses import dataclass
 from typing import TextIO
 
-from at_once_dask.failure import WHERE_LIMIT, cut_start, is_ours, is_users_file
+from at_once_dask.protocol.failure import WHERE_LIMIT, cut_start, is_ours, is_users_file
 
 ASK: int = getattr(signal, "SIGUSR2", 0)  # what the nanny sends; 0 where there is no such signal
 

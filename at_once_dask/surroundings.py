@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from at_once_dask import forkserver, processes
-from at_once_dask.failure import is_users_file
+from at_once_dask.protocol.failure import is_users_file
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from at_once_dask.states import FAILED, NAMES
+from at_once_dask.protocol.status import FAILED, NAMES
 
 if TYPE_CHECKING:
     import numpy as np

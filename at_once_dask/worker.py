@@ -13,12 +13,13 @@ from typing import Any
 from distributed import WorkerPlugin, get_worker
 from tornado.ioloop import PeriodicCallback
 
-from at_once_dask import inside, journal, lease, output, processes, stack
-from at_once_dask.crumb import OVERDUE, Trail
+from at_once_dask import inside, journal, output, processes, stack
 from at_once_dask.descriptors import Descriptors
 from at_once_dask.flow import Job, Outcome, Partition, work
 from at_once_dask.inside import Settings
 from at_once_dask.journal import Book
+from at_once_dask.protocol import lease
+from at_once_dask.protocol.progress_file import OVERDUE, Trail
 from at_once_dask.surroundings import Surroundings
 from at_once_dask.user_code import pickling
 from at_once_dask.user_code.main_module import Main

@@ -6,11 +6,11 @@ from array import array
 from collections.abc import Callable
 from typing import Any
 
-from at_once_dask.failure import Failure
 from at_once_dask.flow import Outcome
 from at_once_dask.ledger import Ledger
+from at_once_dask.protocol.failure import Failure
+from at_once_dask.protocol.status import FAILED, PROCESSED, SKIPPED
 from at_once_dask.report import Report
-from at_once_dask.states import FAILED, PROCESSED, SKIPPED
 from at_once_dask.story import FINISHED, Facts, Story
 
 PARTITION = 1_000

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from at_once_dask.blame import Death, exit_name, settle
-from at_once_dask.crumb import (
+from at_once_dask.flow import Job
+from at_once_dask.protocol.failure import Failure
+from at_once_dask.protocol.progress_file import (
     CLOSING,
     CURRENT,
     FAILURE,
@@ -21,10 +23,7 @@ from at_once_dask.crumb import (
     Trace,
     Trail,
 )
-from at_once_dask.failure import Failure
-from at_once_dask.flow import Job
-from at_once_dask.source import Chunk
-from at_once_dask.states import (
+from at_once_dask.protocol.status import (
     CHECK,
     COLLECT,
     COMBINE,
@@ -36,6 +35,7 @@ from at_once_dask.states import (
     REDUCE,
     SKIPPED,
 )
+from at_once_dask.source import Chunk
 from at_once_dask.user_code import pickling
 
 START = 100

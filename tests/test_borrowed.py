@@ -171,7 +171,8 @@ def state_of(client: Client) -> dict[str, Any]:
     def of_worker(dask_worker: Any = None) -> dict[str, Any]:
         import dask.config
 
-        from at_once_dask import lease, worker
+        from at_once_dask import worker
+        from at_once_dask.protocol import lease
 
         return {
             "pid": os.getpid(),

@@ -11,7 +11,7 @@ from typing import Any
 import nbformat
 from nbclient import NotebookClient
 
-from at_once_dask.failure import is_users_file
+from at_once_dask.protocol.failure import is_users_file
 from at_once_dask.user_code import notebook
 
 ROOT = Path(__file__).parents[1]

@@ -19,7 +19,7 @@ from runs import ledger_of, report_of
 
 import at_once_dask
 from at_once_dask import report, session
-from at_once_dask.failure import Failure
+from at_once_dask.protocol.failure import Failure
 
 ROOT = str(Path(__file__).parent.parent)
 run: Any = at_once_dask.run

@@ -25,9 +25,9 @@ from test_interrupts import HANGING, end_with, started
 
 import at_once_dask
 from at_once_dask import excerpt, journal
-from at_once_dask.failure import Failure
+from at_once_dask.protocol.failure import Failure
+from at_once_dask.protocol.status import FAILED
 from at_once_dask.report import Report
-from at_once_dask.states import FAILED
 
 run: Any = at_once_dask.run
 

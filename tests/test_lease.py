@@ -7,9 +7,9 @@ from itertools import takewhile
 
 import pytest
 
-from at_once_dask import lease
-from at_once_dask.crumb import STOP, Crumb
-from at_once_dask.states import BEGUN, LEFT, REDUCE
+from at_once_dask.protocol import lease
+from at_once_dask.protocol.progress_file import STOP, Crumb
+from at_once_dask.protocol.status import BEGUN, LEFT, REDUCE
 
 N = 300
 

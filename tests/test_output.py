@@ -30,8 +30,9 @@ from helpers import poll_for
 from tqdm import tqdm
 
 import at_once_dask
-from at_once_dask import journal, lease, output
-from at_once_dask.crumb import Crumb
+from at_once_dask import journal, output
+from at_once_dask.protocol import lease
+from at_once_dask.protocol.progress_file import Crumb
 
 ROOT = str(Path(at_once_dask.__file__).parents[1])
 

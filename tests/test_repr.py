@@ -17,7 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import at_once_dask
-from at_once_dask.failure import NAME_LIMIT, WHERE_LIMIT, Failure, from_exception, safe_repr
+from at_once_dask.protocol.failure import (
+    NAME_LIMIT,
+    WHERE_LIMIT,
+    Failure,
+    from_exception,
+    safe_repr,
+)
 
 Pair = collections.namedtuple("Pair", "one two")
 

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from at_once_dask.crumb import CURRENT, STOP, Crumb
-from at_once_dask.failure import safe_repr
-from at_once_dask.states import BEGUN, FAILED, stage
+from at_once_dask.protocol.failure import safe_repr
+from at_once_dask.protocol.progress_file import CURRENT, STOP, Crumb
+from at_once_dask.protocol.status import BEGUN, FAILED, stage
 
 if TYPE_CHECKING:
     from at_once_dask.journal import Book

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, TextIO
 
 from at_once_dask.errors import AtOnceError
-from at_once_dask.failure import Failure
-from at_once_dask.states import COLLECT, LEFT, OPEN, SKIPPED, is_final
+from at_once_dask.protocol.failure import Failure
+from at_once_dask.protocol.status import COLLECT, LEFT, OPEN, SKIPPED, is_final
 
 # Places in the head.
 START, SIZE, CURRENT, STOP, CLOSING, OVERDUE, THREAD = range(7)

@@ -1,0 +1,1 @@
+"""What driver and workers both know: the forms that cross between them, and the files they share."""
