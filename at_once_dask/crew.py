@@ -23,7 +23,6 @@ import dask
 from distributed import Future
 from tornado.ioloop import IOLoop
 
-from at_once_dask import journal
 from at_once_dask.blame import Death
 from at_once_dask.cluster import MEMORY_TOPIC, Cluster, Worker, listed
 from at_once_dask.errors import AtOnceError, InputError
@@ -31,7 +30,8 @@ from at_once_dask.flow import Job, Outcome, Partition, work
 from at_once_dask.guard import Guard
 from at_once_dask.inside import Settings
 from at_once_dask.interrupts import Interrupts
-from at_once_dask.journal import Book
+from at_once_dask.logs import log_file
+from at_once_dask.logs.log_file import Book
 from at_once_dask.protocol.lease import forget, reclaim_all
 from at_once_dask.protocol.progress_file import Trace, Trail
 from at_once_dask.stack import read as read_stack
@@ -273,7 +273,7 @@ class ClusterCrew:
 
     @property
     def _topic(self) -> str:
-        return journal.topic(self._book.run)
+        return log_file.topic(self._book.run)
 
     def workers(self) -> dict[str, Worker]:
         self._look()
@@ -406,7 +406,7 @@ class ClusterCrew:
     def _told(self, event: tuple[float, dict[str, Any]]) -> None:
         _, message = event
         if "log" in message:
-            journal.append_line(self._book.path, message["log"])
+            log_file.append_line(self._book.path, message["log"])
         elif "died" in message:
             self._loop.add_callback(partial(self._died, **message["died"]))
         elif "failing" in message:

@@ -9,10 +9,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from at_once_dask import cluster, journal, report, session
+from at_once_dask import cluster, report, session
 from at_once_dask.crew import ClusterCrew, Crew
 from at_once_dask.errors import InputError, OfTheList, RunFailed, RunStopped
 from at_once_dask.interrupts import Interrupts
+from at_once_dask.logs import log_file
 from at_once_dask.options import Options, checked_reduce_fn, function_name
 from at_once_dask.protocol.lease import running
 from at_once_dask.reduction import Kept
@@ -86,7 +87,7 @@ def _one(options: Options, interrupts: Interrupts) -> Iterator[Run]:
         )
     with cluster.one_at_a_time():
         this = Run(options, interrupts)
-        journal.enter_run(this.id)
+        log_file.enter_run(this.id)
         try:
             this.open()
             yield this
@@ -107,7 +108,7 @@ def _one(options: Options, interrupts: Interrupts) -> Iterator[Run]:
                     _write(this)
             raise
         finally:
-            journal.enter_run(None)
+            log_file.enter_run(None)
             this.close()
 
 

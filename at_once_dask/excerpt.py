@@ -11,8 +11,8 @@ from itertools import chain, zip_longest
 from operator import attrgetter
 from typing import Any
 
-from at_once_dask import journal
 from at_once_dask.ledger import Cause, Failed
+from at_once_dask.logs import log_file
 from at_once_dask.protocol.failure import Failure, cut, safe_repr
 from at_once_dask.story import Story
 from at_once_dask.user_code import pickling
@@ -163,7 +163,7 @@ def _add_records(story: Story, found: Excerpt) -> str:
     start, stop = facts.log_part
     latest: dict[int, deque[Record]] = defaultdict(lambda: deque(maxlen=MOST_RECORDS))
     try:
-        for raw in journal.records_of(
+        for raw in log_file.records_of(
             facts.logfile,
             (start, min(stop, start + LOG_BYTES)),
             facts.run,

@@ -26,9 +26,9 @@ from typing import Any
 from dask.bag import Bag
 from dask.local import get_sync
 
-from at_once_dask import journal, output
 from at_once_dask.gather import Folds, Lists, Pairs, Piece, alone
 from at_once_dask.item import Item, Steps
+from at_once_dask.logs import log_file, streams
 from at_once_dask.protocol import lease
 from at_once_dask.protocol.failure import Failure, from_exception
 from at_once_dask.protocol.progress_file import CLOSING, FAILURE, STOP, VALUE, Crumb, Trail
@@ -207,7 +207,7 @@ class Outcome:
 
 def work(
     job: Callable[[], Job],
-    book: journal.Book,
+    book: log_file.Book,
     partition: Partition,
     worker: str,
     trail: Trail | None = None,
@@ -246,7 +246,7 @@ def work(
     finally:
         crumb.head[STOP] = max(crumb.head[STOP], partition.start)
         mine.subject = None
-        output.settle(mine)
+        streams.settle(mine)
         lease.enter(None)
         lease.end(partition.id)
         crumb.close()
@@ -314,7 +314,7 @@ class _Slice:
         if reducing and not partition.careful:
             gathered = Folds(job.combine_fn) if job.combine_fn else Lists()
         for item in job.mapping(_Stream(self._claimed())):
-            if output.is_child():
+            if streams.is_child():
                 _end_child(item.value if item.state == FAILED else None)
             if reducing and item.state != FAILED:
                 self._collect(item, gathered)
@@ -327,7 +327,7 @@ class _Slice:
                     break
             else:
                 states[item.offset] = item.state
-        output.catch_up(self.mine.book)
+        streams.catch_up(self.mine.book)
         self.mine.subject = None
         made = None
         if gathered is not None:
@@ -341,7 +341,7 @@ class _Slice:
         groups = [_group(read, n) for n, read in enumerate(self._drawn(), partition.start)]
         made: list[tuple[int, bytes]] = []
         for reduced in self._folded(groups):
-            if output.is_child():
+            if streams.is_child():
                 _end_child(reduced.value if isinstance(reduced.value, Failure) else None)
             if not reduced.begun:
                 break
@@ -409,7 +409,7 @@ class _Slice:
         drawn = self._drawn() if partition.singly else iter(list(self._drawn()))
         item = self.item = mine.subject = Item(mine)
         item.compare = partition.compare
-        for offset in mine.claims(partition.n, partial(output.catch_up, mine.book)):
+        for offset in mine.claims(partition.n, partial(streams.catch_up, mine.book)):
             item.inp = inp = next(drawn)
             item.offset = offset  # at once with the input, for `named`
             item.state = PENDING
@@ -477,9 +477,9 @@ class _Slice:
             indices = partition.indices
             index = failure.position if indices is None else indices[offset]
         assert mine.book is not None
-        output.settle(mine)  # what it printed comes before its failure
+        streams.settle(mine)  # what it printed comes before its failure
         attempts = failure.attempts if failure.final else partition.attempts
-        journal.note_failure(failure, mine.book, inp, index, attempts)
+        log_file.note_failure(failure, mine.book, inp, index, attempts)
 
     def _difference(self) -> Failure | None:
         """Completed, as a failure; it is logged where it is known that it counts."""
@@ -520,7 +520,7 @@ def _end_child(failure: Failure | None) -> None:
             code = int(failure.message)
         if not exits:
             print(failure.traceback or failure.line(), file=sys.stderr)
-    output.end_lines()
+    streams.end_lines()
     os._exit(code)
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from distributed import NannyPlugin
 from tornado.ioloop import PeriodicCallback
 
-from at_once_dask import journal
-from at_once_dask.descriptors import last_words
+from at_once_dask.logs import log_file
+from at_once_dask.logs.descriptors import last_words
 from at_once_dask.processes import end_tree, exit_codes_read_once
 from at_once_dask.protocol.progress_file import Trail
 from at_once_dask.stack import ASK, is_written
@@ -106,7 +106,9 @@ class Guard(NannyPlugin):
 
     async def _tell(self, news: dict[str, Any], trail: Trail) -> None:
         with contextlib.suppress(OSError):  # the scheduler is gone, and nobody wants to know
-            await self._nanny.scheduler.log_event(topic=journal.topic(self.run), msg={"died": news})
+            await self._nanny.scheduler.log_event(
+                topic=log_file.topic(self.run), msg={"died": news}
+            )
             trail.forget(tuple(news["traces"] or ()))
 
     def ended(self, exit: int) -> None:

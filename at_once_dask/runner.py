@@ -21,13 +21,14 @@ import dask
 import distributed
 from dask.utils import format_bytes
 
-from at_once_dask import cluster, journal, session
+from at_once_dask import cluster, session
 from at_once_dask.crew import Crew, Running
 from at_once_dask.errors import InputError
 from at_once_dask.flow import Job, Outcome
 from at_once_dask.gather import Piece
 from at_once_dask.interrupts import Interrupts
 from at_once_dask.ledger import Ledger
+from at_once_dask.logs import log_file
 from at_once_dask.options import Options, function_name, length
 from at_once_dask.protocol.failure import Failure, cut, first_line, from_exception, safe_repr
 from at_once_dask.protocol.status import FAILED, PENDING, PROCESSED, SKIPPED
@@ -71,8 +72,8 @@ class Run:
         self.interrupts = interrupts
         self.id = uuid.uuid4().hex[:12]
         # What may yet be wrong with the call, before anything is drawn from the list.
-        self.logfile = journal.writable_path()
-        self._captures = journal.capture_output()
+        self.logfile = log_file.writable_path()
+        self._captures = log_file.capture_output()
         self.report_path = _report_path(options.report_path, self.logfile)
         self.client = cluster.lent(options.client)
         self._undo = ExitStack()
@@ -106,7 +107,7 @@ class Run:
         self.told: Report | None = None
         self._settings = options.settings
         self._folder = current_directory() or ""
-        self._log_begun = journal.size(self.logfile)
+        self._log_begun = log_file.size(self.logfile)
         self._begun, self._begun_at = time.monotonic(), time.time()
 
     @property
@@ -202,7 +203,7 @@ class Run:
             traceback=traceback,
             dashboard_link=self.dashboard_link,
             logfile=self.logfile,
-            log_part=(self._log_begun, journal.size(self.logfile)),
+            log_part=(self._log_begun, log_file.size(self.logfile)),
             checked=self.options.check_inp is not None,
             settings=self._settings,
             versions=versions(),
@@ -224,8 +225,8 @@ class Run:
     def _output_note(self) -> str | None:
         if not self._captures:
             return None
-        part = self._log_begun, journal.size(self.logfile)
-        n, are_all = journal.count_printed(self.logfile, part, self.id)
+        part = self._log_begun, log_file.size(self.logfile)
+        n, are_all = log_file.count_printed(self.logfile, part, self.id)
         more = "" if are_all else " and more"
         where = f'at_once_dask.read_log(run="{self.id}")'
         return f"{counted(n, 'line')}{more} of output: {where}" if n else None
@@ -249,13 +250,13 @@ class Run:
         return reduction
 
     @cached_property
-    def book(self) -> journal.Book:
+    def book(self) -> log_file.Book:
         """The log of this run."""
-        return journal.open_book(self.id, self.logfile, self._captures)
+        return log_file.open_book(self.id, self.logfile, self._captures)
 
     def log_failure(self, failure: Failure, what: Any, index: int | None) -> None:
         """What failed where nobody was left to log it."""
-        journal.note_failure(failure, self.book, what, index, 1 + self.options.retries)
+        log_file.note_failure(failure, self.book, what, index, 1 + self.options.retries)
 
     def note(self, text: str) -> None:
         """Say it now, and in the report."""

@@ -24,8 +24,8 @@ from pathlib import PosixPath
 from statistics import median
 from typing import Any, Protocol
 
-from at_once_dask import journal
 from at_once_dask.ledger import Cause, Ledger
+from at_once_dask.logs import log_file
 from at_once_dask.protocol.failure import REPR_LIMIT, Failure, Same, cut, safe_repr
 from at_once_dask.protocol.progress_file import Step, Trail
 from at_once_dask.protocol.status import FAILED, LEFT, PENDING, PROCESSED, is_final, stage
@@ -130,7 +130,7 @@ class RunView:
         self._head: dict[str, Any] = {
             "id": id,
             "name": cut(name, REPR_LIMIT),
-            "begun": journal.now("seconds"),
+            "begun": log_file.now("seconds"),
         }
         self._live: _Live | None = _Live(ledger, source)
         self._kept: dict[str, Any] = {}

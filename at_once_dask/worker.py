@@ -13,11 +13,12 @@ from typing import Any
 from distributed import WorkerPlugin, get_worker
 from tornado.ioloop import PeriodicCallback
 
-from at_once_dask import inside, journal, output, processes, stack
-from at_once_dask.descriptors import Descriptors
+from at_once_dask import inside, processes, stack
 from at_once_dask.flow import Job, Outcome, Partition, work
 from at_once_dask.inside import Settings
-from at_once_dask.journal import Book
+from at_once_dask.logs import log_file, streams
+from at_once_dask.logs.descriptors import Descriptors
+from at_once_dask.logs.log_file import Book
 from at_once_dask.protocol import lease
 from at_once_dask.protocol.progress_file import OVERDUE, Trail
 from at_once_dask.surroundings import Surroundings
@@ -147,7 +148,7 @@ class RunPlugin(WorkerPlugin):
     def setup(self, worker: Any) -> None:
         if self.surroundings is not None:
             self.surroundings.adopt()
-        journal.tell_by(worker.log_event)
+        log_file.tell_by(worker.log_event)
         self.book = self.book.here()
         self._trail = Trail(os.path.dirname(worker.local_directory), self.run, worker.address)
         folder = os.path.join(worker.local_directory, f"main-{self.run}")
@@ -167,14 +168,14 @@ class RunPlugin(WorkerPlugin):
         self._callbacks = [
             PeriodicCallback(lambda: self._tell(worker), TELL_SECONDS * 1000),
             PeriodicCallback(lambda: self._tell_failing(worker), COUNT_SECONDS * 1000),
-            PeriodicCallback(lambda: output.tidy(self.run), TIDY_SECONDS * 1000),
+            PeriodicCallback(lambda: streams.tidy(self.run), TIDY_SECONDS * 1000),
         ]
         if worker.nanny is None and self.timeout is not None:
             self._callbacks.append(PeriodicCallback(self._end_when_overdue, LOOK_SECONDS * 1000))
         for callback in self._callbacks:
             callback.start()
         self._descriptors = self._captured_descriptors(worker)
-        output.begin(self.book, self._descriptors)
+        streams.begin(self.book, self._descriptors)
 
     def _captured_descriptors(self, worker: Any) -> Descriptors | None:
         """In an own worker: in a borrowed one others write, too."""
@@ -195,18 +196,18 @@ class RunPlugin(WorkerPlugin):
     def _tell(self, worker: Any) -> None:
         found = lease.longest_running(self.run)
         if found is not None and found[0] > LONG_SECONDS:
-            worker.log_event(journal.topic(self.run), {"running": found, "worker": worker.address})
+            worker.log_event(log_file.topic(self.run), {"running": found, "worker": worker.address})
 
     def _tell_failing(self, worker: Any) -> None:
         """A failure counts at once in the progress, however long its partition goes on."""
         before, self._failing = self._failing, lease.failing(self.run)
         if self._failing != before and self._failing:
-            worker.log_event(journal.topic(self.run), {"failing": self._failing})
+            worker.log_event(log_file.topic(self.run), {"failing": self._failing})
 
     def teardown(self, worker: Any) -> None:
         for callback in self._callbacks:
             callback.stop()
-        output.end(self.book)
+        streams.end(self.book)
         if self._descriptors is not None:
             self._descriptors.close()
         if self._writes_stack:
@@ -227,7 +228,7 @@ def run_partition(partition: Partition) -> Outcome:
         inside.give_event_loop()
         if sealed.settings is not None:
             sealed.settings.adopt()
-        with output.of_run(sealed.book, worker):
+        with streams.of_run(sealed.book, worker):
             return work(sealed.open, sealed.book, partition, worker, sealed.trail, sealed.shelves)
     except (SystemExit, KeyboardInterrupt) as error:
         raise RuntimeError(f"{type(error).__name__}: {error}") from error  # or the worker would end

@@ -23,7 +23,7 @@ from distributed import Client
 from helpers import oracle, poll_for, same, statuses
 
 import at_once_dask
-from at_once_dask import journal
+from at_once_dask.logs import log_file
 
 
 @contextlib.contextmanager
@@ -249,11 +249,11 @@ def on_another_host(client: Client) -> Iterator[None]:
     """As if the workers were: only the host's name tells the file from one of theirs."""
 
     def move() -> None:
-        journal._kept = journal._host  # type: ignore[attr-defined]
-        journal._host = lambda: "another host"  # type: ignore[assignment]
+        log_file._kept = log_file._host  # type: ignore[attr-defined]
+        log_file._host = lambda: "another host"  # type: ignore[assignment]
 
     def move_back() -> None:
-        journal._host = journal._kept  # type: ignore[attr-defined]
+        log_file._host = log_file._kept  # type: ignore[attr-defined]
 
     client.run(move)
     yield

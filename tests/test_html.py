@@ -24,7 +24,8 @@ from runs import ledger_of, mixed_ledger, report_of
 from test_interrupts import HANGING, end_with, started
 
 import at_once_dask
-from at_once_dask import excerpt, journal
+from at_once_dask import excerpt
+from at_once_dask.logs import log_file
 from at_once_dask.protocol.failure import Failure
 from at_once_dask.protocol.status import FAILED
 from at_once_dask.report import Report
@@ -237,11 +238,11 @@ def test_a_million_inputs_of_every_kind(folder: Path, chrome: Any) -> None:
     log = folder / "log.jsonl"
     with log.open("w") as file:
         for position in range(0, 1_000_000, 10):
-            record = journal.entry("INFO", "0123456789ab", position, "", "", "about it")
-            file.write(journal.line(record))
+            record = log_file.entry("INFO", "0123456789ab", position, "", "", "about it")
+            file.write(log_file.line(record))
         for failed in ledger.failed:
-            record = journal.entry("ERROR", "0123456789ab", failed.index, "", "", "it has failed")
-            file.write(journal.line(record))
+            record = log_file.entry("ERROR", "0123456789ab", failed.index, "", "", "it has failed")
+            file.write(log_file.line(record))
     report = report_of(ledger, logfile=str(log), log_part=(0, log.stat().st_size))
 
     report.to_html(folder / "report.html")
@@ -289,8 +290,8 @@ def of_three_causes(n: int, log: Path) -> Report:
     ledger = ledger_of(n, failure=failure)
     with log.open("w") as file:
         for position in range(0, n, 10):
-            record = journal.entry("INFO", "0123456789ab", position, "", "", f"about {position}")
-            file.write(journal.line(record))
+            record = log_file.entry("INFO", "0123456789ab", position, "", "", f"about {position}")
+            file.write(log_file.line(record))
     return report_of(ledger, logfile=str(log), log_part=(0, log.stat().st_size))
 
 
@@ -328,8 +329,8 @@ def test_many_records_have_a_budget(folder: Path) -> None:
         file.write("torn\n")
         for number in range(30):
             for index in range(2_000):
-                record = journal.entry("INFO", run, index, "", "", f"{number} " + "x" * 2_000)
-                file.write(journal.line(record))
+                record = log_file.entry("INFO", run, index, "", "", f"{number} " + "x" * 2_000)
+                file.write(log_file.line(record))
     ledger = ledger_of(2_000, failure=lambda n: Failure(n, "process", "exception", "E", "no"))
     report = report_of(ledger, logfile=str(log), log_part=(0, log.stat().st_size))
 
@@ -347,8 +348,8 @@ def test_the_last_records_of_an_input_are_shown(folder: Path) -> None:
     log = folder / "log.jsonl"
     with log.open("w") as file:
         for number in range(50):
-            record = journal.entry("INFO", "0123456789ab", 0, "0", "", f"record {number}.")
-            file.write(journal.line(record))
+            record = log_file.entry("INFO", "0123456789ab", 0, "0", "", f"record {number}.")
+            file.write(log_file.line(record))
     ledger = ledger_of(1, failure=lambda n: Failure(n, "process", "exception", "E", "no"))
 
     report_of(ledger, logfile=str(log), log_part=(0, log.stat().st_size)).to_html("report.html")
@@ -614,14 +615,14 @@ def test_records_of_others_are_not_shown(folder: Path) -> None:
     log = folder / "log.jsonl"
     at_once_dask.log({"run": "0123456789ab", "index": 0, "secret": "nested"})
     records = [
-        journal.entry("INFO", "0123456789ab", 0, "", "", "mine"),
-        journal.entry("INFO", "another run.", 0, "", "", "of another run"),
-        journal.entry("INFO", "0123456789ab", 1, "", "", "of another input"),
+        log_file.entry("INFO", "0123456789ab", 0, "", "", "mine"),
+        log_file.entry("INFO", "another run.", 0, "", "", "of another run"),
+        log_file.entry("INFO", "0123456789ab", 1, "", "", "of another input"),
     ]
     with log.open("a") as file:
-        file.writelines(map(journal.line, records))
+        file.writelines(map(log_file.line, records))
         size = file.tell()
-        file.write(journal.line(journal.entry("INFO", "0123456789ab", 0, "", "", "later")))
+        file.write(log_file.line(log_file.entry("INFO", "0123456789ab", 0, "", "", "later")))
     ledger = ledger_of(1, failure=lambda n: Failure(n, "process", "exception", "E", "no"))
 
     report_of(ledger, logfile=str(log), log_part=(0, size)).to_html("report.html")

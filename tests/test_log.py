@@ -20,7 +20,7 @@ from distributed import Client
 from helpers import poll_for
 
 import at_once_dask
-from at_once_dask import journal
+from at_once_dask.logs import log_file
 
 FIELDS = ["time", "level", "run", "index", "input", "worker", "pid", "msg"]
 
@@ -201,7 +201,7 @@ def test_records_from_another_host_go_through_the_driver(cluster: Client, folder
     """A worker whose host is another one sends its records; here it only believes so."""
 
     def believe(host: str) -> None:
-        journal._host = lambda: host  # type: ignore[assignment]
+        log_file._host = lambda: host  # type: ignore[assignment]
 
     cluster.run(believe, "elsewhere")
     try:
@@ -210,7 +210,7 @@ def test_records_from_another_host_go_through_the_driver(cluster: Client, folder
         )
         poll_for(lambda: len(at_once_dask.read_log()) == 30, "records missing")
     finally:
-        cluster.run(believe, journal._host())
+        cluster.run(believe, log_file._host())
     log = at_once_dask.read_log(run=report.run)
     assert sorted(log["index"]) == list(range(30))
     assert all(log["msg"] == "from afar " + log["index"].astype(str))

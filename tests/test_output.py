@@ -30,7 +30,7 @@ from helpers import poll_for
 from tqdm import tqdm
 
 import at_once_dask
-from at_once_dask import journal, output
+from at_once_dask.logs import log_file, streams
 from at_once_dask.protocol import lease
 from at_once_dask.protocol.progress_file import Crumb
 
@@ -456,7 +456,7 @@ def test_a_forked_child(cluster: Client) -> None:
 
 def seen_in_worker() -> tuple[bool, bool, int]:
     """Whether the streams are ours, whether logging is, and the root logger's level."""
-    ours = [type(stream).__module__ == output.__name__ for stream in (sys.stdout, sys.stderr)]
+    ours = [type(stream).__module__ == streams.__name__ for stream in (sys.stdout, sys.stderr)]
     assert ours[0] == ours[1]
     root = logging.getLogger()
     return ours[0], root.parent is not None or bool(root.handlers), root.level
@@ -474,19 +474,19 @@ def test_the_streams_are_put_back(cluster: Client) -> None:
 def test_two_runs_at_once_in_a_worker(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Whichever ends first; what somebody else has put in place meanwhile stays."""
     before = sys.stdout, sys.stderr
-    books = [journal.Book(name, str(folder / "log.jsonl"), ("", 0, 0)) for name in "ab"]
+    books = [log_file.Book(name, str(folder / "log.jsonl"), ("", 0, 0)) for name in "ab"]
     for first, second in (books, books[::-1]):
-        output.begin(books[0])
+        streams.begin(books[0])
         during = sys.stdout
-        output.begin(books[1])
+        streams.begin(books[1])
         assert sys.stdout is during
-        output.end(first)
+        streams.end(first)
         assert sys.stdout is during
-        output.end(second)
+        streams.end(second)
         assert (sys.stdout, sys.stderr) == before
-    output.begin(books[0])
+    streams.begin(books[0])
     with contextlib.redirect_stdout(io.StringIO()) as others:
-        output.end(books[0])
+        streams.end(books[0])
         assert sys.stdout is others
     print("through what is left")
     assert capsys.readouterr().out == "through what is left\n"
@@ -685,11 +685,11 @@ def afar(cluster: Client) -> Iterator[Client]:
     """Workers that believe to be on another host."""
 
     def believe(host: str) -> None:
-        journal._host = lambda: host  # type: ignore[assignment]
+        log_file._host = lambda: host  # type: ignore[assignment]
 
     cluster.run(believe, "elsewhere")
     yield cluster
-    cluster.run(believe, journal._host())
+    cluster.run(believe, log_file._host())
 
 
 def test_from_another_host(afar: Client, folder: Path) -> None:
@@ -736,9 +736,9 @@ def test_threads_that_are_gone_leave_nothing_open(folder: Path) -> None:
         lease.take("r-2", 1).enter(Crumb(1, 1))
         for n in range(3):
             assert end_all(functools.partial(print, n, end=""))
-        output.tidy("r")
+        streams.tidy("r")
         assert sorted(records()) == [("STDOUT", None, str(n)) for n in range(3)]
-        assert not output._pages
+        assert not streams._pages
 
 
 # ----- while other locks are held
@@ -747,14 +747,14 @@ def test_threads_that_are_gone_leave_nothing_open(folder: Path) -> None:
 @contextlib.contextmanager
 def working() -> Iterator[lease.Lease]:
     """Output is captured in this process: an input is at work, in whatever thread."""
-    book = journal.Book("r", str(Path.cwd() / "log.jsonl"), ("", 0, 0))
+    book = log_file.Book("r", str(Path.cwd() / "log.jsonl"), ("", 0, 0))
     mine = lease.take("r-1", 0)
     mine.enter(Crumb(0, 1))
     mine.book, mine.indices = book, range(1)
-    output.begin(book)
+    streams.begin(book)
     with as_before():
         yield mine
-    output.end(book)
+    streams.end(book)
     lease.forget("r")
 
 
@@ -773,7 +773,7 @@ def test_a_destructor_that_logs_while_its_thread_writes(
     monkeypatch: pytest.MonkeyPatch, with_handler: bool
 ) -> None:
     """And another thread writes just then what it logs: neither waits for the other."""
-    inside, held, append = threading.Event(), threading.Event(), journal.append_line
+    inside, held, append = threading.Event(), threading.Event(), log_file.append_line
 
     class Slow:
         def __str__(self) -> str:
@@ -781,7 +781,7 @@ def test_a_destructor_that_logs_while_its_thread_writes(
             return "slow"
 
     def destructor_runs(path: str, text: str) -> None:
-        monkeypatch.setattr(journal, "append_line", append)
+        monkeypatch.setattr(log_file, "append_line", append)
         inside.set()
         assert held.wait(5)
         print("destroyed", file=sys.stderr)
@@ -792,7 +792,7 @@ def test_a_destructor_that_logs_while_its_thread_writes(
         assert inside.wait(5)
         logging.getLogger("mine").warning("%s", Slow())
 
-    monkeypatch.setattr(journal, "append_line", destructor_runs)
+    monkeypatch.setattr(log_file, "append_line", destructor_runs)
     with working():
         if with_handler:
             logging.getLogger().addHandler(logging.StreamHandler())

@@ -17,7 +17,7 @@ from at_once_dask.protocol.progress_file import CURRENT, STOP, Crumb
 from at_once_dask.protocol.status import BEGUN, FAILED, stage
 
 if TYPE_CHECKING:
-    from at_once_dask.journal import Book
+    from at_once_dask.logs.log_file import Book
 
 NO_LIMIT = sys.maxsize
 PROCESS_SECONDS = 0.0005  # no process is started and gone in less

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, TextIO
 
-from at_once_dask import output
-from at_once_dask.journal import Book
+from at_once_dask.logs import streams
+from at_once_dask.logs.log_file import Book
 from at_once_dask.protocol import lease
 from at_once_dask.protocol.progress_file import Trail
 
@@ -79,7 +79,7 @@ class _Written:
 
     def _note(self, lines: list[bytes]) -> None:
         texts = [line.decode("utf-8", "backslashreplace") for line in lines]
-        self.page.note(_LEVELS[self.number], [output.last_state(text) for text in texts])
+        self.page.note(_LEVELS[self.number], [streams.last_state(text) for text in texts])
 
 
 class Descriptors:
@@ -152,7 +152,7 @@ class Descriptors:
         mine = running[0] if len(running) == 1 else None
         if before is not None and before.is_still(mine):
             return before
-        return output.page_of(self._book, self._worker, mine)
+        return streams.page_of(self._book, self._worker, mine)
 
     def close(self) -> None:
         """All is as it was before."""

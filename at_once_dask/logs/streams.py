@@ -31,8 +31,8 @@ from itertools import islice
 from types import FrameType
 from typing import Any, Protocol, TextIO, TypeVar
 
-from at_once_dask import journal
-from at_once_dask.journal import Book
+from at_once_dask.logs import log_file
+from at_once_dask.logs.log_file import Book
 from at_once_dask.protocol import lease
 from at_once_dask.protocol.failure import cut, safe_repr
 from at_once_dask.protocol.lease import Lease
@@ -222,8 +222,8 @@ class _Page:
     def note(self, level: str, texts: list[str]) -> None:
         """Write records. What hinders that (a full disk) must not fail the input."""
         lines = "".join(
-            journal.line(
-                journal.entry(
+            log_file.line(
+                log_file.entry(
                     level, self.book.run, self.index, self.shown, self.worker, _clean(text)
                 )
             )
@@ -236,7 +236,7 @@ class _Page:
 
     def _put(self, lines: str) -> None:
         if self.book.is_near:
-            journal.append_line(self.book.path, lines)
+            log_file.append_line(self.book.path, lines)
         elif _is_child:
             raise OSError("only the worker itself has a connection")
         else:
@@ -268,7 +268,7 @@ class _Post:
         lines = _taken(self._lines)
         missing = len(_taken(self._missing))
         if missing:
-            lines.append(journal.line(self._omission(missing)))
+            lines.append(log_file.line(self._omission(missing)))
         if lines:
             self._book.send("".join(lines))
 
@@ -277,7 +277,7 @@ class _Post:
             f"{missing:,} lines of output are missing here: from another host than the"
             f" driver's at most {BYTES_A_SECOND // 1024} KiB a second go to the log"
         )
-        return journal.entry("WARNING", self._book.run, None, None, self._worker, text)
+        return log_file.entry("WARNING", self._book.run, None, None, self._worker, text)
 
 
 def _taken(things: deque[T]) -> list[T]:
@@ -456,7 +456,7 @@ class _Unseen(list[logging.Handler]):
 
 # Above the root logger, not in it: where that has a handler, basicConfig() does nothing. And those
 # who ask hasHandlers() first, so as to call it, are to be told no.
-_above_root = logging.Logger("at_once_dask.output")
+_above_root = logging.Logger("at_once_dask.logs.streams")
 _above_root.handlers = _Unseen([_records])
 
 

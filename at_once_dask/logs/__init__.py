@@ -1,0 +1,1 @@
+"""The log, and how what the functions print comes into it."""
