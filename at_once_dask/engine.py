@@ -16,7 +16,7 @@ from at_once_dask.interrupts import Interrupts
 from at_once_dask.logs import log_file
 from at_once_dask.options import Options, checked_reduce_fn, function_name
 from at_once_dask.protocol.lease import running
-from at_once_dask.reduction import Kept
+from at_once_dask.reduction.reduce_side import Kept
 from at_once_dask.report import Plan, Reduction, Report
 from at_once_dask.runner import PlanSink, Run
 from at_once_dask.ticker import let_inspect, say, show_links, warn

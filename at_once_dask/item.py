@@ -9,7 +9,6 @@ from functools import lru_cache
 from types import GeneratorType
 from typing import Any
 
-from at_once_dask.gather import Pairs
 from at_once_dask.protocol.failure import Failure, from_answer, from_exception, safe_repr
 from at_once_dask.protocol.lease import Lease
 from at_once_dask.protocol.progress_file import Crumb
@@ -24,6 +23,7 @@ from at_once_dask.protocol.status import (
     VERIFY,
     stage,
 )
+from at_once_dask.reduction.map_side import Pairs
 from at_once_dask.user_code import main_module, pickling
 
 PAIR_HINT = "return [is_done, value], for example `return [path.exists(), None]`"

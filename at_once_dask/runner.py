@@ -25,14 +25,14 @@ from at_once_dask import cluster, session
 from at_once_dask.crew import Crew, Running
 from at_once_dask.errors import InputError
 from at_once_dask.flow import Job, Outcome
-from at_once_dask.gather import Piece
 from at_once_dask.interrupts import Interrupts
 from at_once_dask.ledger import Ledger
 from at_once_dask.logs import log_file
 from at_once_dask.options import Options, function_name, length
 from at_once_dask.protocol.failure import Failure, cut, first_line, from_exception, safe_repr
 from at_once_dask.protocol.status import FAILED, PENDING, PROCESSED, SKIPPED
-from at_once_dask.reduction import Group, Groups, Kept
+from at_once_dask.reduction.map_side import Piece
+from at_once_dask.reduction.reduce_side import Group, Groups, Kept
 from at_once_dask.report import Plan, Reduction, Report
 from at_once_dask.sight import PassView, RunView, Sight
 from at_once_dask.source import Source

@@ -30,7 +30,7 @@ from at_once_dask.protocol.failure import REPR_LIMIT, Failure, Same, cut, safe_r
 from at_once_dask.protocol.progress_file import Step, Trail
 from at_once_dask.protocol.status import FAILED, LEFT, PENDING, PROCESSED, is_final, stage
 from at_once_dask.rates import Eta, Series
-from at_once_dask.reduction import Group
+from at_once_dask.reduction.reduce_side import Group
 from at_once_dask.report import Report
 from at_once_dask.source import Chunk, Source
 from at_once_dask.story import BROKEN, INTERRUPTED, STOPPED

@@ -19,11 +19,11 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from dask.bag import Bag
 
-from at_once_dask.gather import Piece, Place, combine
 from at_once_dask.item import refuse_awaitable
 from at_once_dask.protocol.failure import Failure, from_exception
 from at_once_dask.protocol.lease import Lease
 from at_once_dask.protocol.status import REDUCE
+from at_once_dask.reduction.map_side import Piece, Place, combine
 from at_once_dask.user_code import pickling
 
 if TYPE_CHECKING:
