@@ -24,12 +24,12 @@ from itertools import groupby
 
 from dask.utils import format_bytes
 
-from at_once_dask.flow import Outcome
 from at_once_dask.protocol.failure import Failure, cut_start
 from at_once_dask.protocol.progress_file import Trace
 from at_once_dask.protocol.status import COMBINE, FAILED, LEFT, OPEN, is_final, stage
 from at_once_dask.source import Chunk
-from at_once_dask.stack import NOWHERE, Stack
+from at_once_dask.worker.last_stack import NOWHERE, Stack
+from at_once_dask.worker.partition_run import Outcome
 
 LAST_WORDS_LIMIT = 500  # characters
 

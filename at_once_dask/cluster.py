@@ -38,22 +38,13 @@ from distributed.comm.core import CommClosedError
 from distributed.core import Status
 from distributed.deploy.spec import SpecCluster
 
-from at_once_dask import (
-    credentials,
-    dashboard,
-    forkserver,
-    machine,
-    page,
-    processes,
-    sight,
-    surroundings,
-    watchdog,
-)
+from at_once_dask import credentials, dashboard, forkserver, machine, page, sight, watchdog
 from at_once_dask.errors import AtOnceError, InputError
 from at_once_dask.options import DASHBOARD, checked_client
 from at_once_dask.protocol.failure import safe_repr
 from at_once_dask.sight import Sight
-from at_once_dask.worker import OwnWorker
+from at_once_dask.worker import environment, processes
+from at_once_dask.worker.plugin import OwnWorker
 
 T = TypeVar("T", Client, LocalCluster)
 
@@ -133,8 +124,8 @@ class _Own:
         self._undo.enter_context(_ended_in_time())
         self._undo.enter_context(processes.may_be_started())
         self._undo.enter_context(processes.exit_codes_read_once())
-        surroundings.keep_main_out_of_workers()
-        self._undo.callback(surroundings.let_main_into_processes)
+        environment.keep_main_out_of_workers()
+        self._undo.callback(environment.let_main_into_processes)
         self._config = dask.config.set(_CONFIG | dashboard.link_setting())
         self._undo.enter_context(self._config)
 
@@ -274,7 +265,7 @@ class _Own:
         self._cluster.status = Status.closed
         SpecCluster._instances.discard(self._cluster)
         self._config.__exit__(None, None, None)
-        surroundings.let_main_into_processes()
+        environment.let_main_into_processes()
 
 
 class _OwnNanny(Nanny):
@@ -351,7 +342,7 @@ def _forget() -> None:
         if getattr(kept.func, "__module__", "").startswith("distributed."):
             finalizer.detach()
     children: set[Any] = multiprocessing.process._children  # type: ignore[attr-defined]
-    children -= {child for child in children if child.name.startswith(surroundings.WORKER)}
+    children -= {child for child in children if child.name.startswith(environment.WORKER)}
     distributed.utils._offload_executor = ThreadPoolExecutor(
         max_workers=1, thread_name_prefix="Dask-Offload"
     )
@@ -452,9 +443,9 @@ class Cluster:
             return None
         return page.beside(self.dashboard_link)
 
-    def surroundings(self) -> surroundings.Surroundings | None:
+    def surroundings(self) -> environment.Surroundings | None:
         """What the workers are to adopt: nothing on a borrowed cluster."""
-        return surroundings.Surroundings.of_this_process() if self.own else None
+        return environment.Surroundings.of_this_process() if self.own else None
 
     def end_workers(self, addresses: set[str]) -> set[str]:
         """End the worker processes at `addresses`, whatever they do; nannies replace them.

@@ -17,10 +17,10 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from at_once_dask import processes
 from at_once_dask.errors import AtOnceError
+from at_once_dask.worker import processes
 
-PRELOADED = ["at_once_dask.preload"]
+PRELOADED = ["at_once_dask.worker.preload"]
 
 # So that libraries do not start a thread a core in every worker; the driver's own settings win.
 THREAD_LIMITS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

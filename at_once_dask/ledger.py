@@ -15,7 +15,7 @@ from at_once_dask.protocol.failure import Failure, Same, safe_repr
 from at_once_dask.protocol.status import FAILED, LEFT, NAMES, PENDING, PROCESSED, SKIPPED
 
 if TYPE_CHECKING:
-    from at_once_dask.flow import Outcome
+    from at_once_dask.worker.partition_run import Outcome
 
 SLOWEST = 20  # inputs that are known by name
 NAMED = 5  # failures of each cause that are known by name

@@ -24,7 +24,6 @@ from dask.utils import format_bytes
 from at_once_dask import cluster, session
 from at_once_dask.crew import Crew, Running
 from at_once_dask.errors import InputError
-from at_once_dask.flow import Job, Outcome
 from at_once_dask.interrupts import Interrupts
 from at_once_dask.ledger import Ledger
 from at_once_dask.logs import log_file
@@ -46,12 +45,13 @@ from at_once_dask.story import (
     Story,
     counted,
 )
-from at_once_dask.surroundings import current_directory
 from at_once_dask.ticker import Silent, Ticker, say, warn
 from at_once_dask.user_code import pickling
 from at_once_dask.user_code.by_value import by_value
 from at_once_dask.user_code.unsendable import heaviest, pickled_job
 from at_once_dask.window import Sink, Window
+from at_once_dask.worker.environment import current_directory
+from at_once_dask.worker.partition_run import Job, Outcome
 
 LARGE_JOB_BYTES = 50 * 2**20  # from which on sending the functions takes a while
 JUDGED_FROM = 20  # inputs, before a share of failures tells anything

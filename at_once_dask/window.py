@@ -33,7 +33,6 @@ from at_once_dask.blame import Death, Settled, exit_name, settle
 from at_once_dask.cluster import Worker
 from at_once_dask.crew import Broken, Crew, Delivered, Died, Event, Failing, Reclaimed, Running
 from at_once_dask.errors import AtOnceError
-from at_once_dask.flow import Outcome, Partition
 from at_once_dask.pace import PAYLOAD_BYTES, Pace
 from at_once_dask.protocol.failure import Failure
 from at_once_dask.protocol.progress_file import BegunBeforeError, Trail
@@ -41,6 +40,7 @@ from at_once_dask.protocol.status import FAILED, LEFT
 from at_once_dask.sight import Flight
 from at_once_dask.source import Chunk, Source
 from at_once_dask.user_code import pickling
+from at_once_dask.worker.partition_run import Outcome, Partition
 
 WEIGHED = 8  # inputs; the size of larger partitions is looked at before they are pickled
 DEPTH = 2  # partitions in flight for each worker thread

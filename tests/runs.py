@@ -6,12 +6,12 @@ from array import array
 from collections.abc import Callable
 from typing import Any
 
-from at_once_dask.flow import Outcome
 from at_once_dask.ledger import Ledger
 from at_once_dask.protocol.failure import Failure
 from at_once_dask.protocol.status import FAILED, PROCESSED, SKIPPED
 from at_once_dask.report import Report
 from at_once_dask.story import FINISHED, Facts, Story
+from at_once_dask.worker.partition_run import Outcome
 
 PARTITION = 1_000
 BEGUN = 1.7e9  # seconds since the epoch

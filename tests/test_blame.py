@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from at_once_dask.blame import Death, exit_name, settle
-from at_once_dask.flow import Job
 from at_once_dask.protocol.failure import Failure
 from at_once_dask.protocol.progress_file import (
     CLOSING,
@@ -37,6 +36,7 @@ from at_once_dask.protocol.status import (
 )
 from at_once_dask.source import Chunk
 from at_once_dask.user_code import pickling
+from at_once_dask.worker.partition_run import Job
 
 START = 100
 CHUNK = Chunk(START, list("abcde"))

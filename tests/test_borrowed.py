@@ -171,8 +171,8 @@ def state_of(client: Client) -> dict[str, Any]:
     def of_worker(dask_worker: Any = None) -> dict[str, Any]:
         import dask.config
 
-        from at_once_dask import worker
         from at_once_dask.protocol import lease
+        from at_once_dask.worker import plugin
 
         return {
             "pid": os.getpid(),
@@ -182,7 +182,7 @@ def state_of(client: Client) -> dict[str, Any]:
             "environment": dict(os.environ),
             "path": list(sys.path),
             "plugins": list(dask_worker.plugins),
-            "runs": [*worker._JOBS, *lease.LEASES],
+            "runs": [*plugin._JOBS, *lease.LEASES],
         }
 
     def of_scheduler(dask_scheduler: Any = None) -> dict[str, Any]:

@@ -35,8 +35,9 @@ from helpers import poll_for
 
 import at_once_dask
 from at_once_dask import cluster as own
-from at_once_dask import processes, watchdog, window
+from at_once_dask import watchdog, window
 from at_once_dask.options import DASHBOARD
+from at_once_dask.worker import processes
 
 ANY_PORT = "127.0.0.1:0"
 HERE = Path(__file__).parent
@@ -586,9 +587,9 @@ def test_a_fork_server_that_cannot_import_us_collects_garbage_all_the_same() -> 
     """It forks for others, too."""
     lines = (
         "import gc, sys",
-        "sys.modules['at_once_dask.worker'] = None",
+        "sys.modules['at_once_dask.worker.plugin'] = None",
         "try:",
-        "    import at_once_dask.preload",
+        "    import at_once_dask.worker.preload",
         "except ImportError:",
         "    print(gc.isenabled())",
     )

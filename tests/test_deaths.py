@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from test_borrowed import client_of, dask_command
 
 import at_once_dask
-from at_once_dask import stack
+from at_once_dask.worker import last_stack
 
 run: Any = at_once_dask.run  # what it gives depends on what is passed here
 
@@ -219,7 +219,7 @@ def test_a_worker_on_a_busy_machine_has_the_time_to_tell_where_it_hangs(
         """A fifth of a second after it was asked."""
         poll_for((folder / "pid").exists, "the input has not begun")
         pid = int((folder / "pid").read_text())
-        poll_for(lambda: is_pending(pid, stack.ASK), "it is not asked")
+        poll_for(lambda: is_pending(pid, last_stack.ASK), "it is not asked")
         time.sleep(0.2)
         os.kill(pid, signal.SIGCONT)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from helpers import poll_for
 
-from at_once_dask import stack
+from at_once_dask.worker import last_stack
 
 BEGIN = """
 import ctypes, os, sys, threading, time
@@ -80,7 +80,7 @@ def end_of(script: Path, code: str) -> tuple[str, int]:
 def test_a_segfault(script: Path) -> None:
     written, exit = end_of(script, SEGFAULT)
     assert exit == -signal.SIGSEGV
-    found = stack.read(written, exit, None)
+    found = last_stack.read(written, exit, None)
     line = SEGFAULT.splitlines().index("    ctypes.string_at(0)") + 1
     assert found.where == f"{script}:{line} in dies"
     assert "    ctypes.string_at(0)\n" in found.text
@@ -90,12 +90,12 @@ def test_a_segfault(script: Path) -> None:
 def test_the_death_of_a_child_is_its_own(script: Path) -> None:
     written, exit = end_of(script, CHILD)
     assert exit == 3
-    assert stack.read(written, exit, None) == stack.NOWHERE
+    assert last_stack.read(written, exit, None) == last_stack.NOWHERE
 
 
 def test_a_deep_stack_is_cut(script: Path) -> None:
     written, exit = end_of(script, RECURSION)
-    found = stack.read(written, exit, None)
+    found = last_stack.read(written, exit, None)
     assert found.where.endswith("in deep")
     assert found.text.count(" in deep") <= 100
 
@@ -104,16 +104,16 @@ def test_a_process_that_is_ended_tells_of_the_thread_asked_for(script: Path) -> 
     script.write_text(THREADS)
     with subprocess.Popen([sys.executable, str(script)]) as process:
         poll_for(Path("ready").exists, "the threads do not start")
-        os.kill(process.pid, stack.ASK)
+        os.kill(process.pid, last_stack.ASK)
         # "Current thread" comes last or first; all are there when the main one's end is.
         poll_for(lambda: Path("stack").read_text().count("most recent call first") == 4, "no stack")
         poll_for(lambda: "<module>" in Path("stack").read_text(), "no stack of the main thread")
         process.kill()
     written = Path("stack").read_text()
-    found = stack.read(written, -signal.SIGKILL, int(Path("hangs").read_text()))
+    found = last_stack.read(written, -signal.SIGKILL, int(Path("hangs").read_text()))
     assert found.where.endswith("in hangs")
     assert "Fatal" not in found.text
-    assert stack.read(written, -signal.SIGKILL, None) == stack.NOWHERE
+    assert last_stack.read(written, -signal.SIGKILL, None) == last_stack.NOWHERE
 
 
 def test_a_stack_is_written_when_the_next_one_has_begun(script: Path) -> None:
@@ -121,15 +121,15 @@ def test_a_stack_is_written_when_the_next_one_has_begun(script: Path) -> None:
     with subprocess.Popen([sys.executable, str(script)]) as process:
         poll_for(Path("ready").exists, "the threads do not start")
         thread = int(Path("hangs").read_text())
-        os.kill(process.pid, stack.ASK)
-        poll_for(lambda: stack.is_written(Path("stack").read_text(), thread), "no stack")
+        os.kill(process.pid, last_stack.ASK)
+        poll_for(lambda: last_stack.is_written(Path("stack").read_text(), thread), "no stack")
         process.kill()
     written = Path("stack").read_text()
-    whole = stack.read(written, -signal.SIGKILL, thread)
-    first = next(end for end in range(len(written)) if stack.is_written(written[:end], thread))
-    assert stack.read(written[:first], -signal.SIGKILL, thread) == whole
+    whole = last_stack.read(written, -signal.SIGKILL, thread)
+    first = next(end for end in range(len(written)) if last_stack.is_written(written[:end], thread))
+    assert last_stack.read(written[:first], -signal.SIGKILL, thread) == whole
     assert whole.where.endswith("in hangs")
-    assert not stack.is_written(written, None)
+    assert not last_stack.is_written(written, None)
 
 
 def test_of_a_thread_that_was_asked_twice_the_last_stack_counts() -> None:
@@ -137,11 +137,11 @@ def test_of_a_thread_that_was_asked_twice_the_last_stack_counts() -> None:
         f'Thread 0x1 (most recent call first):\n  File "s.py", line {line} in f\n\n'
         for line in (1, 2)
     )
-    assert stack.read(asked, -signal.SIGKILL, 1).where == "s.py:2 in f"
+    assert last_stack.read(asked, -signal.SIGKILL, 1).where == "s.py:2 in f"
 
 
 def test_nothing_was_written() -> None:
-    assert stack.read("", -signal.SIGSEGV, None) == stack.NOWHERE
+    assert last_stack.read("", -signal.SIGSEGV, None) == last_stack.NOWHERE
 
 
 def test_whoever_was_there_before_is_left_alone(folder: Path) -> None:

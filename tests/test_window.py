@@ -14,7 +14,7 @@ from at_once_dask import engine, window
 from at_once_dask.blame import Death
 from at_once_dask.cluster import Worker
 from at_once_dask.crew import Broken, Died, Event, InlineCrew
-from at_once_dask.flow import Partition
+from at_once_dask.worker.partition_run import Partition
 
 
 class Losing(InlineCrew):

@@ -19,12 +19,12 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from dask.bag import Bag
 
-from at_once_dask.item import refuse_awaitable
 from at_once_dask.protocol.failure import Failure, from_exception
 from at_once_dask.protocol.lease import Lease
 from at_once_dask.protocol.status import REDUCE
 from at_once_dask.reduction.map_side import Piece, Place, combine
 from at_once_dask.user_code import pickling
+from at_once_dask.worker.steps import refuse_awaitable
 
 if TYPE_CHECKING:
     from at_once_dask.ledger import Ledger

@@ -15,9 +15,9 @@ from types import ModuleType
 
 import cloudpickle
 
-from at_once_dask.surroundings import current_directory, users_modules
 from at_once_dask.user_code import pickling
 from at_once_dask.user_code.pickling import MAINS
+from at_once_dask.worker.environment import current_directory, users_modules
 
 
 @contextmanager

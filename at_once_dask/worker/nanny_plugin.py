@@ -16,9 +16,9 @@ from tornado.ioloop import PeriodicCallback
 
 from at_once_dask.logs import log_file
 from at_once_dask.logs.descriptors import last_words
-from at_once_dask.processes import end_tree, exit_codes_read_once
 from at_once_dask.protocol.progress_file import Trail
-from at_once_dask.stack import ASK, is_written
+from at_once_dask.worker.last_stack import ASK, is_written
+from at_once_dask.worker.processes import end_tree, exit_codes_read_once
 
 _GUARDS = "at_once_dask_guards"  # an attribute of a nanny
 _READING = "at_once_dask_reading"  # another one: what is undone when the last guard leaves

@@ -13,17 +13,17 @@ from typing import Any
 from distributed import WorkerPlugin, get_worker
 from tornado.ioloop import PeriodicCallback
 
-from at_once_dask import inside, processes, stack
-from at_once_dask.flow import Job, Outcome, Partition, work
-from at_once_dask.inside import Settings
 from at_once_dask.logs import log_file, streams
 from at_once_dask.logs.descriptors import Descriptors
 from at_once_dask.logs.log_file import Book
 from at_once_dask.protocol import lease
 from at_once_dask.protocol.progress_file import OVERDUE, Trail
-from at_once_dask.surroundings import Surroundings
 from at_once_dask.user_code import pickling
 from at_once_dask.user_code.main_module import Main
+from at_once_dask.worker import inside, last_stack, processes
+from at_once_dask.worker.environment import Surroundings
+from at_once_dask.worker.inside import Settings
+from at_once_dask.worker.partition_run import Job, Outcome, Partition, work
 
 TELL_SECONDS = 1.0  # how often a worker tells what it is working on
 COUNT_SECONDS = 0.4  # how often it looks whether something has failed
@@ -161,7 +161,7 @@ class RunPlugin(WorkerPlugin):
         self.job = b""
         self._trail.open()
         self._stack = self._trail.open_stack()
-        self._writes_stack = stack.begin(self._stack)
+        self._writes_stack = last_stack.begin(self._stack)
         if not self._writes_stack:
             os.unlink(self._trail.stack)  # so nobody asks for it
         self._failing: dict[str, int] = {}
@@ -211,7 +211,7 @@ class RunPlugin(WorkerPlugin):
         if self._descriptors is not None:
             self._descriptors.close()
         if self._writes_stack:
-            stack.end()
+            last_stack.end()
         self._stack.close()
         _JOBS.pop(self.run).close()
         if not _JOBS:

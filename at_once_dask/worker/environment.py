@@ -18,8 +18,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from at_once_dask import forkserver, processes
+from at_once_dask import forkserver
 from at_once_dask.protocol.failure import is_users_file
+from at_once_dask.worker import processes
 
 
 @dataclass(frozen=True)

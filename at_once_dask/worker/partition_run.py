@@ -26,7 +26,6 @@ from typing import Any
 from dask.bag import Bag
 from dask.local import get_sync
 
-from at_once_dask.item import Item, Steps
 from at_once_dask.logs import log_file, streams
 from at_once_dask.protocol import lease
 from at_once_dask.protocol.failure import Failure, from_exception
@@ -35,6 +34,7 @@ from at_once_dask.protocol.status import COLLECT, FAILED, PENDING, PROCESSED, SE
 from at_once_dask.reduction.map_side import Folds, Lists, Pairs, Piece, alone
 from at_once_dask.reduction.reduce_side import Fold, Group, Part, Reduced
 from at_once_dask.user_code import pickling
+from at_once_dask.worker.steps import Item, Steps
 
 SLICE_SECONDS = 0.5  # a partition returns what it has past this, so that none holds others back
 
