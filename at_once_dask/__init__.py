@@ -6,7 +6,7 @@ from at_once_dask.api import close, last_report, plan, run, start
 from at_once_dask.errors import AtOnceError, InputError, RunFailed, RunStopped
 from at_once_dask.files import atomic_path, atomic_write
 from at_once_dask.logs.log_file import log, read_log
-from at_once_dask.report import Plan, Reduction, Report
+from at_once_dask.report.report import Plan, Reduction, Report
 
 __version__ = "0.1.0"
 

@@ -12,10 +12,11 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from at_once_dask import forkserver, report
+from at_once_dask import forkserver
 from at_once_dask.interrupts import Interrupts
 from at_once_dask.options import DASHBOARD, Options, front_door, length
-from at_once_dask.report import Plan, Reduction, Report
+from at_once_dask.report import report
+from at_once_dask.report.report import Plan, Reduction, Report
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from at_once_dask import session
 
 if TYPE_CHECKING:
-    from at_once_dask.report import Reduction, Report
+    from at_once_dask.report.report import Reduction, Report
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -25,17 +25,15 @@ from at_once_dask import cluster, session
 from at_once_dask.crew import Crew, Running
 from at_once_dask.errors import InputError
 from at_once_dask.interrupts import Interrupts
-from at_once_dask.ledger import Ledger
 from at_once_dask.logs import log_file
 from at_once_dask.options import Options, function_name, length
 from at_once_dask.protocol.failure import Failure, cut, first_line, from_exception, safe_repr
 from at_once_dask.protocol.status import FAILED, PENDING, PROCESSED, SKIPPED
 from at_once_dask.reduction.map_side import Piece
 from at_once_dask.reduction.reduce_side import Group, Groups, Kept
-from at_once_dask.report import Plan, Reduction, Report
-from at_once_dask.sight import PassView, RunView, Sight
-from at_once_dask.source import Source
-from at_once_dask.story import (
+from at_once_dask.report.ledger import Ledger
+from at_once_dask.report.report import Plan, Reduction, Report
+from at_once_dask.report.summary import (
     BROKEN,
     FINISHED,
     INTERRUPTED,
@@ -45,6 +43,8 @@ from at_once_dask.story import (
     Story,
     counted,
 )
+from at_once_dask.sight import PassView, RunView, Sight
+from at_once_dask.source import Source
 from at_once_dask.ticker import Silent, Ticker, say, warn
 from at_once_dask.user_code import pickling
 from at_once_dask.user_code.by_value import by_value

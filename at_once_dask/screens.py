@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
-from at_once_dask.html import linked
+from at_once_dask.report.html import linked
 from at_once_dask.session import in_notebook
 
 LINE_SECONDS = 10.0  # between two lines where there is no terminal

@@ -14,8 +14,8 @@ from distributed import Client
 from runs import ledger_of, report_of
 
 import at_once_dask
-from at_once_dask.ledger import Failed, Ledger
 from at_once_dask.protocol.failure import Failure
+from at_once_dask.report.ledger import Failed, Ledger
 
 run: Any = at_once_dask.run
 HOSTILE = '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1">'

@@ -24,11 +24,11 @@ from runs import ledger_of, mixed_ledger, report_of
 from test_interrupts import HANGING, end_with, started
 
 import at_once_dask
-from at_once_dask import excerpt
 from at_once_dask.logs import log_file
 from at_once_dask.protocol.failure import Failure
 from at_once_dask.protocol.status import FAILED
-from at_once_dask.report import Report
+from at_once_dask.report import failure_sample
+from at_once_dask.report.report import Report
 
 run: Any = at_once_dask.run
 
@@ -255,8 +255,8 @@ def test_a_million_inputs_of_every_kind(folder: Path, chrome: Any) -> None:
     assert count(chrome, ".histogram rect.s1") > 20
     assert count(chrome, ".histogram rect.s2") > 10
     assert count(chrome, "#failures h3") == 7
-    assert count(chrome, "details[id]") == excerpt.MOST_FAILURES
-    assert count(chrome, "#failures td.ERROR") == excerpt.MOST_FAILURES
+    assert count(chrome, "details[id]") == failure_sample.MOST_FAILURES
+    assert count(chrome, "#failures td.ERROR") == failure_sample.MOST_FAILURES
 
 
 def test_100_000_failures_of_three_causes(folder: Path, chrome: Any) -> None:
@@ -268,7 +268,7 @@ def test_100_000_failures_of_three_causes(folder: Path, chrome: Any) -> None:
     check_light(chrome, folder / "report.html")
     assert count(chrome, "#causes li") == count(chrome, "#failures h3") == 3
     assert f"33,334 {TIMES} ValueError in process at cause 0" in text(chrome, "#causes")
-    assert count(chrome, "details[id]") == excerpt.MOST_FAILURES
+    assert count(chrome, "details[id]") == failure_sample.MOST_FAILURES
     named = text(chrome, "#failures details.named pre").split()
     assert named[:4] == ["300", "300", "303", "303"]
     n_hidden = 33_234 - len(named) // 2
@@ -307,7 +307,7 @@ def test_huge_tracebacks_have_a_budget(folder: Path) -> None:
 
     page = (folder / "report.html").read_text("utf-8")
     assert (folder / "report.html").stat().st_size < 5e6
-    assert page.count("<h3") == excerpt.MOST_CAUSES
+    assert page.count("<h3") == failure_sample.MOST_CAUSES
     assert "400 more causes are not shown here" in page
     assert "\\ud800é" in page
 
@@ -364,7 +364,7 @@ def test_the_last_records_of_an_input_are_shown(folder: Path) -> None:
 def test_where_the_log_is_too_long_the_page_says_so(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(excerpt, "LOG_BYTES", 2**20)
+    monkeypatch.setattr(failure_sample, "LOG_BYTES", 2**20)
     report = of_three_causes(100_000, folder / "log.jsonl")
     report.to_html("report.html")
     assert "only its first 1 MiB were looked through" in (folder / "report.html").read_text("utf-8")

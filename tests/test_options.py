@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import at_once_dask
 from at_once_dask import cluster as cluster_module
-from at_once_dask import html
+from at_once_dask.report import html
 
 # Wrong on purpose, and so without their types.
 run: Any = at_once_dask.run

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from runs import BEGUN, ledger_of, report_of
 
 import at_once_dask
-from at_once_dask import charts, plots, timeline
-from at_once_dask.ledger import Ledger
 from at_once_dask.protocol.status import FAILED, LEFT, NAMES, PROCESSED, SKIPPED
+from at_once_dask.report import bokeh_timeline, svg_charts, timeline
+from at_once_dask.report.ledger import Ledger
 from at_once_dask.worker.partition_run import Outcome
 
 # For each worker: gaps, and after each how long an input took and what became of it.
@@ -127,7 +127,7 @@ def test_more_rows_than_one_can_look_at_are_told_of() -> None:
 
 @given(st.floats(1e-9, 1e8))
 def test_ticks_of_time_are_few_and_within(span: float) -> None:
-    ticks = charts.time_ticks(span)
+    ticks = svg_charts.time_ticks(span)
     assert 2 <= len(ticks) <= 6
     assert all(0 <= tick.percent <= 100.001 for tick in ticks)
     assert len({tick.text for tick in ticks}) == len(ticks)
@@ -136,11 +136,11 @@ def test_ticks_of_time_are_few_and_within(span: float) -> None:
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50))
 def test_each_duration_is_in_the_histogram(seconds: list[float]) -> None:
     ledger = ledger_from([[(0.0, one, PROCESSED) for one in seconds]])
-    found = charts.histogram(ledger)
+    found = svg_charts.histogram(ledger)
     assert found is not None
     assert 1 <= found.most <= len(seconds)
-    assert 1 <= len(found.bars) <= min(len(seconds), charts.N_BINS)
-    assert max(height for _, height, _ in found.bars) == charts.HEIGHT
+    assert 1 <= len(found.bars) <= min(len(seconds), svg_charts.N_BINS)
+    assert max(height for _, height, _ in found.bars) == svg_charts.HEIGHT
     assert 2 <= len(found.ticks) <= 6
     assert len({tick.text for tick in found.ticks}) == len(found.ticks)
     assert all(-0.001 <= tick.percent <= 100.001 for tick in found.ticks)
@@ -150,11 +150,11 @@ def test_each_duration_is_in_the_histogram(seconds: list[float]) -> None:
 def test_where_the_bars_of_the_page_are(works: list[list[tuple[float, float, int]]]) -> None:
     """Each input begins where it does on the axis, and is as long, but never too short to see."""
     ledger = ledger_from(works)
-    found = charts.workers(ledger)
+    found = svg_charts.workers(ledger)
     begun = [start - BEGUN for start in ledger.starts]
     known = [n for n, state in enumerate(ledger.states) if state != LEFT]
     zero = min(begun[n] for n in known)
-    unit = charts.WIDTH / max(max(begun[n] + ledger.seconds[n] for n in known) - zero, 1e-9)
+    unit = svg_charts.WIDTH / max(max(begun[n] + ledger.seconds[n] for n in known) - zero, 1e-9)
 
     shown = []
     for row in found.rows:
@@ -168,8 +168,8 @@ def test_where_the_bars_of_the_page_are(works: list[list[tuple[float, float, int
         (
             ledger.names[ledger.workers[n]],
             ledger.states[n],
-            min((begun[n] - zero) * unit, charts.WIDTH - charts.LEAST_BAR),
-            max(ledger.seconds[n] * unit, charts.LEAST_BAR),
+            min((begun[n] - zero) * unit, svg_charts.WIDTH - svg_charts.LEAST_BAR),
+            max(ledger.seconds[n] * unit, svg_charts.LEAST_BAR),
         )
         for n in known
     ]
@@ -183,8 +183,8 @@ def test_where_the_bars_of_the_page_are(works: list[list[tuple[float, float, int
 
 def test_without_work_there_is_no_chart() -> None:
     ledger = ledger_from([[(0.0, 1.0, SKIPPED)]])
-    assert charts.histogram(ledger) is None
-    assert charts.workers(Ledger()).rows == []
+    assert svg_charts.histogram(ledger) is None
+    assert svg_charts.workers(Ledger()).rows == []
 
 
 # ----- report.plot()
@@ -224,7 +224,7 @@ def invert(inp: float) -> float:
 def test_plot_of_a_million_inputs_stays_usable() -> None:
     bars = bars_of(report_of(ledger_of(1_000_000)).plot())
 
-    assert 1_000 < len(bars["left"]) <= plots.MOST_BARS
+    assert 1_000 < len(bars["left"]) <= bokeh_timeline.MOST_BARS
     assert bars["what"][0].startswith("334 inputs, the longest at position ")
     assert float(max(bars["right"])) == pytest.approx(500)
 

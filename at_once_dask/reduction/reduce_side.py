@@ -27,7 +27,7 @@ from at_once_dask.user_code import pickling
 from at_once_dask.worker.steps import refuse_awaitable
 
 if TYPE_CHECKING:
-    from at_once_dask.ledger import Ledger
+    from at_once_dask.report.ledger import Ledger
 
 SPILL_BYTES = 256 * 2**20
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from at_once_dask.protocol.status import FAILED, PROCESSED
-from at_once_dask.timeline import timed, timeline
+from at_once_dask.report.timeline import timed, timeline
 
 if TYPE_CHECKING:
-    from at_once_dask.ledger import Ledger
+    from at_once_dask.report.ledger import Ledger
 
 WIDTH = 1000  # units of a row; it is stretched to the width of the page
 MOST_BARS = 60_000

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from at_once_dask.ledger import Ledger
+    from at_once_dask.report.ledger import Ledger
 
 MOST_ROWS = 40  # from which on a worker goes on in the row of one that has ended
 MOST_LANES = 100  # rows that are drawn

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from at_once_dask.ledger import Cause, Failed, Ledger
 from at_once_dask.protocol.status import NAMES
+from at_once_dask.report.ledger import Cause, Failed, Ledger
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from at_once_dask.charts import took
 from at_once_dask.protocol.status import FAILED, NAMES, PROCESSED, SKIPPED
-from at_once_dask.timeline import Timeline, drawn_last, timeline
+from at_once_dask.report.svg_charts import took
+from at_once_dask.report.timeline import Timeline, drawn_last, timeline
 
 if TYPE_CHECKING:
     from bokeh.plotting import figure
 
-    from at_once_dask.ledger import Ledger
+    from at_once_dask.report.ledger import Ledger
 
 MOST_BARS = 15_000
 MOST_BINS = 5_000

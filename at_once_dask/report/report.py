@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from at_once_dask import files, session
 from at_once_dask.errors import InputError, cut_short
-from at_once_dask.ledger import Failed
 from at_once_dask.protocol.failure import printable, safe_repr, without_our_frames
-from at_once_dask.story import FINISHED, Story, counted
+from at_once_dask.report.ledger import Failed
+from at_once_dask.report.summary import FINISHED, Story, counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,9 +99,9 @@ class Report:
             (float64), ``attempts`` (int64) and ``exit`` (signal or exit code of a death); the same
             columns when empty.
         """
-        from at_once_dask import frames
+        from at_once_dask.report import dataframes
 
-        return frames.failures_frame(self._story.ledger.failed)
+        return dataframes.failures_frame(self._story.ledger.failed)
 
     @property
     def causes(self) -> pd.DataFrame:
@@ -113,9 +113,9 @@ class Report:
             ``kind``, ``stage``, ``error``, ``where`` (file, line and function), ``count`` (int64),
             ``example`` (the first input or key that failed so) and ``message`` (of the example).
         """
-        from at_once_dask import frames
+        from at_once_dask.report import dataframes
 
-        return frames.causes_frame(self._story.ledger.causes())
+        return dataframes.causes_frame(self._story.ledger.causes())
 
     @property
     def items(self) -> pd.DataFrame:
@@ -128,9 +128,9 @@ class Report:
             failed, pending or left), ``start`` (datetime64[ns, UTC]), ``seconds`` (float64) and
             ``worker`` (category: addresses); the last three are missing for what is left.
         """
-        from at_once_dask import frames
+        from at_once_dask.report import dataframes
 
-        return frames.items_frame(self._story.ledger)
+        return dataframes.items_frame(self._story.ledger)
 
     def replay(self, position: int) -> Any:
         """Run a failed input again here, in this process, with the functions of the run.
@@ -249,9 +249,9 @@ class Report:
         >>> report.plot().xaxis.axis_label
         'seconds since the first input began'
         """
-        from at_once_dask import plots
+        from at_once_dask.report import bokeh_timeline
 
-        return plots.timeline_figure(self._story.ledger, self.run)
+        return bokeh_timeline.timeline_figure(self._story.ledger, self.run)
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write the report as one HTML file, to be looked at anywhere, without a network.
@@ -285,7 +285,7 @@ class Report:
                 f"path is {safe_repr(path)}, {reason}; name a file in a folder that exists:"
                 f" report.to_html({example})"
             )
-        from at_once_dask import html
+        from at_once_dask.report import html
 
         page = html.page(self._story)
         with files.atomic_write(path, encoding="utf-8") as file:
@@ -323,7 +323,7 @@ class Report:
         return f"<Report of run {self.run}: {self._story.counts}>"
 
     def _repr_html_(self) -> str:
-        from at_once_dask import html
+        from at_once_dask.report import html
 
         return html.report_card(self._story)
 
@@ -358,7 +358,7 @@ class Reduction(dict[K, V]):
 
     def _repr_html_(self) -> str:
         report = getattr(self, "report", None)  # a copy that somebody made has none
-        from at_once_dask import html
+        from at_once_dask.report import html
 
         card = html.reduction_card(self.items(), len(self))
         return card if report is None else card + report._repr_html_()
@@ -389,9 +389,9 @@ class Plan(Generic[T]):
 
     @property
     def failures(self) -> pd.DataFrame:
-        from at_once_dask import frames
+        from at_once_dask.report import dataframes
 
-        return frames.failures_frame(self.failed)
+        return dataframes.failures_frame(self.failed)
 
     def __repr__(self) -> str:
         return (
@@ -400,7 +400,7 @@ class Plan(Generic[T]):
         )
 
     def _repr_html_(self) -> str:
-        from at_once_dask import html
+        from at_once_dask.report import html
 
         return html.plan_card(self.n_inputs, self.n_done, self.pending, self.failed)
 

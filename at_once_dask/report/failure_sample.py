@@ -11,10 +11,10 @@ from itertools import chain, zip_longest
 from operator import attrgetter
 from typing import Any
 
-from at_once_dask.ledger import Cause, Failed
 from at_once_dask.logs import log_file
 from at_once_dask.protocol.failure import Failure, cut, safe_repr
-from at_once_dask.story import Story
+from at_once_dask.report.ledger import Cause, Failed
+from at_once_dask.report.summary import Story
 from at_once_dask.user_code import pickling
 
 MOST_CAUSES = 100

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from at_once_dask.ledger import Cause, Failed, Ledger
 from at_once_dask.protocol.failure import cut, first_line, safe_repr, sound
 from at_once_dask.protocol.status import FAILED, LEFT, PENDING, PROCESSED, SKIPPED
 from at_once_dask.rates import elapsed
+from at_once_dask.report.ledger import Cause, Failed, Ledger
 
 CAUSES_IN_TEXT = 5
 MESSAGE_IN_TEXT = 300  # characters

@@ -8,12 +8,12 @@ from functools import cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from at_once_dask import charts
-from at_once_dask.excerpt import excerpt
-from at_once_dask.ledger import Failed
 from at_once_dask.protocol.failure import safe_repr, sound
 from at_once_dask.rates import elapsed
-from at_once_dask.story import Story, counted, examples, message_line, named
+from at_once_dask.report import svg_charts
+from at_once_dask.report.failure_sample import excerpt
+from at_once_dask.report.ledger import Failed
+from at_once_dask.report.summary import Story, counted, examples, message_line, named
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -31,8 +31,8 @@ def page(story: Story) -> str:
         story=story,
         begun=_local(story.facts.begun),
         found=excerpt(story),
-        workers=charts.workers(story.ledger),
-        histogram=charts.histogram(story.ledger),
+        workers=svg_charts.workers(story.ledger),
+        histogram=svg_charts.histogram(story.ledger),
         slowest=story.ledger.slowest(),
         n_workers=len(story.ledger.names),
     )
@@ -87,15 +87,15 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"number": "{:,}".format, "took": charts.took, "elapsed": elapsed}
+    made.filters |= {"number": "{:,}".format, "took": svg_charts.took, "elapsed": elapsed}
     made.globals |= {
         "counted": counted,
         "examples": examples,
         "named": named,
         "message_line": message_line,
-        "chart_width": charts.WIDTH,
-        "chart_height": charts.HEIGHT,
-        "n_bins": charts.N_BINS,
+        "chart_width": svg_charts.WIDTH,
+        "chart_height": svg_charts.HEIGHT,
+        "n_bins": svg_charts.N_BINS,
     }
     return made
 
