@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from at_once_dask import forkserver
+from at_once_dask.cluster import forkserver
 from at_once_dask.interrupts import Interrupts
 from at_once_dask.options import DASHBOARD, Options, front_door, length
 from at_once_dask.report import report
@@ -342,9 +342,9 @@ def start(
     2
     >>> at_once_dask.close()
     """
-    from at_once_dask import cluster
+    from at_once_dask.cluster import connect
 
-    return cluster.start(n_workers, memory_limit, dashboard_address)
+    return connect.start(n_workers, memory_limit, dashboard_address)
 
 
 def close() -> None:
@@ -357,10 +357,10 @@ def close() -> None:
     >>> import at_once_dask
     >>> at_once_dask.close()
     """
-    if "at_once_dask.cluster" in sys.modules:
-        from at_once_dask import cluster
+    if "at_once_dask.cluster.connect" in sys.modules:
+        from at_once_dask.cluster import connect
 
-        cluster.close()
+        connect.close()
 
 
 def _engine(options: Options, interrupts: Interrupts) -> ModuleType:

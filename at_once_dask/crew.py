@@ -24,7 +24,7 @@ from distributed import Future
 from tornado.ioloop import IOLoop
 
 from at_once_dask.blame import Death
-from at_once_dask.cluster import MEMORY_TOPIC, Cluster, Worker, listed
+from at_once_dask.cluster.connect import MEMORY_TOPIC, Cluster, Worker, listed
 from at_once_dask.errors import AtOnceError, InputError
 from at_once_dask.interrupts import Interrupts
 from at_once_dask.logs import log_file

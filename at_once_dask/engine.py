@@ -9,7 +9,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from at_once_dask import cluster, session
+from at_once_dask import session
+from at_once_dask.cluster import connect
 from at_once_dask.crew import ClusterCrew, Crew
 from at_once_dask.errors import InputError, OfTheList, RunFailed, RunStopped
 from at_once_dask.interrupts import Interrupts
@@ -86,7 +87,7 @@ def _one(options: Options, interrupts: Interrupts) -> Iterator[Run]:
             "run() was called inside one of its own functions; call it after the other run, or do"
             " the inner work with a plain loop: [process(part) for part in parts]"
         )
-    with cluster.one_at_a_time():
+    with connect.one_at_a_time():
         this = Run(options, interrupts)
         log_file.enter_run(this.id)
         try:
@@ -167,7 +168,7 @@ def _crew(this: Run) -> Iterator[Crew]:
     """The workers for `this` run."""
     options = this.options
     this.interrupts.check()
-    found = cluster.find(this.client)
+    found = connect.find(this.client)
     this.warn_of_size(len(found.client.nthreads()))
     this.dashboard_link = found.dashboard_link
     this.page_link = found.page_link

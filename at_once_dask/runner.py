@@ -21,7 +21,8 @@ import dask
 import distributed
 from dask.utils import format_bytes
 
-from at_once_dask import cluster, session
+from at_once_dask import session
+from at_once_dask.cluster import connect
 from at_once_dask.crew import Crew, Running
 from at_once_dask.errors import InputError
 from at_once_dask.interrupts import Interrupts
@@ -75,7 +76,7 @@ class Run:
         self.logfile = log_file.writable_path()
         self._captures = log_file.capture_output()
         self.report_path = _report_path(options.report_path, self.logfile)
-        self.client = cluster.lent(options.client)
+        self.client = connect.lent(options.client)
         self._undo = ExitStack()
         self._job = job = Job(
             options.check_inp,

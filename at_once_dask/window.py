@@ -30,7 +30,7 @@ from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from at_once_dask.blame import Death, Settled, exit_name, settle
-from at_once_dask.cluster import Worker
+from at_once_dask.cluster.connect import Worker
 from at_once_dask.crew import Broken, Crew, Delivered, Died, Event, Failing, Reclaimed, Running
 from at_once_dask.errors import AtOnceError
 from at_once_dask.pace import PAYLOAD_BYTES, Pace

@@ -34,8 +34,9 @@ from distributed.security import Security
 from helpers import poll_for
 
 import at_once_dask
-from at_once_dask import cluster as own
-from at_once_dask import watchdog, window
+from at_once_dask import window
+from at_once_dask.cluster import connect as own
+from at_once_dask.cluster import watchdog
 from at_once_dask.options import DASHBOARD
 from at_once_dask.worker import processes
 

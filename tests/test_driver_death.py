@@ -19,7 +19,7 @@ from helpers import oracle, poll_for
 from test_cluster import is_alive
 from test_interrupts import SOON, Script, pause, seeded, started, told
 
-from at_once_dask import watchdog
+from at_once_dask.cluster import watchdog
 
 # The input hangs in the way that is named on the command line, with processes of its own.
 HANGING = """

@@ -13,8 +13,8 @@ from distributed import Client, LocalCluster
 from helpers import poll_for, statuses
 
 import at_once_dask
-from at_once_dask import cluster as own
 from at_once_dask import window
+from at_once_dask.cluster import connect as own
 from at_once_dask.crew import ClusterCrew
 
 NEWS_SECONDS = 1.0

@@ -26,7 +26,7 @@ from helpers import poll_for
 from tqdm import tqdm
 
 import at_once_dask
-from at_once_dask import cluster as cluster_module
+from at_once_dask.cluster import connect as cluster_module
 from at_once_dask.report import html
 
 # Wrong on purpose, and so without their types.

@@ -28,7 +28,7 @@ from helpers import poll_for
 
 import at_once_dask
 from at_once_dask import Report
-from at_once_dask import cluster as own
+from at_once_dask.cluster import connect as own
 from at_once_dask.protocol.failure import Failure
 from at_once_dask.report.ledger import Ledger
 from at_once_dask.sight import Names

@@ -15,7 +15,7 @@ from distributed import Client
 from helpers import oracle, same
 
 import at_once_dask
-from at_once_dask import cluster as own
+from at_once_dask.cluster import connect as own
 from at_once_dask.protocol.lease import Lease
 from at_once_dask.reduction.map_side import SHELF_BYTES, Lists, Pairs, Piece, Place, alone
 from at_once_dask.reduction.reduce_side import Group, Groups

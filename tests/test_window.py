@@ -12,7 +12,7 @@ from helpers import statuses
 import at_once_dask
 from at_once_dask import engine, window
 from at_once_dask.blame import Death
-from at_once_dask.cluster import Worker
+from at_once_dask.cluster.connect import Worker
 from at_once_dask.crew import Broken, Died, Event, InlineCrew
 from at_once_dask.worker.partition_run import Partition
 

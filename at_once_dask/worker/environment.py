@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from at_once_dask import forkserver
+from at_once_dask.cluster import forkserver
 from at_once_dask.protocol.failure import is_users_file
 from at_once_dask.worker import processes
 

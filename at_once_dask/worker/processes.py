@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from at_once_dask import watchdog
+from at_once_dask.cluster import watchdog
 
 _MARK = "AT_ONCE_DASK_DRIVER"  # in the environment of all that the own cluster starts
 _WORKER_MARK = "AT_ONCE_DASK_WORKER"  # in that of what the inputs of one worker start

@@ -9,8 +9,8 @@ import multiprocessing
 import os
 import socket
 
+from at_once_dask.cluster.forkserver import allow_descriptors
 from at_once_dask.errors import AtOnceError
-from at_once_dask.forkserver import allow_descriptors
 
 SHARED_MEMORY = "/dev/shm"
 SEMAPHORES = 6  # of a worker: in the two queues between it and its nanny; a page of memory each

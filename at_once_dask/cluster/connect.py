@@ -38,7 +38,8 @@ from distributed.comm.core import CommClosedError
 from distributed.core import Status
 from distributed.deploy.spec import SpecCluster
 
-from at_once_dask import credentials, dashboard, forkserver, machine, page, sight, watchdog
+from at_once_dask import page, sight
+from at_once_dask.cluster import dashboard, forkserver, machine, tls, watchdog
 from at_once_dask.errors import AtOnceError, InputError
 from at_once_dask.options import DASHBOARD, checked_client
 from at_once_dask.protocol.failure import safe_repr
@@ -142,7 +143,7 @@ class _Own:
                 threads_per_worker=1,
                 memory_limit=self.settings.memory_limit,
                 host="127.0.0.1",
-                security=credentials.temporary(),
+                security=tls.temporary(),
                 dashboard_address=self._dashboard_address,
                 worker_dashboard_address=None,
                 worker_class=_OwnNanny,
