@@ -24,6 +24,7 @@ from pathlib import PosixPath
 from statistics import median
 from typing import Any, Protocol
 
+from at_once_dask.driver.inputs import Chunk, Source
 from at_once_dask.logs import log_file
 from at_once_dask.protocol.failure import REPR_LIMIT, Failure, Same, cut, safe_repr
 from at_once_dask.protocol.progress_file import Step, Trail
@@ -33,7 +34,6 @@ from at_once_dask.reduction.reduce_side import Group
 from at_once_dask.report.ledger import Cause, Ledger
 from at_once_dask.report.report import Report
 from at_once_dask.report.summary import BROKEN, INTERRUPTED, STOPPED
-from at_once_dask.source import Chunk, Source
 
 switched_on = True  # for a benchmark of what it costs
 

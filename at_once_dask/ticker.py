@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TextIO
 
-from at_once_dask.crew import Running
+from at_once_dask.driver.dask_backend import Running
 from at_once_dask.protocol.status import FAILED, PENDING, PROCESSED, SKIPPED
 from at_once_dask.rates import Eta, duration, elapsed, speed
 from at_once_dask.report.ledger import Cause, Ledger

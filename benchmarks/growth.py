@@ -52,7 +52,7 @@ from unittest import mock
 import numpy as np
 
 import at_once_dask
-from at_once_dask.crew import ClusterCrew
+from at_once_dask.driver.dask_backend import ClusterCrew
 from at_once_dask.worker.partition_run import SLICE_SECONDS
 
 ROUNDS = 3

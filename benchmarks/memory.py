@@ -58,7 +58,7 @@ from growth import (
 )
 
 import at_once_dask
-from at_once_dask.crew import ClusterCrew
+from at_once_dask.driver.dask_backend import ClusterCrew
 from at_once_dask.reduction.reduce_side import SPILL_BYTES, Groups
 
 LOOK_EVERY = 100_000  # inputs of the generator

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from at_once_dask.blame import Death, exit_name, settle
+from at_once_dask.driver.blame import Death, exit_name, settle
+from at_once_dask.driver.inputs import Chunk
 from at_once_dask.protocol.failure import Failure
 from at_once_dask.protocol.progress_file import (
     CLOSING,
@@ -34,7 +35,6 @@ from at_once_dask.protocol.status import (
     REDUCE,
     SKIPPED,
 )
-from at_once_dask.source import Chunk
 from at_once_dask.user_code import pickling
 from at_once_dask.worker.partition_run import Job
 

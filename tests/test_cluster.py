@@ -34,9 +34,9 @@ from distributed.security import Security
 from helpers import poll_for
 
 import at_once_dask
-from at_once_dask import window
 from at_once_dask.cluster import connect as own
 from at_once_dask.cluster import watchdog
+from at_once_dask.driver import dispatcher
 from at_once_dask.options import DASHBOARD
 from at_once_dask.worker import processes
 
@@ -543,7 +543,7 @@ def test_workers_that_cannot_be_started_again(monkeypatch: pytest.MonkeyPatch) -
             scratch.touch()
             os._exit(9)
 
-    monkeypatch.setattr(window, "PATIENCE_SECONDS", 2)
+    monkeypatch.setattr(dispatcher, "PATIENCE_SECONDS", 2)
     monkeypatch.setattr(at_once_dask.cluster, "START_SECONDS", 2)
     at_once_dask.close()
     at_once_dask.start(1, dashboard_address=ANY_PORT)

@@ -13,9 +13,9 @@ from distributed import Client, LocalCluster
 from helpers import poll_for, statuses
 
 import at_once_dask
-from at_once_dask import window
 from at_once_dask.cluster import connect as own
-from at_once_dask.crew import ClusterCrew
+from at_once_dask.driver import dispatcher
+from at_once_dask.driver.dask_backend import ClusterCrew
 
 NEWS_SECONDS = 1.0
 
@@ -23,7 +23,7 @@ NEWS_SECONDS = 1.0
 @pytest.fixture
 def slow_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the second one on, a meeting takes longer than the news of a death may."""
-    monkeypatch.setattr(window, "NEWS_SECONDS", NEWS_SECONDS)
+    monkeypatch.setattr(dispatcher, "NEWS_SECONDS", NEWS_SECONDS)
     meet: Any = ClusterCrew._meet
     met: list[object] = []
 
@@ -124,7 +124,7 @@ def test_an_own_process_that_lives_has_not_died(
     cluster: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though the scheduler does not list it for longer than the news of a death may take."""
-    monkeypatch.setattr(window, "NEWS_SECONDS", 0.3)
+    monkeypatch.setattr(dispatcher, "NEWS_SECONDS", 0.3)
     tell: Any = own.listed
     since: list[float] = []
 

@@ -19,7 +19,7 @@ from distributed import Client
 from helpers import poll_for, statuses
 
 import at_once_dask
-from at_once_dask import source
+from at_once_dask.driver import inputs
 
 NAN = float("nan")
 
@@ -296,7 +296,7 @@ def test_a_slow_generator_starves_nobody(
     cluster: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is drawn is sent off without waiting for more, when drawing takes its time."""
-    monkeypatch.setattr(source, "DRAW_SECONDS", 0.0)  # every generator is slow, measured by this
+    monkeypatch.setattr(inputs, "DRAW_SECONDS", 0.0)  # every generator is slow, measured by this
 
     def slow() -> Iterator[int]:
         for n in range(30):
@@ -463,14 +463,14 @@ def test_large_inputs_are_pickled_no_more_than_needed(
 ) -> None:
     """Small ones first, so that the first large partition is far too large."""
     packed: list[int] = []
-    pack = source.Chunk.pack
+    pack = inputs.Chunk.pack
 
-    def counted(chunk: source.Chunk) -> tuple[bytes, ...]:
+    def counted(chunk: inputs.Chunk) -> tuple[bytes, ...]:
         packs = pack(chunk)
         packed.append(sum(map(len, packs)))
         return packs
 
-    monkeypatch.setattr(source.Chunk, "pack", counted)
+    monkeypatch.setattr(inputs.Chunk, "pack", counted)
     inputs = [b""] * 20_000 + [bytes(2**20)] * 60
     at_once_dask.run(inputs, None, lambda inp: None, progress=False)
     assert sum(packed) < 4 * 60 * 2**20

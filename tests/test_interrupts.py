@@ -27,7 +27,7 @@ from jupyter_client.manager import KernelManager
 from test_scripts import environment
 
 import at_once_dask
-from at_once_dask.window import GRACE_SECONDS
+from at_once_dask.driver.dispatcher import GRACE_SECONDS
 
 SOON = 5.0  # seconds, for a run to stop and for all of it to be gone
 PATIENCE = 60.0  # seconds, for a script to come as far as it should, where the machine is busy
@@ -348,7 +348,7 @@ import at_once_dask
 
 class Interrupting:
     def find_spec(self, name, path=None, target=None):
-        if name == "at_once_dask.crew":
+        if name == "at_once_dask.driver.dask_backend":
             os.kill(os.getpid(), signal.SIGINT)
 
 assert "distributed" not in sys.modules

@@ -29,13 +29,13 @@ from tqdm import tqdm
 
 import at_once_dask
 from at_once_dask import ticker
-from at_once_dask.crew import Running
+from at_once_dask.driver.dask_backend import Running
+from at_once_dask.driver.inputs import Chunk
 from at_once_dask.protocol.failure import Failure
 from at_once_dask.protocol.status import FAILED, PENDING, PROCESSED, SKIPPED
 from at_once_dask.rates import duration, speed
 from at_once_dask.report.ledger import Ledger
 from at_once_dask.sight import Flight
-from at_once_dask.source import Chunk
 from at_once_dask.ticker import Ticker, show_links
 
 ROOT = str(Path(__file__).parent.parent)

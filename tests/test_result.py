@@ -20,8 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import at_once_dask
-from at_once_dask import engine, pace
-from at_once_dask.crew import Crew, InlineCrew
+from at_once_dask import engine
+from at_once_dask.driver import partition_size
+from at_once_dask.driver.dask_backend import Crew, InlineCrew
 
 
 class Colour(enum.Enum):
@@ -89,8 +90,8 @@ def inline(monkeypatch: pytest.MonkeyPatch, threads: int, first: int) -> Iterato
 
     with monkeypatch.context() as patch:
         patch.setattr(engine, "_crew", crew)
-        patch.setattr(pace, "FIRST", first)
-        patch.setattr(pace, "GROWTH", 1)
+        patch.setattr(partition_size, "FIRST", first)
+        patch.setattr(partition_size, "GROWTH", 1)
         yield
 
 
@@ -134,8 +135,8 @@ def test_any_list_on_a_cluster(
     cluster: Client, monkeypatch: pytest.MonkeyPatch, inputs: list[Inp], first: int
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(pace, "FIRST", first)
-        patch.setattr(pace, "GROWTH", 1)
+        patch.setattr(partition_size, "FIRST", first)
+        patch.setattr(partition_size, "GROWTH", 1)
         verify(inputs)
 
 
@@ -148,8 +149,8 @@ def test_any_list_on_a_cluster_deep(
     cluster: Client, monkeypatch: pytest.MonkeyPatch, inputs: list[Inp], first: int
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(pace, "FIRST", first)
-        patch.setattr(pace, "GROWTH", 1)
+        patch.setattr(partition_size, "FIRST", first)
+        patch.setattr(partition_size, "GROWTH", 1)
         verify(inputs)
 
 

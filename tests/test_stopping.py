@@ -18,7 +18,7 @@ from distributed import Client
 from helpers import poll_for, same
 
 import at_once_dask
-from at_once_dask import window
+from at_once_dask.driver import dispatcher
 from at_once_dask.ticker import let_inspect
 
 run: Any = at_once_dask.run
@@ -27,7 +27,7 @@ run: Any = at_once_dask.run
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries come after hundredths of a second."""
-    monkeypatch.setattr(window, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(dispatcher, "BACKOFF_SECONDS", 0.01)
 
 
 def failing(folder: Path, n: int, times: int) -> Callable[[int], list[tuple[str, int]]]:
@@ -87,10 +87,10 @@ def test_others_go_on_while_one_waits(cluster: Client, folder: Path) -> None:
 
 def test_back_off_doubles_and_has_jitter() -> None:
     def waits(failed: int) -> list[float]:
-        return [window._due(failed) - time.monotonic() for _ in range(200)]
+        return [dispatcher._due(failed) - time.monotonic() for _ in range(200)]
 
     for failed in (1, 2, 3, 20):
-        expected = min(window.BACKOFF_LIMIT, window.BACKOFF_SECONDS * 2 ** (failed - 1))
+        expected = min(dispatcher.BACKOFF_LIMIT, dispatcher.BACKOFF_SECONDS * 2 ** (failed - 1))
         found = waits(failed)
         assert 0.49 * expected < min(found) < 0.7 * expected
         assert 1.3 * expected < max(found) < 1.51 * expected

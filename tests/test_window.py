@@ -10,10 +10,11 @@ import pytest
 from helpers import statuses
 
 import at_once_dask
-from at_once_dask import engine, window
-from at_once_dask.blame import Death
+from at_once_dask import engine
 from at_once_dask.cluster.connect import Worker
-from at_once_dask.crew import Broken, Died, Event, InlineCrew
+from at_once_dask.driver import dispatcher
+from at_once_dask.driver.blame import Death
+from at_once_dask.driver.dask_backend import Broken, Died, Event, InlineCrew
 from at_once_dask.worker.partition_run import Partition
 
 
@@ -47,11 +48,11 @@ def test_all_partitions_of_a_lost_worker_are_settled_at_once(
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """All that is waited for comes after hundredths of a second."""
-    monkeypatch.setattr(window, "LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(window, "TICK_SECONDS", 0.01)
-    monkeypatch.setattr(window, "BLINK_SECONDS", 0.2)
-    monkeypatch.setattr(window, "NEWS_SECONDS", 0.2)
-    monkeypatch.setattr(window, "SLOW_SECONDS", 2.0)
+    monkeypatch.setattr(dispatcher, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(dispatcher, "TICK_SECONDS", 0.01)
+    monkeypatch.setattr(dispatcher, "BLINK_SECONDS", 0.2)
+    monkeypatch.setattr(dispatcher, "NEWS_SECONDS", 0.2)
+    monkeypatch.setattr(dispatcher, "SLOW_SECONDS", 2.0)
 
 
 class Looks(InlineCrew):
@@ -133,7 +134,7 @@ def test_a_run_with_all_handled_is_not_stopped(
 
         def next(self, timeout: float) -> Event | None:
             event = super().next(timeout)
-            monkeypatch.setattr(window, "BLINK_SECONDS", 0.0 if not self._waiting else 60.0)
+            monkeypatch.setattr(dispatcher, "BLINK_SECONDS", 0.0 if not self._waiting else 60.0)
             return event
 
     report = run_in(Leaving, monkeypatch, n=1)
@@ -215,7 +216,7 @@ def test_deaths_that_nobody_saw_do_not_add_up(monkeypatch: pytest.MonkeyPatch, q
             return replace(worker, directory=f"of process {self.deaths}")
 
         def next(self, timeout: float) -> Event | None:
-            if self._waiting and self.deaths < 3 * window.BARREN_DEATHS:
+            if self._waiting and self.deaths < 3 * dispatcher.BARREN_DEATHS:
                 self.deaths += 1
                 self._waiting.clear()
                 return Died(Death("inline", traces={}))

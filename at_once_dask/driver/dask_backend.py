@@ -23,10 +23,10 @@ import dask
 from distributed import Future
 from tornado.ioloop import IOLoop
 
-from at_once_dask.blame import Death
 from at_once_dask.cluster.connect import MEMORY_TOPIC, Cluster, Worker, listed
+from at_once_dask.driver.blame import Death
+from at_once_dask.driver.interrupts import Interrupts
 from at_once_dask.errors import AtOnceError, InputError
-from at_once_dask.interrupts import Interrupts
 from at_once_dask.logs import log_file
 from at_once_dask.logs.log_file import Book
 from at_once_dask.protocol.lease import forget, reclaim_all

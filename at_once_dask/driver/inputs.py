@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from at_once_dask.interrupts import Interrupts
+from at_once_dask.driver.interrupts import Interrupts
 from at_once_dask.protocol.failure import Failure, from_exception
 from at_once_dask.user_code import pickling
 

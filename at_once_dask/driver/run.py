@@ -23,9 +23,11 @@ from dask.utils import format_bytes
 
 from at_once_dask import session
 from at_once_dask.cluster import connect
-from at_once_dask.crew import Crew, Running
+from at_once_dask.driver.dask_backend import Crew, Running
+from at_once_dask.driver.dispatcher import Sink, Window
+from at_once_dask.driver.inputs import Source
+from at_once_dask.driver.interrupts import Interrupts
 from at_once_dask.errors import InputError
-from at_once_dask.interrupts import Interrupts
 from at_once_dask.logs import log_file
 from at_once_dask.options import Options, function_name, length
 from at_once_dask.protocol.failure import Failure, cut, first_line, from_exception, safe_repr
@@ -45,12 +47,10 @@ from at_once_dask.report.summary import (
     counted,
 )
 from at_once_dask.sight import PassView, RunView, Sight
-from at_once_dask.source import Source
 from at_once_dask.ticker import Silent, Ticker, say, warn
 from at_once_dask.user_code import pickling
 from at_once_dask.user_code.by_value import by_value
 from at_once_dask.user_code.unsendable import heaviest, pickled_job
-from at_once_dask.window import Sink, Window
 from at_once_dask.worker.environment import current_directory
 from at_once_dask.worker.partition_run import Job, Outcome
 

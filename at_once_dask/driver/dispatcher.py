@@ -29,16 +29,25 @@ from distributed import CancelledError
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
-from at_once_dask.blame import Death, Settled, exit_name, settle
 from at_once_dask.cluster.connect import Worker
-from at_once_dask.crew import Broken, Crew, Delivered, Died, Event, Failing, Reclaimed, Running
+from at_once_dask.driver.blame import Death, Settled, exit_name, settle
+from at_once_dask.driver.dask_backend import (
+    Broken,
+    Crew,
+    Delivered,
+    Died,
+    Event,
+    Failing,
+    Reclaimed,
+    Running,
+)
+from at_once_dask.driver.inputs import Chunk, Source
+from at_once_dask.driver.partition_size import PAYLOAD_BYTES, Pace
 from at_once_dask.errors import AtOnceError
-from at_once_dask.pace import PAYLOAD_BYTES, Pace
 from at_once_dask.protocol.failure import Failure
 from at_once_dask.protocol.progress_file import BegunBeforeError, Trail
 from at_once_dask.protocol.status import FAILED, LEFT
 from at_once_dask.sight import Flight
-from at_once_dask.source import Chunk, Source
 from at_once_dask.user_code import pickling
 from at_once_dask.worker.partition_run import Outcome, Partition
 
