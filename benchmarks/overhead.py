@@ -29,7 +29,7 @@ from growth import RESULTS, about, as_table, made, own_cluster
 from scenarios import nothing, spin
 
 import at_once_dask
-from at_once_dask import sight
+from at_once_dask.live import monitor
 
 ROUNDS = 15
 WORKERS = 2
@@ -89,7 +89,7 @@ class Row:
 def once(scenario: str, way: str) -> float:
     """Seconds of one run."""
     function, n = SCENARIOS[scenario]
-    sight.switched_on = way != OFF
+    monitor.switched_on = way != OFF
     at_once_dask.capture_output = way == BOTH
     begun = time.perf_counter()
     report = at_once_dask.run(range(n), None, function, progress=False)

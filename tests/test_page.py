@@ -29,9 +29,9 @@ from helpers import poll_for
 import at_once_dask
 from at_once_dask import Report
 from at_once_dask.cluster import connect as own
+from at_once_dask.live.monitor import Names
 from at_once_dask.protocol.failure import Failure
 from at_once_dask.report.ledger import Ledger
-from at_once_dask.sight import Names
 
 HOSTILE = '<script>document.body.className = "taken"</script>"><img src=x onerror=document.title=1>'
 

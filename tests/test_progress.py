@@ -28,15 +28,15 @@ from nbclient import NotebookClient
 from tqdm import tqdm
 
 import at_once_dask
-from at_once_dask import ticker
 from at_once_dask.driver.dask_backend import Running
 from at_once_dask.driver.inputs import Chunk
+from at_once_dask.live import progress_bar
+from at_once_dask.live.eta import duration, speed
+from at_once_dask.live.monitor import Flight
+from at_once_dask.live.progress_bar import Ticker, show_links
 from at_once_dask.protocol.failure import Failure
 from at_once_dask.protocol.status import FAILED, PENDING, PROCESSED, SKIPPED
-from at_once_dask.rates import duration, speed
 from at_once_dask.report.ledger import Ledger
-from at_once_dask.sight import Flight
-from at_once_dask.ticker import Ticker, show_links
 
 ROOT = str(Path(__file__).parent.parent)
 
@@ -82,7 +82,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture(autouse=True)
 def _no_links_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ticker, "_links_told", set())
+    monkeypatch.setattr(progress_bar, "_links_told", set())
 
 
 @pytest.fixture

@@ -38,12 +38,12 @@ from distributed.comm.core import CommClosedError
 from distributed.core import Status
 from distributed.deploy.spec import SpecCluster
 
-from at_once_dask import page, sight
 from at_once_dask.cluster import dashboard, forkserver, machine, tls, watchdog
 from at_once_dask.errors import AtOnceError, InputError
+from at_once_dask.live import monitor, page
+from at_once_dask.live.monitor import Sight
 from at_once_dask.options import DASHBOARD, checked_client
 from at_once_dask.protocol.failure import safe_repr
-from at_once_dask.sight import Sight
 from at_once_dask.worker import environment, processes
 from at_once_dask.worker.plugin import OwnWorker
 
@@ -430,7 +430,7 @@ class Cluster:
     @property
     def sight(self) -> Sight | None:
         """Where its runs can be seen; None on a borrowed cluster, which has no page of ours."""
-        own = _own if self.own and sight.switched_on else None
+        own = _own if self.own and monitor.switched_on else None
         return None if own is None else own.sight
 
     @property

@@ -16,8 +16,8 @@ from typing import Any
 import dask
 from tornado.web import Application, RequestHandler
 
-from at_once_dask import page
-from at_once_dask.sight import Sight
+from at_once_dask.live import page
+from at_once_dask.live.monitor import Sight
 
 RELOAD_SECONDS = 1
 IMPORT_SECONDS = 5  # that the end of the cluster waits for Bokeh's import

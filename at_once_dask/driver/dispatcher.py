@@ -44,10 +44,10 @@ from at_once_dask.driver.dask_backend import (
 from at_once_dask.driver.inputs import Chunk, Source
 from at_once_dask.driver.partition_size import PAYLOAD_BYTES, Pace
 from at_once_dask.errors import AtOnceError
+from at_once_dask.live.monitor import Flight
 from at_once_dask.protocol.failure import Failure
 from at_once_dask.protocol.progress_file import BegunBeforeError, Trail
 from at_once_dask.protocol.status import FAILED, LEFT
-from at_once_dask.sight import Flight
 from at_once_dask.user_code import pickling
 from at_once_dask.worker.partition_run import Outcome, Partition
 

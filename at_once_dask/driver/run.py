@@ -28,6 +28,8 @@ from at_once_dask.driver.dispatcher import Sink, Window
 from at_once_dask.driver.inputs import Source
 from at_once_dask.driver.interrupts import Interrupts
 from at_once_dask.errors import InputError
+from at_once_dask.live.monitor import PassView, RunView, Sight
+from at_once_dask.live.progress_bar import Silent, Ticker, say, warn
 from at_once_dask.logs import log_file
 from at_once_dask.options import Options, function_name, length
 from at_once_dask.protocol.failure import Failure, cut, first_line, from_exception, safe_repr
@@ -46,8 +48,6 @@ from at_once_dask.report.summary import (
     Story,
     counted,
 )
-from at_once_dask.sight import PassView, RunView, Sight
-from at_once_dask.ticker import Silent, Ticker, say, warn
 from at_once_dask.user_code import pickling
 from at_once_dask.user_code.by_value import by_value
 from at_once_dask.user_code.unsendable import heaviest, pickled_job

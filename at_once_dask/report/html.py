@@ -8,8 +8,8 @@ from functools import cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from at_once_dask.live.eta import elapsed
 from at_once_dask.protocol.failure import safe_repr, sound
-from at_once_dask.rates import elapsed
 from at_once_dask.report import svg_charts
 from at_once_dask.report.failure_sample import excerpt
 from at_once_dask.report.ledger import Failed

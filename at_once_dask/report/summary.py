@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from at_once_dask.live.eta import elapsed
 from at_once_dask.protocol.failure import cut, first_line, safe_repr, sound
 from at_once_dask.protocol.status import FAILED, LEFT, PENDING, PROCESSED, SKIPPED
-from at_once_dask.rates import elapsed
 from at_once_dask.report.ledger import Cause, Failed, Ledger
 
 CAUSES_IN_TEXT = 5

@@ -64,7 +64,7 @@ from typing import Any
 from tornado.ioloop import IOLoop
 from tornado.web import Application, RedirectHandler, RequestHandler
 
-from at_once_dask.sight import RunView, Sight
+from at_once_dask.live.monitor import RunView, Sight
 
 ADDRESS = "at-once"
 UPDATE_SECONDS = 1

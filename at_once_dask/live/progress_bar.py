@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping
 from typing import TextIO
 
 from at_once_dask.driver.dask_backend import Running
+from at_once_dask.live.console import Screen, Stream, View, screen
+from at_once_dask.live.eta import Eta, duration, elapsed, speed
+from at_once_dask.live.monitor import Flights, failing
 from at_once_dask.protocol.status import FAILED, PENDING, PROCESSED, SKIPPED
-from at_once_dask.rates import Eta, duration, elapsed, speed
 from at_once_dask.report.ledger import Cause, Ledger
 from at_once_dask.report.report import Report
 from at_once_dask.report.summary import counted, example, message_line
-from at_once_dask.screens import Screen, Stream, View, screen
 from at_once_dask.session import in_notebook
-from at_once_dask.sight import Flights, failing
 
 FORGET_SECONDS = 3.0  # a worker that has told nothing for so long is no longer at it
 NAME_LENGTH = 40  # of an input in the progress, at most
