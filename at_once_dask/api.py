@@ -377,8 +377,8 @@ def _engine(options: Options, interrupts: Interrupts) -> ModuleType:
     collects = gc.isenabled()
     gc.disable()  # nothing that an import makes is garbage: a twentieth of the time
     try:
-        from at_once_dask import engine
+        from at_once_dask import call
     finally:
         if collects:
             gc.enable()
-    return engine
+    return call

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import at_once_dask
-from at_once_dask import engine
+from at_once_dask import call
 from at_once_dask.driver import partition_size
 from at_once_dask.driver.dask_backend import Crew, InlineCrew
 
@@ -89,7 +89,7 @@ def inline(monkeypatch: pytest.MonkeyPatch, threads: int, first: int) -> Iterato
             yield found
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_crew", crew)
+        patch.setattr(call, "_crew", crew)
         patch.setattr(partition_size, "FIRST", first)
         patch.setattr(partition_size, "GROWTH", 1)
         yield

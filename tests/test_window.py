@@ -10,7 +10,7 @@ import pytest
 from helpers import statuses
 
 import at_once_dask
-from at_once_dask import engine
+from at_once_dask import call
 from at_once_dask.cluster.connect import Worker
 from at_once_dask.driver import dispatcher
 from at_once_dask.driver.blame import Death
@@ -40,7 +40,7 @@ class Losing(InlineCrew):
 def test_all_partitions_of_a_lost_worker_are_settled_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(engine, "_crew", Losing)
+    monkeypatch.setattr(call, "_crew", Losing)
     report = at_once_dask.run(range(40), None, lambda n: None, progress=False)
     assert statuses(report) == ["processed"] * 40
 
@@ -77,7 +77,7 @@ class Looks(InlineCrew):
 def run_in(
     crew: type[InlineCrew], monkeypatch: pytest.MonkeyPatch, n: int = 40
 ) -> at_once_dask.Report:
-    monkeypatch.setattr(engine, "_crew", crew)
+    monkeypatch.setattr(call, "_crew", crew)
     return at_once_dask.run(range(n), None, nothing, on_error="return", progress=False)
 
 
@@ -148,7 +148,7 @@ def test_a_failure_of_the_last_input_stops_nothing(
     def fail(inp: int) -> None:
         raise ValueError(inp)
 
-    monkeypatch.setattr(engine, "_crew", Looks)
+    monkeypatch.setattr(call, "_crew", Looks)
     with pytest.raises(at_once_dask.RunFailed) as failed:
         at_once_dask.run([1], None, fail, progress=False, **how)
     assert not isinstance(failed.value, at_once_dask.RunStopped)
@@ -236,7 +236,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[Partition]:
             partitions.append(partition)
             super().send(worker, partition)
 
-    monkeypatch.setattr(engine, "_crew", lambda this: Noting(this.job, this.book, threads=2))
+    monkeypatch.setattr(call, "_crew", lambda this: Noting(this.job, this.book, threads=2))
     return partitions
 
 
