@@ -9,7 +9,7 @@ from pathlib import Path
 
 SCRIPT = """
 import os, resource, subprocess, sys, time
-from at_once_dask import descriptors, journal
+from at_once_dask.logs import descriptors, log_file
 from at_once_dask.protocol.progress_file import Trail
 
 descriptors._inotify()  # the process keeps it
@@ -17,7 +17,7 @@ before = [os.readlink(f"/proc/self/fd/{n}") for n in (1, 2)], len(os.listdir("/p
 BEFORE
 trail = Trail(os.getcwd(), "run", "worker")
 trail.open()
-book = journal.open_book("run", os.path.abspath("log.jsonl"), True)
+book = log_file.open_book("run", os.path.abspath("log.jsonl"), True)
 captured = descriptors.Descriptors(book, "worker", trail)
 WRITE
 captured.close()

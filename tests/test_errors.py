@@ -24,7 +24,7 @@ from at_once_dask.report import report
 
 ROOT = str(Path(__file__).parent.parent)
 run: Any = at_once_dask.run
-INNER = re.compile(r"at_once_dask/(?!errors\.py)\w+\.py")
+INNER = re.compile(r"at_once_dask/(?!errors\.py)[\w/]+\.py")
 
 
 def explode(inp: object) -> None:

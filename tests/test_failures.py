@@ -131,7 +131,7 @@ def test_anything_raised(cluster: Client, name: str, where: str) -> None:
     assert message in failure["message"]
     assert error in failure["traceback"]
     assert "test_failures.py" in failure["traceback"]
-    assert "at_once_dask/item.py" not in failure["traceback"]
+    assert "at_once_dask/worker/" not in failure["traceback"]
     assert failure["attempts"] == 1
     assert failure["exit"] is None
     assert failure["worker"] in cluster.nthreads()

@@ -19,6 +19,7 @@ from distributed import Client
 from helpers import poll_for, statuses
 
 import at_once_dask
+from at_once_dask.cluster import connect
 from at_once_dask.driver import inputs
 
 NAN = float("nan")
@@ -330,7 +331,7 @@ def test_an_empty_list_starts_no_cluster(empty: Any, reduce_fn: Any, folder: Pat
     result: Any = at_once_dask.run(empty, None, lambda n: None, reduce_fn=reduce_fn)
     report = result if reduce_fn is None else result.report
     assert (report.n_inputs, report.ok, report.dashboard_link) == (0, True, None)
-    assert at_once_dask.cluster._own is None
+    assert connect._own is None
     assert list(folder.iterdir()) == []
     if reduce_fn is not None:
         assert result == {}
@@ -471,8 +472,8 @@ def test_large_inputs_are_pickled_no_more_than_needed(
         return packs
 
     monkeypatch.setattr(inputs.Chunk, "pack", counted)
-    inputs = [b""] * 20_000 + [bytes(2**20)] * 60
-    at_once_dask.run(inputs, None, lambda inp: None, progress=False)
+    small_first = [b""] * 20_000 + [bytes(2**20)] * 60
+    at_once_dask.run(small_first, None, lambda inp: None, progress=False)
     assert sum(packed) < 4 * 60 * 2**20
 
 

@@ -15,10 +15,10 @@ from at_once_dask.worker import last_stack
 
 BEGIN = """
 import ctypes, os, sys, threading, time
-from at_once_dask import stack
+from at_once_dask.worker import last_stack
 
 file = open("stack", "w")
-assert stack.begin(file)
+assert last_stack.begin(file)
 """
 
 SEGFAULT = f"""{BEGIN}
@@ -148,8 +148,8 @@ def test_whoever_was_there_before_is_left_alone(folder: Path) -> None:
     code = """
 import faulthandler, sys
 faulthandler.enable()
-from at_once_dask import stack
-assert not stack.begin(sys.stderr)
+from at_once_dask.worker import last_stack
+assert not last_stack.begin(sys.stderr)
 assert faulthandler.is_enabled()
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -221,7 +221,7 @@ def test_a_folder_too_long_for_a_socket_and_no_short_one(
     temporary = folder / ("x" * 180)
     temporary.mkdir()
     before = """
-        from at_once_dask import forkserver
+        from at_once_dask.cluster import forkserver
         forkserver.SHORT_FOLDERS = ("/nowhere",)
     """
     told = error_of(run_job(folder, before=before, TMPDIR=str(temporary)))
@@ -231,12 +231,12 @@ def test_a_folder_too_long_for_a_socket_and_no_short_one(
 def test_any_other_failure_of_the_start(folder: Path) -> None:
     """Dask's and asyncio's own tracebacks are not shown."""
     before = """
-        from at_once_dask import cluster
+        from at_once_dask.cluster import connect
 
         def refuse(*args, **kwargs):
             raise OSError(28, "No space left on device")
 
-        cluster._OwnNanny.__init__ = refuse
+        connect._OwnNanny.__init__ = refuse
     """
     told = error_of(run_job(folder, before=before))
     assert "the cluster cannot be started: OSError: [Errno 28] No space left on device; see" in told

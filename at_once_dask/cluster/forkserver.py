@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from pathlib import Path
 from collections.abc import Iterator
 from typing import Any
 
@@ -144,7 +145,7 @@ def _import_path() -> dict[str, str]:
     standard library, as in a clone of its repository, it must be found without that.
     """
     path = {"PYTHONSAFEPATH": "1"}
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    root = str(Path(os.path.abspath(__file__)).parents[2])
     library = os.path.dirname(os.__file__)
     entries = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
     if root in entries and library in entries[entries.index(root) :]:

@@ -1,1 +1,1 @@
-"""What driver and workers both know: the forms that cross between them, and the files they share."""
+"""What driver and workers both know: the forms that cross, and the files they share."""

@@ -49,7 +49,7 @@ Same = tuple[str, str, str, str]  # what equal failures have in common
 
 _TELLS_NOTHING = ("bdb.py", "cloudpickle.py", "copyreg.py", "pickle.py")  # of what went wrong
 
-_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _NOT_THE_USERS = tuple(
     path + os.sep
     for path in {

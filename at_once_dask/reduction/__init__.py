@@ -1,1 +1,1 @@
-"""Map-reduce by key: grouped in the workers, brought together in the driver, folded in the workers."""
+"""Map-reduce by key: grouped in workers, brought together in the driver, folded in workers."""

@@ -81,7 +81,7 @@ def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     made = Environment(
-        loader=PackageLoader("at_once_dask"),
+        loader=PackageLoader("at_once_dask.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -434,7 +434,7 @@ def _dumped(pickler: _Pickler, file: io.BytesIO, others: dict[str, Any]) -> Iter
 # ----- processes that a function starts by itself
 
 _SCRIPT = """\
-from at_once_dask import main_module
+from at_once_dask.user_code import main_module
 
 globals().update(main_module.variables({path!r}))
 """

@@ -1,1 +1,1 @@
-"""Runs in the workers and their nannies: partitions, one input after the other, and what watches them."""
+"""Runs in the workers and their nannies: partitions, input after input, and who watches."""
