@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from at_once_dask import session
 from at_once_dask.cluster import connect
 from at_once_dask.driver.dask_backend import ClusterCrew, Crew
 from at_once_dask.driver.interrupts import Interrupts
@@ -22,6 +21,7 @@ from at_once_dask.protocol.lease import running
 from at_once_dask.reduction.reduce_side import Kept
 from at_once_dask.report import report
 from at_once_dask.report.report import Plan, Reduction, Report
+from at_once_dask.user_code import notebook
 
 
 def run(options: Options, interrupts: Interrupts) -> Run:
@@ -132,7 +132,7 @@ def _tell(told: Report, error: BaseException, progress: bool) -> None:
     """Let the end by a signal say how far the run came, and how it goes on."""
     if isinstance(error, KeyboardInterrupt):
         error.args = (told.summary(),)  # Python prints it behind the name
-        shown = partial(session.rendered, error, told._brief())
+        shown = partial(notebook.rendered, error, told._brief())
         error._render_traceback_ = shown  # type: ignore[attr-defined]
     elif isinstance(error, SystemExit) and progress:
         say(told.summary())

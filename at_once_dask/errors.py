@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from at_once_dask import session
+from at_once_dask.user_code import notebook
 
 if TYPE_CHECKING:
     from at_once_dask.report.report import Reduction, Report
@@ -20,7 +20,7 @@ class AtOnceError(Exception):
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows of it."""
-        return session.rendered(self)
+        return notebook.rendered(self)
 
 
 class OfTheList(BaseException):
@@ -85,12 +85,12 @@ class RunFailed(AtOnceError):
         """A line more where there are other results."""
         if not self.partial:
             return ""
-        error = "error" if session.debugger() is None else "sys.last_value"
+        error = "error" if notebook.debugger() is None else "sys.last_value"
         keys = f"{len(self.partial):,} {'key' if len(self.partial) == 1 else 'keys'}"
         return f"\nThe rest is reduced, {keys}: {error}.partial"
 
     def _render_traceback_(self) -> list[str]:
-        return session.rendered(self, self.report._brief() + self._where_the_rest_is())
+        return notebook.rendered(self, self.report._brief() + self._where_the_rest_is())
 
 
 class RunStopped(RunFailed):

@@ -14,8 +14,8 @@ import shutil
 import signal
 import sys
 import tempfile
-from pathlib import Path
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from at_once_dask.errors import AtOnceError

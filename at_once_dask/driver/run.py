@@ -21,7 +21,6 @@ import dask
 import distributed
 from dask.utils import format_bytes
 
-from at_once_dask import session
 from at_once_dask.cluster import connect
 from at_once_dask.driver.dask_backend import Crew, Running
 from at_once_dask.driver.dispatcher import Sink, Window
@@ -48,7 +47,7 @@ from at_once_dask.report.summary import (
     Story,
     counted,
 )
-from at_once_dask.user_code import pickling
+from at_once_dask.user_code import notebook, pickling
 from at_once_dask.user_code.by_value import by_value
 from at_once_dask.user_code.unsendable import heaviest, pickled_job
 from at_once_dask.worker.environment import current_directory
@@ -211,7 +210,7 @@ class Run:
             notes=tuple(filter(None, [*self.notes, self._output_note])),
             kept=self.kept is not None,
             function=function_name(self.options.process_inp or self.options.check_inp),
-            script=session.script(),
+            script=notebook.script(),
             host=platform.node(),
             folder=self._folder,
             page_link=self.page_link,
@@ -456,7 +455,7 @@ class _ReduceSink(Sink):
 def _signal(error: KeyboardInterrupt | SystemExit) -> str:
     """Whose work it is; ``SystemExit`` is that of somebody's own handler, if it is not ours."""
     if isinstance(error, KeyboardInterrupt):
-        return "the stop button" if session.in_notebook() else "Ctrl-C"
+        return "the stop button" if notebook.in_notebook() else "Ctrl-C"
     return "SIGTERM" if error.code == 128 + signal.SIGTERM else f"SystemExit({error.code!r})"
 
 

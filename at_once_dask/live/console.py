@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
 from at_once_dask.report.html import linked
-from at_once_dask.session import in_notebook
+from at_once_dask.user_code.notebook import in_notebook
 
 LINE_SECONDS = 10.0  # between two lines where there is no terminal
 REDRAW_SECONDS = 0.2

@@ -16,7 +16,7 @@ from at_once_dask.protocol.status import FAILED, PENDING, PROCESSED, SKIPPED
 from at_once_dask.report.ledger import Cause, Ledger
 from at_once_dask.report.report import Report
 from at_once_dask.report.summary import counted, example, message_line
-from at_once_dask.session import in_notebook
+from at_once_dask.user_code.notebook import in_notebook
 
 FORGET_SECONDS = 3.0  # a worker that has told nothing for so long is no longer at it
 NAME_LENGTH = 40  # of an input in the progress, at most

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from at_once_dask import files, session
+from at_once_dask import files
 from at_once_dask.errors import InputError, cut_short
 from at_once_dask.protocol.failure import printable, safe_repr, without_our_frames
 from at_once_dask.report.ledger import Failed
 from at_once_dask.report.summary import FINISHED, Story, counted
+from at_once_dask.user_code import notebook
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -307,7 +308,7 @@ class Report:
 
     def _look_into(self) -> str:
         """A line more at a prompt: how to get into the code where an input has failed."""
-        debugger, replayed = session.debugger(), self._replayed()
+        debugger, replayed = notebook.debugger(), self._replayed()
         if debugger is None or replayed is None or self is not latest:
             return ""
         call = f"at_once_dask.last_report().replay({replayed})"
