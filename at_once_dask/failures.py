@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from at_once_dask.logs import log_file
-from at_once_dask.protocol.failure import first_line
+from at_once_dask.user_code.text import first_line
 
 LOG = "at_once_log.jsonl"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from at_once_dask.errors import InputError
-from at_once_dask.protocol.failure import safe_repr
+from at_once_dask.user_code.text import safe_repr
 
 NAME_BYTES = 255  # of a file: no file system for Linux takes more
 

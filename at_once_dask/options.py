@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from at_once_dask import files
 from at_once_dask.errors import InputError, cut_short
-from at_once_dask.protocol.failure import safe_repr
 from at_once_dask.user_code import arity
+from at_once_dask.user_code.text import safe_repr
 
 if TYPE_CHECKING:
     from distributed import Client

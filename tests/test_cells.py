@@ -11,8 +11,8 @@ from typing import Any
 import nbformat
 from nbclient import NotebookClient
 
-from at_once_dask.protocol.failure import is_users_file
 from at_once_dask.user_code import notebook
+from at_once_dask.user_code.modules import is_users_file
 
 ROOT = Path(__file__).parents[1]
 

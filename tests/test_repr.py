@@ -17,13 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import at_once_dask
-from at_once_dask.protocol.failure import (
-    NAME_LIMIT,
-    WHERE_LIMIT,
-    Failure,
-    from_exception,
-    safe_repr,
-)
+from at_once_dask.protocol.failure import WHERE_LIMIT, Failure, from_exception
+from at_once_dask.user_code.text import NAME_LIMIT, safe_repr
 
 Pair = collections.namedtuple("Pair", "one two")
 

@@ -43,7 +43,7 @@ from at_once_dask.errors import AtOnceError, InputError
 from at_once_dask.live import monitor, page
 from at_once_dask.live.monitor import Sight
 from at_once_dask.options import DASHBOARD, checked_client
-from at_once_dask.protocol.failure import safe_repr
+from at_once_dask.user_code.text import safe_repr
 from at_once_dask.worker import environment, processes
 from at_once_dask.worker.plugin import OwnWorker
 

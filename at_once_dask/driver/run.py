@@ -31,7 +31,7 @@ from at_once_dask.live.monitor import PassView, RunView, Sight
 from at_once_dask.live.progress_bar import Silent, Ticker, say, warn
 from at_once_dask.logs import log_file
 from at_once_dask.options import Options, function_name, length
-from at_once_dask.protocol.failure import Failure, cut, first_line, from_exception, safe_repr
+from at_once_dask.protocol.failure import Failure, from_exception
 from at_once_dask.protocol.status import FAILED, PENDING, PROCESSED, SKIPPED
 from at_once_dask.reduction.map_side import Piece
 from at_once_dask.reduction.reduce_side import Group, Groups, Kept
@@ -48,9 +48,9 @@ from at_once_dask.report.summary import (
     counted,
 )
 from at_once_dask.user_code import notebook, pickling
-from at_once_dask.user_code.by_value import by_value
+from at_once_dask.user_code.modules import by_value, current_directory
+from at_once_dask.user_code.text import cut, first_line, safe_repr
 from at_once_dask.user_code.unsendable import heaviest, pickled_job
-from at_once_dask.worker.environment import current_directory
 from at_once_dask.worker.partition_run import Job, Outcome
 
 LARGE_JOB_BYTES = 50 * 2**20  # from which on sending the functions takes a while

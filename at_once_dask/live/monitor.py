@@ -27,13 +27,14 @@ from typing import Any, Protocol
 from at_once_dask.driver.inputs import Chunk, Source
 from at_once_dask.live.eta import Eta, Series
 from at_once_dask.logs import log_file
-from at_once_dask.protocol.failure import REPR_LIMIT, Failure, Same, cut, safe_repr
+from at_once_dask.protocol.failure import Failure, Same
 from at_once_dask.protocol.progress_file import Step, Trail
 from at_once_dask.protocol.status import FAILED, LEFT, PENDING, PROCESSED, is_final, stage
 from at_once_dask.reduction.reduce_side import Group
 from at_once_dask.report.ledger import Cause, Ledger
 from at_once_dask.report.report import Report
 from at_once_dask.report.summary import BROKEN, INTERRUPTED, STOPPED
+from at_once_dask.user_code.text import REPR_LIMIT, cut, safe_repr
 
 switched_on = True  # for a benchmark of what it costs
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from at_once_dask import files
 from at_once_dask.errors import InputError
 from at_once_dask.protocol import lease
-from at_once_dask.protocol.failure import safe_repr, sound
+from at_once_dask.user_code.text import safe_repr, sound
 
 if TYPE_CHECKING:
     import pandas as pd

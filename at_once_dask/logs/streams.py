@@ -34,8 +34,8 @@ from typing import Any, Protocol, TextIO, TypeVar
 from at_once_dask.logs import log_file
 from at_once_dask.logs.log_file import Book
 from at_once_dask.protocol import lease
-from at_once_dask.protocol.failure import cut, safe_repr
 from at_once_dask.protocol.lease import Lease
+from at_once_dask.user_code.text import cut, safe_repr
 
 T = TypeVar("T")
 

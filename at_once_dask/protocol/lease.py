@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from at_once_dask.protocol.failure import safe_repr
 from at_once_dask.protocol.progress_file import CURRENT, STOP, Crumb
 from at_once_dask.protocol.status import BEGUN, FAILED, stage
+from at_once_dask.user_code.text import safe_repr
 
 if TYPE_CHECKING:
     from at_once_dask.logs.log_file import Book

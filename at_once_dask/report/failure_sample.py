@@ -12,10 +12,11 @@ from operator import attrgetter
 from typing import Any
 
 from at_once_dask.logs import log_file
-from at_once_dask.protocol.failure import Failure, cut, safe_repr
+from at_once_dask.protocol.failure import Failure
 from at_once_dask.report.ledger import Cause, Failed
 from at_once_dask.report.summary import Story
 from at_once_dask.user_code import pickling
+from at_once_dask.user_code.text import cut, safe_repr
 
 MOST_CAUSES = 100
 MOST_FAILURES = 300

@@ -11,8 +11,9 @@ from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from at_once_dask.protocol.failure import Failure, Same, safe_repr
+from at_once_dask.protocol.failure import Failure, Same
 from at_once_dask.protocol.status import FAILED, LEFT, NAMES, PENDING, PROCESSED, SKIPPED
+from at_once_dask.user_code.text import safe_repr
 
 if TYPE_CHECKING:
     from at_once_dask.worker.partition_run import Outcome

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from at_once_dask import files
 from at_once_dask.errors import InputError, cut_short
-from at_once_dask.protocol.failure import printable, safe_repr, without_our_frames
+from at_once_dask.protocol.failure import without_our_frames
 from at_once_dask.report.ledger import Failed
 from at_once_dask.report.summary import FINISHED, Story, counted
 from at_once_dask.user_code import notebook
+from at_once_dask.user_code.text import printable, safe_repr
 
 if TYPE_CHECKING:
     import pandas as pd

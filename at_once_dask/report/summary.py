@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from at_once_dask.live.eta import elapsed
-from at_once_dask.protocol.failure import cut, first_line, safe_repr, sound
 from at_once_dask.protocol.status import FAILED, LEFT, PENDING, PROCESSED, SKIPPED
 from at_once_dask.report.ledger import Cause, Failed, Ledger
+from at_once_dask.user_code.text import cut, first_line, safe_repr, sound
 
 CAUSES_IN_TEXT = 5
 MESSAGE_IN_TEXT = 300  # characters

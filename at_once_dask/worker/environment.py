@@ -14,12 +14,11 @@ import multiprocessing.spawn
 import os
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from at_once_dask.cluster import forkserver
-from at_once_dask.protocol.failure import is_users_file
+from at_once_dask.user_code.modules import current_directory, users_modules
 from at_once_dask.worker import processes
 
 
@@ -80,14 +79,6 @@ class Surroundings:
             _log_level = self.log_level
 
 
-def current_directory() -> str | None:
-    """None when it is gone."""
-    try:
-        return os.getcwd()
-    except FileNotFoundError:
-        return None
-
-
 _log_level = logging.WARNING  # the driver's, as far as this process knows: Python's own
 _looked_at = time.time_ns()  # when this process last looked for edited modules
 _known: dict[str, tuple[int, int]] = {}
@@ -111,15 +102,6 @@ def forget_edited_modules() -> None:
     _known.update(stamps)
     _looked_at = now
     importlib.invalidate_caches()
-
-
-def users_modules() -> Iterator[tuple[str, str]]:
-    """Name and file of the modules of the user's own, in pure Python."""
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if isinstance(file, str) and file.endswith(".py") and is_users_file(file):
-            if name not in ("__main__", "__mp_main__"):
-                yield name, file
 
 
 def _stamp(file: str) -> tuple[int, int] | None:

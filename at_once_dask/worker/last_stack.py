@@ -14,7 +14,9 @@ import traceback
 from dataclasses import dataclass
 from typing import TextIO
 
-from at_once_dask.protocol.failure import WHERE_LIMIT, cut_start, is_ours, is_users_file
+from at_once_dask.protocol.failure import WHERE_LIMIT
+from at_once_dask.user_code.modules import is_ours, is_users_file
+from at_once_dask.user_code.text import cut_start
 
 ASK: int = getattr(signal, "SIGUSR2", 0)  # what the nanny sends; 0 where there is no such signal
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from types import GeneratorType
 from typing import Any
 
-from at_once_dask.protocol.failure import Failure, from_answer, from_exception, safe_repr
+from at_once_dask.protocol.failure import Failure, from_answer, from_exception
 from at_once_dask.protocol.lease import Lease
 from at_once_dask.protocol.progress_file import Crumb
 from at_once_dask.protocol.sameness import same_pairs
@@ -25,6 +25,7 @@ from at_once_dask.protocol.status import (
 )
 from at_once_dask.reduction.map_side import Pairs
 from at_once_dask.user_code import main_module, pickling
+from at_once_dask.user_code.text import safe_repr
 
 PAIR_HINT = "return [is_done, value], for example `return [path.exists(), None]`"
 VALUE_HINT = (

@@ -7,17 +7,19 @@ on ``sys.path``: the own cluster's workers have this process's.
 from __future__ import annotations
 
 import os
+import site
 import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import ModuleType
 
 import cloudpickle
 
 from at_once_dask.user_code import pickling
+from at_once_dask.user_code.modules import current_directory, users_modules
 from at_once_dask.user_code.pickling import MAINS
-from at_once_dask.worker.environment import current_directory, users_modules
 
 
 @contextmanager
@@ -80,3 +82,47 @@ def _can_be_imported(name: str, file: str, where: object) -> bool:
         if spec is not None:
             return os.path.realpath(spec.origin or "") == os.path.realpath(file)
     return False
+
+
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
+_NOT_THE_USERS = tuple(
+    path + os.sep
+    for path in {
+        *(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+        *site.getsitepackages(),
+        site.getusersitepackages(),
+    }
+)
+
+
+@cache
+def is_users_file(filename: str) -> bool:
+    """Whether `filename` is outside the standard library, site-packages and this package."""
+    if not os.path.isabs(filename):  # no file: a notebook's cell, standard input
+        return not filename.startswith("<frozen ")
+    path = os.path.abspath(filename)
+    return not path.startswith(_NOT_THE_USERS) and not is_ours(path)
+
+
+def is_ours(filename: str) -> bool:
+    """Whether `filename` is of this package; its demonstration counts as a user's program."""
+    return filename.startswith(_HERE) and not filename.endswith("__main__.py")
+
+
+def current_directory() -> str | None:
+    """None when it is gone."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
+
+
+def users_modules() -> Iterator[tuple[str, str]]:
+    """Name and file of the modules of the user's own, in pure Python."""
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if isinstance(file, str) and file.endswith(".py") and is_users_file(file):
+            if name not in ("__main__", "__mp_main__"):
+                yield name, file
