@@ -21,7 +21,7 @@ import pytest
 from distributed import Client
 
 import at_once_dask
-from at_once_dask.protocol.sameness import same
+from at_once_dask.protocol.return_values import same
 
 PAIRED = "is_done is True or False, as in `return [path.exists(), None]`"
 

@@ -25,8 +25,8 @@ from runs import report_of
 
 import at_once_dask
 from at_once_dask.protocol.failure import Failure
+from at_once_dask.protocol.return_values import refuse_lazy
 from at_once_dask.report.ledger import Ledger
-from at_once_dask.worker.steps import refuse_lazy
 
 BAD = 5  # the input that fails, of ten
 

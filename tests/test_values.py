@@ -17,7 +17,8 @@ from helpers import oracle, same
 import at_once_dask
 from at_once_dask.cluster import connect as own
 from at_once_dask.protocol.lease import Lease
-from at_once_dask.reduction.map_side import SHELF_BYTES, Lists, Pairs, Piece, Place, alone
+from at_once_dask.protocol.return_values import Pairs
+from at_once_dask.reduction.map_side import SHELF_BYTES, Lists, Piece, Place, alone
 from at_once_dask.reduction.reduce_side import Group, Groups
 from at_once_dask.user_code import pickling
 from at_once_dask.worker.partition_run import _no_more_than

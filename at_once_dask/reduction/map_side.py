@@ -8,22 +8,16 @@ from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from at_once_dask.protocol.failure import Failure, from_exception
 from at_once_dask.protocol.lease import Lease
+from at_once_dask.protocol.return_values import Pairs
 from at_once_dask.protocol.status import COMBINE
 from at_once_dask.user_code import pickling
 
 SHELF_BYTES = 2**20  # of a partition's values, from which on they are put into a file
 SHELF_EACH = 4096  # bytes a key, on average: smaller ones are not worth reading one by one
-
-
-class Pairs(NamedTuple):
-    """What one input gives: keys and their values. Two lists, no tuples: those cost the most."""
-
-    keys: list[Any]
-    values: list[Any]
 
 
 @dataclass(frozen=True, slots=True)

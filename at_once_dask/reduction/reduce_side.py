@@ -21,10 +21,10 @@ from dask.bag import Bag
 
 from at_once_dask.protocol.failure import Failure, from_exception
 from at_once_dask.protocol.lease import Lease
+from at_once_dask.protocol.return_values import refuse_awaitable
 from at_once_dask.protocol.status import REDUCE
 from at_once_dask.reduction.map_side import Piece, Place, combine
 from at_once_dask.user_code import pickling
-from at_once_dask.worker.steps import refuse_awaitable
 
 if TYPE_CHECKING:
     from at_once_dask.report.ledger import Ledger

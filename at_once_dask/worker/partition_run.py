@@ -30,8 +30,9 @@ from at_once_dask.logs import log_file, streams
 from at_once_dask.protocol import lease
 from at_once_dask.protocol.failure import Failure, from_exception
 from at_once_dask.protocol.progress_file import CLOSING, FAILURE, STOP, VALUE, Crumb, Trail
+from at_once_dask.protocol.return_values import Pairs
 from at_once_dask.protocol.status import COLLECT, FAILED, PENDING, PROCESSED, SEND
-from at_once_dask.reduction.map_side import Folds, Lists, Pairs, Piece, alone
+from at_once_dask.reduction.map_side import Folds, Lists, Piece, alone
 from at_once_dask.reduction.reduce_side import Fold, Group, Part, Reduced
 from at_once_dask.user_code import pickling
 from at_once_dask.worker.steps import Item, Steps

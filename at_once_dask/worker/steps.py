@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
-import numbers
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from functools import lru_cache
-from types import GeneratorType
+from collections.abc import Callable
 from typing import Any
 
 from at_once_dask.protocol.failure import Failure, from_answer, from_exception
 from at_once_dask.protocol.lease import Lease
 from at_once_dask.protocol.progress_file import Crumb
-from at_once_dask.protocol.sameness import same_pairs
+from at_once_dask.protocol.return_values import (
+    PAIRS_HINT,
+    VALUE_HINT,
+    AnotherAnswer,
+    Answer,
+    Pairs,
+    read_answer,
+    read_pairs,
+    refuse_lazy,
+    same_pairs,
+)
 from at_once_dask.protocol.status import (
     CHECK,
     FAILED,
@@ -23,20 +29,8 @@ from at_once_dask.protocol.status import (
     VERIFY,
     stage,
 )
-from at_once_dask.reduction.map_side import Pairs
-from at_once_dask.user_code import main_module, pickling
+from at_once_dask.user_code import main_module
 from at_once_dask.user_code.text import safe_repr
-
-PAIR_HINT = "return [is_done, value], for example `return [path.exists(), None]`"
-VALUE_HINT = (
-    "in a map-reduce run return [is_done, value], for example `return [path.exists(),"
-    " json.loads(path.read_text()) if path.exists() else None]`"
-)
-FLAG_HINT = "is_done is True or False, as in `return [path.exists(), None]`"
-PAIRS_HINT = (
-    "in a map-reduce run return a mapping or (key, value) pairs, for example "
-    "`return {key: value}` or `return [(key, value)]`"
-)
 
 
 class Item:
@@ -85,17 +79,6 @@ class Item:
             self.value = from_exception(self.position, name, error)
             if isinstance(error, NameError) and main_module.is_left(error.name):
                 self.value.message += f"; {main_module.stayed_behind(str(error.name))}"
-
-
-class Answer(Exception):
-    """A function returned what it may not return; the text says what to return instead."""
-
-
-class AnotherAnswer(Answer):
-    """`check_inp` gives another value than `process_inp` did.
-
-    A further attempt would find the input done, and take that value.
-    """
 
 
 class Steps:
@@ -262,127 +245,3 @@ class Steps:
                 " keys, and lists of tuples), so a resumed run would give another result; save the"
                 " value in process_inp and return None, then each value comes from check_inp"
             )
-
-
-def read_answer(answer: Any, reducing: bool = True) -> tuple[bool, Any]:
-    """The answer of `check_inp`, or an Answer that says what to return.
-
-    >>> read_answer([1, "value"])
-    (True, 'value')
-    """
-    if not isinstance(answer, (list, tuple)) or len(answer) != 2:
-        refuse_awaitable(answer, "check_inp")
-        if not reducing and _is_bool(answer):
-            return bool(answer), None
-        hint = VALUE_HINT if reducing else PAIR_HINT
-        raise Answer(f"check_inp returned {safe_repr(answer)}; {_not_called(answer) or hint}")
-    is_done, value = answer
-    if is_done is True or is_done is False:
-        return is_done, value
-    if is_done is None or _is_bool(is_done) or (_is_whole(is_done) and is_done in (0, 1)):
-        return bool(is_done), value
-    raise Answer(
-        f"check_inp returned {safe_repr(is_done)} as is_done; {_not_called(is_done) or FLAG_HINT}"
-    )
-
-
-def _not_called(answer: Any) -> str:
-    """What to write where a method is named and not called; empty for all else."""
-    if not callable(answer):
-        return ""
-    name = getattr(answer, "__name__", "is_done")
-    owner = type(getattr(answer, "__self__", None)).__name__.lower()
-    called = f"{'path' if 'path' in owner else 'it'}.{name}()"
-    return f"that is a function that was not called; write `return [{called}, None]`"
-
-
-def _is_bool(value: Any) -> bool:
-    """Whether it is a bool, or NumPy's."""
-    return isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, numbers.Integral)
-
-
-def read_pairs(result: Any, who: str) -> Pairs:
-    """The pairs of a mapping or an iterable of pairs, checked whole before any of them counts.
-
-    >>> read_pairs({"a": 1}, "process_inp")
-    Pairs(keys=['a'], values=[1])
-    """
-    refuse_awaitable(result, who)
-    if isinstance(result, dict) and type(result).items is dict.items:
-        pairs = Pairs(list(dict.keys(result)), list(dict.values(result)))
-    elif isinstance(result, Mapping):
-        pairs = _unzipped(result.items(), who)
-    elif isinstance(result, Iterable) and not isinstance(result, (str, bytes)):
-        pairs = _unzipped(result, who)
-    else:
-        raise Answer(f"{who} returned {safe_repr(result)}; {PAIRS_HINT}")
-    if not pickling.are_plain(pairs.keys):
-        for key in pairs.keys:
-            _check_key(key, who)
-    return pairs
-
-
-def refuse_lazy(result: Any) -> None:
-    """Refuse what looks like work but has not run."""
-    refuse_awaitable(result, "process_inp")
-    if inspect.isgenerator(result):
-        result.close()
-        raise Answer(
-            "process_inp returned a generator, whose body never ran; it must do its work and save"
-            " it itself: call the function with the `yield` inside a loop, or use plain `return`"
-        )
-
-
-@lru_cache(maxsize=16)  # few: it keeps the types, and with them their modules
-def _is_never_lazy(kind: type) -> bool:
-    """Whether no object of this type can be awaited, drawn from or computed: asked once a type."""
-    return not (issubclass(kind, (Awaitable, GeneratorType)) or hasattr(kind, "__dask_graph__"))
-
-
-def refuse_awaitable(result: Any, who: str) -> None:
-    try:
-        if _is_never_lazy(type(result)):  # type: ignore[arg-type]
-            return
-    except TypeError:  # its type cannot be hashed: neither this nor `isinstance` can tell
-        return
-    if hasattr(type(result), "__dask_graph__"):  # some of them can be awaited too
-        raise Answer(
-            f"{who} returned a {type(result).__name__} of Dask, which nobody computes; call its"
-            ' compute(scheduler="sync") in there'
-        )
-    if inspect.isawaitable(result):
-        if inspect.iscoroutine(result):
-            result.close()  # or Python warns later that it was never awaited
-        raise Answer(
-            f"{who} returned an awaitable, which nobody awaits; use asyncio.run(...) in it"
-        )
-
-
-def _unzipped(result: Iterable[Any], who: str) -> Pairs:
-    pairs = Pairs([], [])
-    for pair in result:
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise Answer(f"{who} returned an iterable with {safe_repr(pair)} in it; {PAIRS_HINT}")
-        key, value = pair
-        pairs.keys.append(key)
-        pairs.values.append(value)
-    return pairs
-
-
-def _check_key(key: Any, who: str) -> None:
-    try:
-        hash(key)
-    except TypeError as error:
-        raise Answer(
-            f"{who} returned the key {safe_repr(key)}, which is not hashable; use a tuple or a str"
-        ) from error
-    if not pickling.survives(key):
-        raise Answer(
-            f"{who} returned the key {safe_repr(key)}, which is not equal to itself (or not to its"
-            " copy in another process), so its values could not be brought together; use a number,"
-            " str, tuple, enum or frozen dataclass"
-        )
