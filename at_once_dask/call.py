@@ -12,13 +12,12 @@ from typing import Any
 from at_once_dask.cluster import connect
 from at_once_dask.driver.dask_backend import ClusterCrew, Crew
 from at_once_dask.driver.interrupts import Interrupts
-from at_once_dask.driver.run import PlanSink, Run
+from at_once_dask.driver.run import Kept, PlanSink, Run
 from at_once_dask.errors import InputError, OfTheList, RunFailed, RunStopped
 from at_once_dask.live.progress_bar import let_inspect, say, show_links, warn
 from at_once_dask.logs import log_file
 from at_once_dask.options import Options, checked_reduce_fn, function_name
 from at_once_dask.protocol.lease import running
-from at_once_dask.reduction.reduce_side import Kept
 from at_once_dask.report import report
 from at_once_dask.report.report import Plan, Reduction, Report
 from at_once_dask.user_code import notebook

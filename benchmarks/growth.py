@@ -53,7 +53,7 @@ import numpy as np
 
 import at_once_dask
 from at_once_dask.driver.dask_backend import ClusterCrew
-from at_once_dask.worker.partition_run import SLICE_SECONDS
+from at_once_dask.protocol.task import SLICE_SECONDS
 
 ROUNDS = 3
 CORES = os.cpu_count() or 1

@@ -59,7 +59,7 @@ from growth import (
 
 import at_once_dask
 from at_once_dask.driver.dask_backend import ClusterCrew
-from at_once_dask.reduction.reduce_side import SPILL_BYTES, Groups
+from at_once_dask.reduction.groups import SPILL_BYTES, Groups
 
 LOOK_EVERY = 100_000  # inputs of the generator
 SETTLED_SECONDS = 1.0

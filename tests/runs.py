@@ -8,10 +8,10 @@ from typing import Any
 
 from at_once_dask.protocol.failure import Failure
 from at_once_dask.protocol.status import FAILED, PROCESSED, SKIPPED
+from at_once_dask.protocol.task import Outcome
 from at_once_dask.report.ledger import Ledger
 from at_once_dask.report.report import Report
 from at_once_dask.report.summary import FINISHED, Facts, Story
-from at_once_dask.worker.partition_run import Outcome
 
 PARTITION = 1_000
 BEGUN = 1.7e9  # seconds since the epoch

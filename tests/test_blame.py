@@ -35,8 +35,8 @@ from at_once_dask.protocol.status import (
     REDUCE,
     SKIPPED,
 )
+from at_once_dask.protocol.task import Job
 from at_once_dask.user_code import pickling
-from at_once_dask.worker.partition_run import Job
 
 START = 100
 CHUNK = Chunk(START, list("abcde"))

@@ -18,9 +18,9 @@ from runs import BEGUN, ledger_of, report_of
 
 import at_once_dask
 from at_once_dask.protocol.status import FAILED, LEFT, NAMES, PROCESSED, SKIPPED
+from at_once_dask.protocol.task import Outcome
 from at_once_dask.report import bokeh_timeline, svg_charts, timeline
 from at_once_dask.report.ledger import Ledger
-from at_once_dask.worker.partition_run import Outcome
 
 # For each worker: gaps, and after each how long an input took and what became of it.
 work = st.lists(

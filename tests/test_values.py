@@ -18,8 +18,9 @@ import at_once_dask
 from at_once_dask.cluster import connect as own
 from at_once_dask.protocol.lease import Lease
 from at_once_dask.protocol.return_values import Pairs
-from at_once_dask.reduction.map_side import SHELF_BYTES, Lists, Piece, Place, alone
-from at_once_dask.reduction.reduce_side import Group, Groups
+from at_once_dask.protocol.task import Group, Piece, Place
+from at_once_dask.reduction.groups import Groups
+from at_once_dask.reduction.map_side import SHELF_BYTES, Lists, alone
 from at_once_dask.user_code import pickling
 from at_once_dask.worker.partition_run import _no_more_than
 

@@ -15,7 +15,7 @@ from at_once_dask.cluster.connect import Worker
 from at_once_dask.driver import dispatcher
 from at_once_dask.driver.blame import Death
 from at_once_dask.driver.dask_backend import Broken, Died, Event, InlineCrew
-from at_once_dask.worker.partition_run import Partition
+from at_once_dask.protocol.task import Partition
 
 
 class Losing(InlineCrew):

@@ -28,9 +28,9 @@ from at_once_dask.driver.inputs import Chunk
 from at_once_dask.protocol.failure import Failure
 from at_once_dask.protocol.progress_file import Trace
 from at_once_dask.protocol.status import COMBINE, FAILED, LEFT, OPEN, is_final, stage
+from at_once_dask.protocol.task import Outcome
 from at_once_dask.user_code.text import cut_start
 from at_once_dask.worker.last_stack import NOWHERE, Stack
-from at_once_dask.worker.partition_run import Outcome
 
 LAST_WORDS_LIMIT = 500  # characters
 

@@ -31,11 +31,12 @@ from at_once_dask.logs import log_file
 from at_once_dask.logs.log_file import Book
 from at_once_dask.protocol.lease import forget, reclaim_all
 from at_once_dask.protocol.progress_file import Trace, Trail
+from at_once_dask.protocol.task import Job, Outcome, Partition
 from at_once_dask.user_code.main_module import Main
 from at_once_dask.worker.inside import Settings
 from at_once_dask.worker.last_stack import read as read_stack
 from at_once_dask.worker.nanny_plugin import Guard
-from at_once_dask.worker.partition_run import Job, Outcome, Partition, work
+from at_once_dask.worker.partition_run import work
 from at_once_dask.worker.plugin import RunPlugin, run_partition
 
 TIDY_SECONDS = 5.0  # for workers and nannies to forget a run

@@ -48,8 +48,8 @@ from at_once_dask.live.monitor import Flight
 from at_once_dask.protocol.failure import Failure
 from at_once_dask.protocol.progress_file import BegunBeforeError, Trail
 from at_once_dask.protocol.status import FAILED, LEFT
+from at_once_dask.protocol.task import Outcome, Partition
 from at_once_dask.user_code import pickling
-from at_once_dask.worker.partition_run import Outcome, Partition
 
 WEIGHED = 8  # inputs; the size of larger partitions is looked at before they are pickled
 DEPTH = 2  # partitions in flight for each worker thread

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from at_once_dask.worker.partition_run import SLICE_SECONDS
+from at_once_dask.protocol.task import SLICE_SECONDS
 
 FIRST = 10_000  # inputs of the first partitions, of which nobody knows how long they take
 FIRST_CAUTIOUS = 8

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import random
+import shutil
 import signal
 import sys
 import time
 import uuid
+import weakref
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,6 +28,7 @@ from at_once_dask.driver.dask_backend import Crew, Running
 from at_once_dask.driver.dispatcher import Sink, Window
 from at_once_dask.driver.inputs import Source
 from at_once_dask.driver.interrupts import Interrupts
+from at_once_dask.driver.run import Kept
 from at_once_dask.errors import InputError
 from at_once_dask.live.monitor import PassView, RunView, Sight
 from at_once_dask.live.progress_bar import Silent, Ticker, say, warn
@@ -33,8 +36,8 @@ from at_once_dask.logs import log_file
 from at_once_dask.options import Options, function_name, length
 from at_once_dask.protocol.failure import Failure, from_exception
 from at_once_dask.protocol.status import FAILED, PENDING, PROCESSED, SKIPPED
-from at_once_dask.reduction.map_side import Piece
-from at_once_dask.reduction.reduce_side import Group, Groups, Kept
+from at_once_dask.protocol.task import Group, Job, Outcome, Piece
+from at_once_dask.reduction.groups import Groups
 from at_once_dask.report.ledger import Ledger
 from at_once_dask.report.report import Plan, Reduction, Report
 from at_once_dask.report.summary import (
@@ -51,7 +54,6 @@ from at_once_dask.user_code import notebook, pickling
 from at_once_dask.user_code.modules import by_value, current_directory
 from at_once_dask.user_code.text import cut, first_line, safe_repr
 from at_once_dask.user_code.unsendable import heaviest, pickled_job
-from at_once_dask.worker.partition_run import Job, Outcome
 
 LARGE_JOB_BYTES = 50 * 2**20  # from which on sending the functions takes a while
 JUDGED_FROM = 20  # inputs, before a share of failures tells anything
@@ -496,3 +498,38 @@ def _source(options: Options, interrupts: Interrupts) -> Source:
     source = Source((copy[index] for index in order), len(copy), order, interrupts)
     source.error = drawn.error
     return source
+
+
+class Kept:
+    """Groups that outlive their run, to be reduced again; their files go when this goes.
+
+    Parameters
+    ----------
+    groups : Groups
+    ledger : Ledger
+        What became of the inputs.
+    """
+
+    def __init__(self, groups: Groups, ledger: Ledger) -> None:
+        self.groups = groups
+        self.ledger = ledger
+        self._folders: list[str] = []
+        weakref.finalize(self, _discard, groups, self._folders, os.getpid())
+
+    def add(self, folder: str | None) -> None:
+        """Take over a folder with values that workers have put into files."""
+        if folder is not None:
+            self._folders.append(folder)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it is there: the folders are in the own cluster's, which may be closed."""
+        return all(map(os.path.isdir, self._folders))
+
+
+def _discard(groups: Groups, folders: list[str], owner: int) -> None:
+    if os.getpid() != owner:
+        return  # a child that was forked: all this is its parent's
+    groups.close()
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)

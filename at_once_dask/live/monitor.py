@@ -30,7 +30,7 @@ from at_once_dask.logs import log_file
 from at_once_dask.protocol.failure import Failure, Same
 from at_once_dask.protocol.progress_file import Step, Trail
 from at_once_dask.protocol.status import FAILED, LEFT, PENDING, PROCESSED, is_final, stage
-from at_once_dask.reduction.reduce_side import Group
+from at_once_dask.protocol.task import Group
 from at_once_dask.report.ledger import Cause, Ledger
 from at_once_dask.report.report import Report
 from at_once_dask.report.summary import BROKEN, INTERRUPTED, STOPPED

@@ -7,58 +7,17 @@ import os
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import IO, Any
 
 from at_once_dask.protocol.failure import Failure, from_exception
 from at_once_dask.protocol.lease import Lease
 from at_once_dask.protocol.return_values import Pairs
 from at_once_dask.protocol.status import COMBINE
+from at_once_dask.protocol.task import Piece
 from at_once_dask.user_code import pickling
 
 SHELF_BYTES = 2**20  # of a partition's values, from which on they are put into a file
 SHELF_EACH = 4096  # bytes a key, on average: smaller ones are not worth reading one by one
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What one partition gives to the reduction; crosses to the driver in one piece.
-
-    Attributes
-    ----------
-    keys : bytes
-        The keys in order of first appearance, a pickled list. A key may repeat, each time with a
-        value of its own.
-    sizes : array of int
-        How many bytes of `data` belong to each key.
-    data : bytes or str
-        For each key, pickled: the list of its values in input order; with a combiner the
-        combined value; or the Failure of the combiner for this key. A str is the path of a file
-        with all that, where all workers are on the driver's host: large values need not cross.
-    """
-
-    keys: bytes
-    sizes: array[int]
-    data: bytes | str
-
-    @property
-    def n_bytes(self) -> int:
-        """Of all values together."""
-        return sum(self.sizes)
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where in a file one key's pickled values lie; crosses in their stead."""
-
-    path: str
-    offset: int
-    size: int
-
-    def load(self) -> Any:
-        with open(self.path, "rb") as file:
-            file.seek(self.offset)
-            return pickling.load(file)
 
 
 class Lists:

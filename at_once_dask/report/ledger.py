@@ -16,7 +16,7 @@ from at_once_dask.protocol.status import FAILED, LEFT, NAMES, PENDING, PROCESSED
 from at_once_dask.user_code.text import safe_repr
 
 if TYPE_CHECKING:
-    from at_once_dask.worker.partition_run import Outcome
+    from at_once_dask.protocol.task import Outcome
 
 SLOWEST = 20  # inputs that are known by name
 NAMED = 5  # failures of each cause that are known by name

@@ -12,9 +12,9 @@ from typing import Any
 import cloudpickle.cloudpickle
 
 from at_once_dask.errors import InputError
+from at_once_dask.protocol.task import Job
 from at_once_dask.user_code import main_module
 from at_once_dask.user_code.text import first_line
-from at_once_dask.worker.partition_run import Job
 
 DEPTH = 8  # of helpers that use helpers
 

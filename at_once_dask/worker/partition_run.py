@@ -17,14 +17,10 @@ import os
 import sys
 import time
 from array import array
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import accumulate, takewhile
 from typing import Any
-
-from dask.bag import Bag
-from dask.local import get_sync
 
 from at_once_dask.logs import log_file, streams
 from at_once_dask.protocol import lease
@@ -32,178 +28,16 @@ from at_once_dask.protocol.failure import Failure, from_exception
 from at_once_dask.protocol.progress_file import CLOSING, FAILURE, STOP, VALUE, Crumb, Trail
 from at_once_dask.protocol.return_values import Pairs
 from at_once_dask.protocol.status import COLLECT, FAILED, PENDING, PROCESSED, SEND
-from at_once_dask.reduction.map_side import Folds, Lists, Piece, alone
-from at_once_dask.reduction.reduce_side import Fold, Group, Part, Reduced
+from at_once_dask.protocol.task import Group, Job, Outcome, Partition, Piece
+from at_once_dask.reduction.map_side import Folds, Lists, alone
+from at_once_dask.reduction.reduce_side import Part, Reduced
 from at_once_dask.user_code import pickling
-from at_once_dask.worker.steps import Item, Steps
-
-SLICE_SECONDS = 0.5  # a partition returns what it has past this, so that none holds others back
+from at_once_dask.worker.bag import _Stream
+from at_once_dask.worker.steps import Item
 
 COLLECT_HINT = "return data that can be pickled: text, numbers, arrays, frames, not what is open"
 FOLD_BYTES = 8 * 2**20  # of values are unpickled together, unless one key alone has more
 FOLD_SECONDS = 0.02  # keys folded together take no longer than this, or fewer are the next time
-
-Chain = Callable[[Iterable[Any]], Iterator[Any]]
-
-_SOURCE = ("partition", 0)
-
-
-@dataclass(frozen=True)
-class Job:
-    """The functions of a run; crosses to each worker once a run, pickled whole.
-
-    Attributes
-    ----------
-    check_inp, process_inp, reduce_fn, combine_fn
-        As given to ``run``; no `process_inp`: only check.
-    verify : bool
-        Whether `check_inp` must say done after `process_inp`.
-    """
-
-    check_inp: Callable[[Any], Any] | None
-    process_inp: Callable[[Any], Any] | None
-    reduce_fn: Callable[[list[Any]], Any] | None
-    combine_fn: Callable[[Any, Any], Any] | None
-    verify: bool = False
-
-    @property
-    def functions(self) -> tuple[Any, ...]:
-        """All that it has, in the order of its fields."""
-        return tuple(getattr(self, field.name) for field in fields(self))
-
-    @property
-    def reducing(self) -> bool:
-        return self.reduce_fn is not None or self.combine_fn is not None
-
-    @property
-    def steps(self) -> Steps:
-        """The functions of the map pass, guarded."""
-        return Steps(self.check_inp, self.process_inp, self.reducing, self.verify)
-
-    @cached_property
-    def mapping(self) -> Chain:
-        """Inputs, as Items, to the Items that passed the filter."""
-        steps, bag = self.steps, _PARTITION
-        if self.check_inp is not None:  # else nothing is done yet, and all of it matters
-            bag = bag.map(steps.check).filter(steps.matters)
-        return compiled(bag.map(steps.process))
-
-    @cached_property
-    def folding(self) -> Chain:
-        """Pieces of keys, as Parts, to Reduced keys."""
-        return compiled(Fold(self.reduce_fn, self.combine_fn).bag(_PARTITION))
-
-
-@dataclass(frozen=True, slots=True)
-class Partition:
-    """A stretch of the list on its way to a worker; opaque.
-
-    Attributes
-    ----------
-    id : str
-        Unique; begins with that of its `run`.
-    run : str
-        The run's id.
-    start : int
-        Position of the first input, in the order of use.
-    n : int
-        How many inputs.
-    packs : tuple of bytes
-        One pickled list of all inputs; or, `singly`, each input pickled alone.
-    indices : array of int or None
-        Positions in the list as given, when that is not the order of use.
-    singly : bool
-    reducing : bool
-        Whether the inputs are Groups of the reduction.
-    careful : bool
-        What an input gives is put where a death cannot take it, before the next one begins.
-    attempt, attempts : int
-        The how-manieth this is for each input, and how many it gets.
-    allowed : int or None
-        It ends when so many inputs have failed for good: the run may have to stop for that.
-    seconds : float
-        No further input is begun when it has run so long; the rest goes back.
-    delivered : tuple of str
-        Partitions of this worker that have reached the driver: their crumbs may go.
-    compare : bool
-        Of the first input that can be, what `check_inp` says after it is compared with what
-        `process_inp` gave.
-    """
-
-    id: str
-    run: str
-    start: int
-    n: int
-    packs: tuple[bytes, ...]
-    indices: array[int] | None = None
-    singly: bool = False
-    reducing: bool = False
-    careful: bool = False
-    attempt: int = 1
-    attempts: int = 1
-    allowed: int | None = None
-    seconds: float = SLICE_SECONDS
-    delivered: tuple[str, ...] = ()
-    compare: bool = False
-
-    @property
-    def final(self) -> bool:
-        """Whether an input that fails has failed for good."""
-        return self.attempt >= self.attempts
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What came of a partition; crosses to the driver as soon as it is there.
-
-    Attributes
-    ----------
-    stop : int
-        Position behind the last input that was handled; the rest is for others to do.
-    worker : str
-        The worker's address.
-    states : bytearray
-        For each handled input SKIPPED, PROCESSED, FAILED or PENDING (see ``item``).
-    marks : array of float
-        When each of them began and the last one ended, in seconds since `epoch`.
-    epoch : float
-        The zero of `marks`, in seconds since 1970-01-01 UTC.
-    failures : list of Failure
-    made : Piece or bytes or None
-        Map-reduce: the Piece. Reduction: the pickled list of (position, value).
-    apart : list of (int, bytes)
-        What is not in `made`. Map-reduce: position and pickled Piece of one input. Reduction:
-        position and pickled value.
-    unreadable : bool
-        The pack could not be unpickled and nothing was done.
-    compared : bool
-        Whether it was possible to compare.
-    difference : Failure or None
-        What came of it: the input's value is among the others all the same.
-    returned : (int, str) or None
-        Map-only: position and repr of the first value that was returned, and dropped.
-    note : str or None
-        What somebody should know.
-    """
-
-    stop: int
-    worker: str = ""
-    states: bytearray = field(default_factory=bytearray)
-    marks: array[float] = field(default_factory=lambda: array("d"))
-    epoch: float = 0.0
-    failures: list[Failure] = field(default_factory=list)
-    made: Piece | bytes | None = None
-    apart: list[tuple[int, bytes]] = field(default_factory=list)
-    unreadable: bool = False
-    compared: bool = False
-    difference: Failure | None = None
-    returned: tuple[int, str] | None = None
-    note: str | None = None
-
-    @property
-    def n_bytes(self) -> int:
-        """Of the values that the inputs gave, where that counts."""
-        return self.made.n_bytes if isinstance(self.made, Piece) else 0
 
 
 def work(
@@ -253,38 +87,8 @@ def work(
         crumb.close()
 
 
-def compiled(bag: Bag) -> Chain:
-    """The bag as a function of its one partition: graph and optimisation are done once.
-
-    The result is a lazy iterator: nothing runs before it is drawn from.
-    """
-    lazy = bag.map_partitions(_Stream)
-    keys = lazy.__dask_keys__()
-    # The partition stays a key of its own, or it would be fused into the chain for good.
-    graph = Bag.__dask_optimize__(lazy.dask, keys, fuse_keys=[_SOURCE])
-
-    def chain(partition: Iterable[Any]) -> Iterator[Any]:
-        (stream,) = get_sync({**graph, _SOURCE: partition}, keys)
-        return iter(stream.items)
-
-    return chain
-
-
 class UnreadableError(Exception):
     """The inputs of a partition could not be unpickled together."""
-
-
-class _Stream:
-    """Wraps an iterator, so that Dask neither walks nor lists it."""
-
-    def __init__(self, items: Iterable[Any]) -> None:
-        self.items = items
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.items)
-
-
-_PARTITION = Bag({_SOURCE: _Stream(())}, _SOURCE[0], 1)  # the place of the partition in a chain
 
 
 class _Slice:

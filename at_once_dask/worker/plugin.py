@@ -18,12 +18,13 @@ from at_once_dask.logs.descriptors import Descriptors
 from at_once_dask.logs.log_file import Book
 from at_once_dask.protocol import lease
 from at_once_dask.protocol.progress_file import OVERDUE, Trail
+from at_once_dask.protocol.task import Job, Outcome, Partition
 from at_once_dask.user_code import pickling
 from at_once_dask.user_code.main_module import Main
 from at_once_dask.worker import inside, last_stack, processes
 from at_once_dask.worker.environment import Surroundings
 from at_once_dask.worker.inside import Settings
-from at_once_dask.worker.partition_run import Job, Outcome, Partition, work
+from at_once_dask.worker.partition_run import work
 
 TELL_SECONDS = 1.0  # how often a worker tells what it is working on
 COUNT_SECONDS = 0.4  # how often it looks whether something has failed
