@@ -3,9 +3,11 @@
 import os as _os
 
 from at_once_dask.api import close, last_report, plan, run, start
-from at_once_dask.errors import AtOnceError, InputError, RunFailed, RunStopped
+from at_once_dask.errors import AtOnceError, InputError
 from at_once_dask.files import atomic_path, atomic_write
-from at_once_dask.logs.log_file import log, read_log
+from at_once_dask.logs.log_file import log
+from at_once_dask.logs.reader import read_log
+from at_once_dask.report.errors import RunFailed, RunStopped
 from at_once_dask.report.report import Plan, Reduction, Report
 
 __version__ = "0.1.0"

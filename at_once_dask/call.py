@@ -10,15 +10,17 @@ from functools import partial
 from typing import Any
 
 from at_once_dask.cluster import connect
-from at_once_dask.driver.dask_backend import ClusterCrew, Crew
+from at_once_dask.driver.backend import Crew
+from at_once_dask.driver.dask_backend import ClusterCrew
 from at_once_dask.driver.interrupts import Interrupts
 from at_once_dask.driver.run import Kept, PlanSink, Run
-from at_once_dask.errors import InputError, OfTheList, RunFailed, RunStopped
-from at_once_dask.live.progress_bar import let_inspect, say, show_links, warn
+from at_once_dask.errors import InputError, OfTheList
+from at_once_dask.live.console import let_inspect, say, show_links, warn
 from at_once_dask.logs import log_file
 from at_once_dask.options import Options, checked_reduce_fn, function_name
 from at_once_dask.protocol.lease import running
 from at_once_dask.report import report
+from at_once_dask.report.errors import RunFailed, RunStopped
 from at_once_dask.report.report import Plan, Reduction, Report
 from at_once_dask.user_code import notebook
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from at_once_dask.logs import log_file
+from at_once_dask.logs import reader
 from at_once_dask.user_code.text import first_line
 
 LOG = "at_once_log.jsonl"
@@ -41,14 +41,14 @@ class _Row:
 
 def listing(path: str, run: str | None = None) -> tuple[list[str], str]:
     """A line a failed input or key of `run`, by default the latest one; and what to say of them."""
-    run = log_file.latest_run(path) if run in (None, "last") else run
-    records = [record for record in log_file.records(path) if record["run"] == run]
+    run = reader.latest_run(path) if run in (None, "last") else run
+    records = [record for record in reader.records(path) if record["run"] == run]
     rows = sorted(_Row.of(record) for record in records if _is_failure(record))
     if rows:
         return [str(row) for row in rows], f"{len(rows):,} failed in run {run}."
     if records:
         return [], f"No failure of run {run} is in {path}."
-    latest = log_file.latest_run(path)
+    latest = reader.latest_run(path)
     hint = f"the latest one there is --run {latest}" if latest else "no run has written to it"
     return [], f"{path} has no record of {f'run {run}' if run else 'a run'}; {hint}."
 

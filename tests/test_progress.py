@@ -28,15 +28,16 @@ from nbclient import NotebookClient
 from tqdm import tqdm
 
 import at_once_dask
-from at_once_dask.driver.dask_backend import Running
+from at_once_dask.driver.backend import Running
 from at_once_dask.driver.inputs import Chunk
 from at_once_dask.live import progress_bar
-from at_once_dask.live.eta import duration, speed
+from at_once_dask.live.console import show_links
 from at_once_dask.live.monitor import Flight
-from at_once_dask.live.progress_bar import Ticker, show_links
+from at_once_dask.live.progress_bar import Ticker
 from at_once_dask.protocol.failure import Failure
 from at_once_dask.protocol.status import FAILED, PENDING, PROCESSED, SKIPPED
 from at_once_dask.report.ledger import Ledger
+from at_once_dask.report.summary import duration, speed
 
 ROOT = str(Path(__file__).parent.parent)
 

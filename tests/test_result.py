@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 import at_once_dask
 from at_once_dask import call
 from at_once_dask.driver import partition_size
-from at_once_dask.driver.dask_backend import Crew, InlineCrew
+from at_once_dask.driver.backend import Crew
+from at_once_dask.driver.dask_backend import InlineCrew
 
 
 class Colour(enum.Enum):

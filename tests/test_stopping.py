@@ -19,7 +19,7 @@ from helpers import poll_for, same
 
 import at_once_dask
 from at_once_dask.driver import dispatcher
-from at_once_dask.live.progress_bar import let_inspect
+from at_once_dask.live.console import let_inspect
 
 run: Any = at_once_dask.run
 

@@ -13,8 +13,9 @@ import at_once_dask
 from at_once_dask import call
 from at_once_dask.cluster.connect import Worker
 from at_once_dask.driver import dispatcher
+from at_once_dask.driver.backend import Broken, Died, Event
 from at_once_dask.driver.blame import Death
-from at_once_dask.driver.dask_backend import Broken, Died, Event, InlineCrew
+from at_once_dask.driver.dask_backend import InlineCrew
 from at_once_dask.protocol.task import Partition
 
 

@@ -125,8 +125,8 @@ class _Own:
         self._undo.enter_context(_ended_in_time())
         self._undo.enter_context(processes.may_be_started())
         self._undo.enter_context(processes.exit_codes_read_once())
-        environment.keep_main_out_of_workers()
-        self._undo.callback(environment.let_main_into_processes)
+        forkserver.keep_main_out_of_workers()
+        self._undo.callback(forkserver.let_main_into_processes)
         self._config = dask.config.set(_CONFIG | dashboard.link_setting())
         self._undo.enter_context(self._config)
 
@@ -266,7 +266,7 @@ class _Own:
         self._cluster.status = Status.closed
         SpecCluster._instances.discard(self._cluster)
         self._config.__exit__(None, None, None)
-        environment.let_main_into_processes()
+        forkserver.let_main_into_processes()
 
 
 class _OwnNanny(Nanny):
@@ -343,7 +343,7 @@ def _forget() -> None:
         if getattr(kept.func, "__module__", "").startswith("distributed."):
             finalizer.detach()
     children: set[Any] = multiprocessing.process._children  # type: ignore[attr-defined]
-    children -= {child for child in children if child.name.startswith(environment.WORKER)}
+    children -= {child for child in children if child.name.startswith(forkserver.WORKER)}
     distributed.utils._offload_executor = ThreadPoolExecutor(
         max_workers=1, thread_name_prefix="Dask-Offload"
     )

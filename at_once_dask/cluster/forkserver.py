@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from at_once_dask.cluster import forkserver
 from at_once_dask.errors import AtOnceError
 from at_once_dask.worker import processes
 
@@ -216,3 +217,33 @@ def _keep_sockets_short() -> None:
         f"the name of the temporary folder, {used!r}, is too long for a socket; name a shorter one"
         ' before Python starts, as with export TMPDIR="/tmp"'
     )
+
+
+WORKER = "Dask Worker process"  # so begin the names of Dask's worker processes
+
+
+_get_preparation_data = multiprocessing.spawn.get_preparation_data
+
+
+def _without_main(name: str) -> dict[str, Any]:
+    if not name.startswith(WORKER):
+        return _get_preparation_data(name)
+    data = forkserver.plain(_get_preparation_data, name)
+    data.pop("init_main_from_path", None)
+    data.pop("init_main_from_name", None)
+    return data
+
+
+def keep_main_out_of_workers() -> None:
+    """Stop `multiprocessing` from running the script again in Dask's worker processes.
+
+    Without this, a script without a ``__main__`` guard starts its cluster again in every worker,
+    and no worker starts. Functions of ``__main__`` travel by value, so workers do not miss it.
+    Processes of other names are not touched.
+    """
+    multiprocessing.spawn.get_preparation_data = _without_main
+
+
+def let_main_into_processes() -> None:
+    """Undo `keep_main_out_of_workers`."""
+    multiprocessing.spawn.get_preparation_data = _get_preparation_data

@@ -15,25 +15,27 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import dask
 from distributed import Future
 from tornado.ioloop import IOLoop
 
 from at_once_dask.cluster.connect import MEMORY_TOPIC, Cluster, Worker, listed
+from at_once_dask.driver.backend import Broken, Delivered, Died, Event, Failing, Reclaimed, Running
 from at_once_dask.driver.blame import Death
 from at_once_dask.driver.interrupts import Interrupts
 from at_once_dask.errors import AtOnceError, InputError
 from at_once_dask.logs import log_file
 from at_once_dask.logs.log_file import Book
+from at_once_dask.protocol import events
 from at_once_dask.protocol.lease import forget, reclaim_all
 from at_once_dask.protocol.progress_file import Trace, Trail
 from at_once_dask.protocol.task import Job, Outcome, Partition
 from at_once_dask.user_code.main_module import Main
-from at_once_dask.worker.inside import Settings
+from at_once_dask.worker.environment import Settings
 from at_once_dask.worker.last_stack import read as read_stack
 from at_once_dask.worker.nanny_plugin import Guard
 from at_once_dask.worker.partition_run import work
@@ -47,90 +49,6 @@ FILED_BYTES = 2**20  # of a pickled job, from which on it crosses as a file
 MEET_PAUSE_SECONDS = 0.05  # between two questions to a nanny that is replacing its worker
 GONE_SECONDS = 2.0  # for the scheduler to notice that a worker is gone
 SILENT_SECONDS = 0.5  # instead of TIDY_SECONDS, where somebody has not answered already
-
-
-@dataclass(frozen=True, slots=True)
-class Delivered:
-    """A partition came back."""
-
-    id: str
-    outcome: Outcome
-
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """A partition did not come back: its task failed as a whole, or was lost."""
-
-    id: str
-    error: BaseException
-
-
-@dataclass(frozen=True, slots=True)
-class Reclaimed:
-    """Workers gave back what they had not begun: new limits by partition id."""
-
-    limits: dict[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A worker tells what has been running there for long."""
-
-    worker: str
-    seconds: float
-    stage: str
-    inp: str
-
-
-@dataclass(frozen=True, slots=True)
-class Failing:
-    """How many inputs have failed so far in partitions that go on, by partition id."""
-
-    counts: dict[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Died:
-    """A worker died."""
-
-    death: Death
-
-
-Event = Delivered | Broken | Reclaimed | Running | Failing | Died
-
-
-class Crew(Protocol):
-    """Workers, as the window sees them."""
-
-    def workers(self) -> dict[str, Worker]:
-        """Who lives, by address; what a worker holds is lost only when it is not among them."""
-
-    def send(self, worker: str, partition: Partition) -> None:
-        """Lease `partition` to `worker`, and to no other, whatever happens."""
-
-    def reclaim(self, worker: str, wanted: list[tuple[str, int]], stopping: bool) -> None:
-        """Ask `worker` for what it has not begun of these (id, start); answered by Reclaimed."""
-
-    def next(self, timeout: float) -> Event | None:
-        """The next event; None when there was none within `timeout` seconds."""
-
-    def awaits_workers(self) -> bool:
-        """Whether somebody will start one, when there is none."""
-
-    def drop(self, id: str, worker: str) -> None:
-        """What became of this partition is known; should it come back, nobody wants it."""
-
-    def end(self, workers: set[str]) -> None:
-        """End these workers, whatever they do; their partitions never come back."""
-
-    def trail(self, worker: str) -> Trail | None:
-        """Where the worker leaves its crumbs, when that can be seen from here."""
-
-    def keep_values(self) -> str | None:
-        """The folder with large values, which is the caller's to remove from now on."""
-
-    def inquest(self, worker: str) -> Death:
-        """What is known of a worker that is gone and of which nobody has told."""
 
 
 class ClusterCrew:
@@ -274,7 +192,7 @@ class ClusterCrew:
 
     @property
     def _topic(self) -> str:
-        return log_file.topic(self._book.run)
+        return events.topic(self._book.run)
 
     def workers(self) -> dict[str, Worker]:
         self._look()

@@ -30,8 +30,7 @@ from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from at_once_dask.cluster.connect import Worker
-from at_once_dask.driver.blame import Death, Settled, exit_name, settle
-from at_once_dask.driver.dask_backend import (
+from at_once_dask.driver.backend import (
     Broken,
     Crew,
     Delivered,
@@ -41,6 +40,7 @@ from at_once_dask.driver.dask_backend import (
     Reclaimed,
     Running,
 )
+from at_once_dask.driver.blame import Death, Settled, exit_name, settle
 from at_once_dask.driver.inputs import Chunk, Source
 from at_once_dask.driver.partition_size import PAYLOAD_BYTES, Pace
 from at_once_dask.errors import AtOnceError

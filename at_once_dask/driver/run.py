@@ -24,15 +24,16 @@ import distributed
 from dask.utils import format_bytes
 
 from at_once_dask.cluster import connect
-from at_once_dask.driver.dask_backend import Crew, Running
+from at_once_dask.driver.backend import Crew, Running
 from at_once_dask.driver.dispatcher import Sink, Window
 from at_once_dask.driver.inputs import Source
 from at_once_dask.driver.interrupts import Interrupts
 from at_once_dask.driver.run import Kept
 from at_once_dask.errors import InputError
+from at_once_dask.live.console import say, warn
 from at_once_dask.live.monitor import PassView, RunView, Sight
-from at_once_dask.live.progress_bar import Silent, Ticker, say, warn
-from at_once_dask.logs import log_file
+from at_once_dask.live.progress_bar import Silent, Ticker
+from at_once_dask.logs import log_file, reader
 from at_once_dask.options import Options, function_name, length
 from at_once_dask.protocol.failure import Failure, from_exception
 from at_once_dask.protocol.status import FAILED, PENDING, PROCESSED, SKIPPED
@@ -228,7 +229,7 @@ class Run:
         if not self._captures:
             return None
         part = self._log_begun, log_file.size(self.logfile)
-        n, are_all = log_file.count_printed(self.logfile, part, self.id)
+        n, are_all = reader.count_printed(self.logfile, part, self.id)
         more = "" if are_all else " and more"
         where = f'at_once_dask.read_log(run="{self.id}")'
         return f"{counted(n, 'line')}{more} of output: {where}" if n else None

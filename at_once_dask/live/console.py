@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
 from at_once_dask.report.html import linked
+from at_once_dask.report.report import Report
 from at_once_dask.user_code.notebook import in_notebook
 
 LINE_SECONDS = 10.0  # between two lines where there is no terminal
@@ -198,3 +199,39 @@ def _as_html(line: str, view: View, below: list[str]) -> str:
     share = "" if view.total is None else f' value="{view.n}" max="{max(view.total, 1)}"'
     bar = f'<progress{share} style="accent-color: {colour}; vertical-align: middle"></progress>'
     return "<br>".join([f"{bar if share else ''} {shown}".lstrip(), *below])
+
+
+_links_told: set[str] = set()
+
+
+def show_links(links: Mapping[str, str]) -> None:
+    """Where to look on, by name: said once, for the next run on the same cluster has the same.
+
+    Each ends a line: so terminals know where it ends. A notebook has them beside the progress.
+    """
+    text = "\n".join(f"{name}: {link}" for name, link in links.items())
+    if links and not in_notebook() and text not in _links_told:
+        _links_told.add(text)
+        say(text)
+
+
+def say(text: str) -> None:
+    """On stderr; it must not break anything."""
+    print(text, file=Stream(None), flush=True)
+
+
+def warn(text: str) -> None:
+    """Say something on stderr that must not be lost."""
+    say(f"at_once_dask: {text}")
+
+
+def let_inspect(report: Report, page: str | None = None) -> None:
+    """Wait for Enter or Ctrl-C, so that somebody can look at the dashboard; needs a terminal."""
+    stdin, stderr = sys.stdin, Stream(None)
+    if stdin is None or not stdin.isatty() or not stderr.isatty():
+        return
+    print(report.summary(), file=stderr)
+    links = " or ".join(filter(None, (page, report.dashboard_link)))
+    print(f"Inspect: {links}\nEnter or Ctrl-C goes on.", file=stderr, flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        stdin.readline()

@@ -124,39 +124,3 @@ class Series:
         """Inputs a second in the last steps: where none ends any more it falls."""
         since, before = self._points[-_SMOOTH:][0]
         return max(0.0, (worked - before) / max(now - since, 1e-3))
-
-
-def elapsed(seconds: float) -> str:
-    """How long something took, for people.
-
-    >>> elapsed(0.26), elapsed(9.94), elapsed(9.96), elapsed(75)
-    ('0.3 s', '9.9 s', '10 s', '1:15')
-    """
-    return f"{seconds:.1f} s" if seconds < 9.95 else duration(seconds)
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people.
-
-    >>> duration(3.2), duration(75), duration(3_700)
-    ('3 s', '1:15', '1:01:40')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes}:{rest:02}"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"
-
-
-def speed(rate: float) -> str:
-    """Inputs a second for people, or a minute, or an hour.
-
-    >>> speed(12_345.6), speed(1.5), speed(0.1), speed(0.01)
-    ('12,346/s', '1.5/s', '6.0/min', '36.0/h')
-    """
-    unit, seconds = next((u for u in (("s", 1), ("min", 60)) if rate * u[1] >= 1), ("h", 3600))
-    number = rate * seconds
-    return f"{number:,.{0 if number >= 100 else 1}f}/{unit}"

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import TextIO
 
-from at_once_dask.driver.dask_backend import Running
-from at_once_dask.live.console import Screen, Stream, View, screen
-from at_once_dask.live.eta import Eta, duration, elapsed, speed
+from at_once_dask.driver.backend import Running
+from at_once_dask.live.console import Screen, View, screen, warn
+from at_once_dask.live.eta import Eta
 from at_once_dask.live.monitor import Flights, failing
 from at_once_dask.protocol.status import FAILED, PENDING, PROCESSED, SKIPPED
 from at_once_dask.report.ledger import Cause, Ledger
-from at_once_dask.report.report import Report
-from at_once_dask.report.summary import counted, example, message_line
+from at_once_dask.report.summary import counted, duration, elapsed, example, message_line, speed
 from at_once_dask.user_code.notebook import in_notebook
 
 FORGET_SECONDS = 3.0  # a worker that has told nothing for so long is no longer at it
@@ -24,8 +22,6 @@ NAME_LEAST = 12  # and where the terminal is narrow
 CAUSES_TOLD = 5  # of a run, as they first come
 ALARMING = 50  # inputs that have all failed for one cause, before any has not
 RATE_SECONDS = 1.0  # a pass that took less tells no speed
-
-_links_told: set[str] = set()
 
 
 class Ticker:
@@ -239,39 +235,6 @@ class Silent:
 
     def say(self, text: str) -> None:
         pass
-
-
-def show_links(links: Mapping[str, str]) -> None:
-    """Where to look on, by name: said once, for the next run on the same cluster has the same.
-
-    Each ends a line: so terminals know where it ends. A notebook has them beside the progress.
-    """
-    text = "\n".join(f"{name}: {link}" for name, link in links.items())
-    if links and not in_notebook() and text not in _links_told:
-        _links_told.add(text)
-        say(text)
-
-
-def say(text: str) -> None:
-    """On stderr; it must not break anything."""
-    print(text, file=Stream(None), flush=True)
-
-
-def warn(text: str) -> None:
-    """Say something on stderr that must not be lost."""
-    say(f"at_once_dask: {text}")
-
-
-def let_inspect(report: Report, page: str | None = None) -> None:
-    """Wait for Enter or Ctrl-C, so that somebody can look at the dashboard; needs a terminal."""
-    stdin, stderr = sys.stdin, Stream(None)
-    if stdin is None or not stdin.isatty() or not stderr.isatty():
-        return
-    print(report.summary(), file=stderr)
-    links = " or ".join(filter(None, (page, report.dashboard_link)))
-    print(f"Inspect: {links}\nEnter or Ctrl-C goes on.", file=stderr, flush=True)
-    with contextlib.suppress(KeyboardInterrupt):
-        stdin.readline()
 
 
 def _told(cause: Cause) -> str:

@@ -11,7 +11,7 @@ from itertools import chain, zip_longest
 from operator import attrgetter
 from typing import Any
 
-from at_once_dask.logs import log_file
+from at_once_dask.logs import reader
 from at_once_dask.protocol.failure import Failure
 from at_once_dask.report.ledger import Cause, Failed
 from at_once_dask.report.summary import Story
@@ -164,7 +164,7 @@ def _add_records(story: Story, found: Excerpt) -> str:
     start, stop = facts.log_part
     latest: dict[int, deque[Record]] = defaultdict(lambda: deque(maxlen=MOST_RECORDS))
     try:
-        for raw in log_file.records_of(
+        for raw in reader.records_of(
             facts.logfile,
             (start, min(stop, start + LOG_BYTES)),
             facts.run,

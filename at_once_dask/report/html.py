@@ -8,11 +8,10 @@ from functools import cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from at_once_dask.live.eta import elapsed
 from at_once_dask.report import svg_charts
 from at_once_dask.report.failure_sample import excerpt
 from at_once_dask.report.ledger import Failed
-from at_once_dask.report.summary import Story, counted, examples, message_line, named
+from at_once_dask.report.summary import Story, counted, elapsed, examples, message_line, named
 from at_once_dask.user_code.text import safe_repr, sound
 
 if TYPE_CHECKING:

@@ -7,17 +7,26 @@ For the own cluster only; a borrowed one keeps its own.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import importlib
 import logging
 import multiprocessing
 import multiprocessing.spawn
 import os
+import socket
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import dask
+from dask.local import get_sync
+from distributed import get_client
+
 from at_once_dask.cluster import forkserver
+from at_once_dask.protocol import lease
 from at_once_dask.user_code.modules import current_directory, users_modules
 from at_once_dask.worker import processes
 
@@ -112,30 +121,74 @@ def _stamp(file: str) -> tuple[int, int] | None:
     return found.st_mtime_ns, found.st_size
 
 
-WORKER = "Dask Worker process"  # so begin the names of Dask's worker processes
+@dataclass(frozen=True)
+class Settings:
+    """What a script sets at its top for all of its process, and what changes results: as it is now.
 
-_get_preparation_data = multiprocessing.spawn.get_preparation_data
-
-
-def _without_main(name: str) -> dict[str, Any]:
-    if not name.startswith(WORKER):
-        return _get_preparation_data(name)
-    data = forkserver.plain(_get_preparation_data, name)
-    data.pop("init_main_from_path", None)
-    data.pop("init_main_from_name", None)
-    return data
-
-
-def keep_main_out_of_workers() -> None:
-    """Stop `multiprocessing` from running the script again in Dask's worker processes.
-
-    Without this, a script without a ``__main__`` guard starts its cluster again in every worker,
-    and no worker starts. Functions of ``__main__`` travel by value, so workers do not miss it.
-    Processes of other names are not touched.
+    Attributes
+    ----------
+    recursion_limit : int
+    socket_timeout : float or None
+        Seconds.
+    csv_limit : int or None
+        Characters of a field; None where `csv` is not imported.
+    decimal : decimal.Context or None
+    numpy_errors : dict of str, or None
+        As of ``numpy.geterr``.
     """
-    multiprocessing.spawn.get_preparation_data = _without_main
+
+    recursion_limit: int
+    socket_timeout: float | None
+    csv_limit: int | None
+    decimal: Any
+    numpy_errors: dict[str, str] | None
+
+    @classmethod
+    def of_this_process(cls) -> Settings:
+        known: dict[str, Any] = sys.modules
+        return cls(
+            sys.getrecursionlimit(),
+            socket.getdefaulttimeout(),
+            known["csv"].field_size_limit() if "csv" in known else None,
+            known["decimal"].getcontext().copy() if "decimal" in known else None,
+            known["numpy"].geterr() if "numpy" in known else None,
+        )
+
+    def adopt(self) -> None:
+        """Make them this thread's, and where there is one for all, this process's."""
+        sys.setrecursionlimit(self.recursion_limit)
+        socket.setdefaulttimeout(self.socket_timeout)
+        if self.csv_limit is not None:
+            importlib.import_module("csv").field_size_limit(self.csv_limit)
+        if self.decimal is not None:
+            importlib.import_module("decimal").setcontext(self.decimal.copy())
+        if self.numpy_errors is not None:
+            importlib.import_module("numpy").seterr(**self.numpy_errors)
 
 
-def let_main_into_processes() -> None:
-    """Undo `keep_main_out_of_workers`."""
-    multiprocessing.spawn.get_preparation_data = _get_preparation_data
+def give_event_loop() -> None:
+    """This thread gets one, as the main thread has: ``asyncio.get_event_loop()`` asks for it."""
+    with contextlib.suppress(RuntimeError):
+        if not asyncio.get_event_loop().is_closed():
+            return
+    asyncio.set_event_loop(asyncio.new_event_loop())
+
+
+@contextlib.contextmanager
+def computing_in_place() -> Iterator[None]:
+    """What an input computes with Dask runs in its own thread, and starts no other input there.
+
+    Dask would send it to the workers, which wait for it, and let this worker go on with the next
+    partition meanwhile. Whoever has named a scheduler keeps it.
+    """
+    if dask.config.get("scheduler", None) is not None:
+        yield
+    else:
+        with dask.config.set(scheduler=_compute):
+            yield
+
+
+def _compute(graph: Any, keys: Any, **options: Any) -> Any:
+    if lease.here() is not None:
+        return get_sync(graph, keys, **options)
+    return get_client().get(graph, keys, **options)  # another one's task, in the same process

@@ -14,8 +14,8 @@ from typing import Any
 from distributed import NannyPlugin
 from tornado.ioloop import PeriodicCallback
 
-from at_once_dask.logs import log_file
 from at_once_dask.logs.descriptors import last_words
+from at_once_dask.protocol import events
 from at_once_dask.protocol.progress_file import Trail
 from at_once_dask.worker.last_stack import ASK, is_written
 from at_once_dask.worker.processes import end_tree, exit_codes_read_once
@@ -106,9 +106,7 @@ class Guard(NannyPlugin):
 
     async def _tell(self, news: dict[str, Any], trail: Trail) -> None:
         with contextlib.suppress(OSError):  # the scheduler is gone, and nobody wants to know
-            await self._nanny.scheduler.log_event(
-                topic=log_file.topic(self.run), msg={"died": news}
-            )
+            await self._nanny.scheduler.log_event(topic=events.topic(self.run), msg={"died": news})
             trail.forget(tuple(news["traces"] or ()))
 
     def ended(self, exit: int) -> None:

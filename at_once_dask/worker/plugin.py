@@ -16,14 +16,13 @@ from tornado.ioloop import PeriodicCallback
 from at_once_dask.logs import log_file, streams
 from at_once_dask.logs.descriptors import Descriptors
 from at_once_dask.logs.log_file import Book
-from at_once_dask.protocol import lease
+from at_once_dask.protocol import events, lease
 from at_once_dask.protocol.progress_file import OVERDUE, Trail
 from at_once_dask.protocol.task import Job, Outcome, Partition
 from at_once_dask.user_code import pickling
 from at_once_dask.user_code.main_module import Main
-from at_once_dask.worker import inside, last_stack, processes
-from at_once_dask.worker.environment import Surroundings
-from at_once_dask.worker.inside import Settings
+from at_once_dask.worker import environment, last_stack, processes
+from at_once_dask.worker.environment import Settings, Surroundings
 from at_once_dask.worker.partition_run import work
 
 TELL_SECONDS = 1.0  # how often a worker tells what it is working on
@@ -154,7 +153,7 @@ class RunPlugin(WorkerPlugin):
         self._trail = Trail(os.path.dirname(worker.local_directory), self.run, worker.address)
         folder = os.path.join(worker.local_directory, f"main-{self.run}")
         if not _JOBS:
-            _while_there_are_jobs.enter_context(inside.computing_in_place())
+            _while_there_are_jobs.enter_context(environment.computing_in_place())
             _while_there_are_jobs.enter_context(processes.may_be_started())
         _JOBS[self.run] = _Sealed(
             self.job, self.book, self._trail, self.shelves, folder, self.settings
@@ -197,13 +196,13 @@ class RunPlugin(WorkerPlugin):
     def _tell(self, worker: Any) -> None:
         found = lease.longest_running(self.run)
         if found is not None and found[0] > LONG_SECONDS:
-            worker.log_event(log_file.topic(self.run), {"running": found, "worker": worker.address})
+            worker.log_event(events.topic(self.run), {"running": found, "worker": worker.address})
 
     def _tell_failing(self, worker: Any) -> None:
         """A failure counts at once in the progress, however long its partition goes on."""
         before, self._failing = self._failing, lease.failing(self.run)
         if self._failing != before and self._failing:
-            worker.log_event(log_file.topic(self.run), {"failing": self._failing})
+            worker.log_event(events.topic(self.run), {"failing": self._failing})
 
     def teardown(self, worker: Any) -> None:
         for callback in self._callbacks:
@@ -226,7 +225,7 @@ def run_partition(partition: Partition) -> Outcome:
     sealed = _JOBS[partition.run]
     try:
         worker = get_worker().address
-        inside.give_event_loop()
+        environment.give_event_loop()
         if sealed.settings is not None:
             sealed.settings.adopt()
         with streams.of_run(sealed.book, worker):

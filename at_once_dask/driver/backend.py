@@ -1,0 +1,95 @@
+"""The door between the loop and a cluster: what is sent through it, and what comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from at_once_dask.cluster.connect import Worker
+from at_once_dask.driver.blame import Death
+from at_once_dask.protocol.progress_file import Trail
+from at_once_dask.protocol.task import Outcome, Partition
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A partition came back."""
+
+    id: str
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A partition did not come back: its task failed as a whole, or was lost."""
+
+    id: str
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Reclaimed:
+    """Workers gave back what they had not begun: new limits by partition id."""
+
+    limits: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A worker tells what has been running there for long."""
+
+    worker: str
+    seconds: float
+    stage: str
+    inp: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """How many inputs have failed so far in partitions that go on, by partition id."""
+
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """A worker died."""
+
+    death: Death
+
+
+Event = Delivered | Broken | Reclaimed | Running | Failing | Died
+
+
+class Crew(Protocol):
+    """Workers, as the window sees them."""
+
+    def workers(self) -> dict[str, Worker]:
+        """Who lives, by address; what a worker holds is lost only when it is not among them."""
+
+    def send(self, worker: str, partition: Partition) -> None:
+        """Lease `partition` to `worker`, and to no other, whatever happens."""
+
+    def reclaim(self, worker: str, wanted: list[tuple[str, int]], stopping: bool) -> None:
+        """Ask `worker` for what it has not begun of these (id, start); answered by Reclaimed."""
+
+    def next(self, timeout: float) -> Event | None:
+        """The next event; None when there was none within `timeout` seconds."""
+
+    def awaits_workers(self) -> bool:
+        """Whether somebody will start one, when there is none."""
+
+    def drop(self, id: str, worker: str) -> None:
+        """What became of this partition is known; should it come back, nobody wants it."""
+
+    def end(self, workers: set[str]) -> None:
+        """End these workers, whatever they do; their partitions never come back."""
+
+    def trail(self, worker: str) -> Trail | None:
+        """Where the worker leaves its crumbs, when that can be seen from here."""
+
+    def keep_values(self) -> str | None:
+        """The folder with large values, which is the caller's to remove from now on."""
+
+    def inquest(self, worker: str) -> Death:
+        """What is known of a worker that is gone and of which nobody has told."""
