@@ -18,7 +18,7 @@ from nbclient import NotebookClient
 from runs import ledger_of, report_of
 
 import at_once_dask
-from at_once_dask import session
+from at_once_dask.user_code import notebook
 from at_once_dask.protocol.failure import Failure
 from at_once_dask.report import report
 
@@ -98,7 +98,7 @@ def test_a_failure_can_be_looked_into(
     expected: str,
 ) -> None:
     told = report_of(ledger_of(10, failure=failing))
-    monkeypatch.setattr(session, "debugger", lambda: debugger)
+    monkeypatch.setattr(notebook, "debugger", lambda: debugger)
     monkeypatch.setattr(report, "latest", told)
     error = at_once_dask.RunFailed(told, None)
     assert str(error).splitlines()[-1] == expected

@@ -28,7 +28,6 @@ from at_once_dask.driver.backend import Crew, Running
 from at_once_dask.driver.dispatcher import Sink, Window
 from at_once_dask.driver.inputs import Source
 from at_once_dask.driver.interrupts import Interrupts
-from at_once_dask.driver.run import Kept
 from at_once_dask.errors import InputError
 from at_once_dask.live.console import say, warn
 from at_once_dask.live.monitor import PassView, RunView, Sight

@@ -1,4 +1,4 @@
-"""What the functions may return: read, checked, compared; what is wrong is said with the corrected line."""
+"""What the functions may return: read, checked, and compared; errors show the corrected line."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ from functools import cached_property
 
 from at_once_dask.protocol.status import FAILED, LEFT, PENDING, PROCESSED, SKIPPED
 from at_once_dask.report.ledger import Cause, Failed, Ledger
-from at_once_dask.report.summary import elapsed
 from at_once_dask.user_code.text import cut, first_line, safe_repr, sound
 
 CAUSES_IN_TEXT = 5

@@ -18,7 +18,6 @@ from types import ModuleType
 import cloudpickle
 
 from at_once_dask.user_code import pickling
-from at_once_dask.user_code.modules import current_directory, users_modules
 from at_once_dask.user_code.pickling import MAINS
 
 
