@@ -6,15 +6,14 @@ workers imports the same.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 
 from at_once_dask.cluster import forkserver
 from at_once_dask.driver.interrupts import Interrupts
-from at_once_dask.options import DASHBOARD, Options, front_door, length
+from at_once_dask.options import ClusterSettings, OnError, Options, front_door, length
 from at_once_dask.report import report
 from at_once_dask.report.report import Plan, Reduction, Report
 
@@ -26,8 +25,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 K = TypeVar("K")
 V = TypeVar("V")
-OnError = Literal["raise", "return", "stop"]
 Pairs = Mapping[K, Any] | Iterable[tuple[K, Any]] | None
+
+
+class Keywords(TypedDict, total=False):
+    """The types of what all forms of ``run`` take by name; defaults are those of Options."""
+
+    on_error: OnError
+    max_failures: float | None
+    retries: int
+    timeout: float | None
+    verify: bool
+    inspect: bool
+    report_path: str | os.PathLike[str] | None
+    client: Client | None
+    progress: bool
+    random_state: float | str | bytes | bytearray | None
 
 
 @overload
@@ -35,39 +48,21 @@ def run(
     inp_list: Iterable[T],
     check_inp: Callable[[T], Sequence[Any]] | None,
     process_inp: Callable[[T], object],
-    do_shuffle: bool = False,
+    do_shuffle: bool = ...,
     reduce_fn: None = None,
     *,
     combine_fn: None = None,
-    on_error: OnError = "raise",
-    max_failures: float | None = None,
-    retries: int = 0,
-    timeout: float | None = None,
-    verify: bool = False,
-    inspect: bool = False,
-    report_path: str | os.PathLike[str] | None = None,
-    client: Client | None = None,
-    progress: bool = True,
-    random_state: float | str | bytes | bytearray | None = None,
+    **more: Unpack[Keywords],
 ) -> Report: ...
 @overload
 def run(
     inp_list: Iterable[T],
     check_inp: Callable[[T], Sequence[Any]] | None,
     process_inp: Callable[[T], Pairs[K]],
-    do_shuffle: bool = False,
+    do_shuffle: bool = ...,
     *,
     reduce_fn: Callable[[list[Any]], V],
-    on_error: OnError = "raise",
-    max_failures: float | None = None,
-    retries: int = 0,
-    timeout: float | None = None,
-    verify: bool = False,
-    inspect: bool = False,
-    report_path: str | os.PathLike[str] | None = None,
-    client: Client | None = None,
-    progress: bool = True,
-    random_state: float | str | bytes | bytearray | None = None,
+    **more: Unpack[Keywords],
 ) -> Reduction[K, V]: ...
 @overload
 def run(
@@ -76,58 +71,21 @@ def run(
     process_inp: Callable[[T], Pairs[K]],
     do_shuffle: bool,
     reduce_fn: Callable[[list[Any]], V],
-    *,
-    on_error: OnError = "raise",
-    max_failures: float | None = None,
-    retries: int = 0,
-    timeout: float | None = None,
-    verify: bool = False,
-    inspect: bool = False,
-    report_path: str | os.PathLike[str] | None = None,
-    client: Client | None = None,
-    progress: bool = True,
-    random_state: float | str | bytes | bytearray | None = None,
+    **more: Unpack[Keywords],
 ) -> Reduction[K, V]: ...
 @overload
 def run(
     inp_list: Iterable[T],
     check_inp: Callable[[T], Sequence[Any]] | None,
     process_inp: Callable[[T], Pairs[K]],
-    do_shuffle: bool = False,
+    do_shuffle: bool = ...,
     reduce_fn: None = None,
     *,
     combine_fn: Callable[[V, V], V],
-    on_error: OnError = "raise",
-    max_failures: float | None = None,
-    retries: int = 0,
-    timeout: float | None = None,
-    verify: bool = False,
-    inspect: bool = False,
-    report_path: str | os.PathLike[str] | None = None,
-    client: Client | None = None,
-    progress: bool = True,
-    random_state: float | str | bytes | bytearray | None = None,
+    **more: Unpack[Keywords],
 ) -> Reduction[K, V]: ...
-@front_door
-def run(
-    inp_list: Iterable[Any],
-    check_inp: Callable[[Any], Sequence[Any]] | None,
-    process_inp: Callable[[Any], Any],
-    do_shuffle: bool = False,
-    reduce_fn: Callable[[list[Any]], Any] | None = None,
-    *,
-    combine_fn: Callable[[Any, Any], Any] | None = None,
-    on_error: OnError = "raise",
-    max_failures: float | None = None,
-    retries: int = 0,
-    timeout: float | None = None,
-    verify: bool = False,
-    inspect: bool = False,
-    report_path: str | os.PathLike[str] | None = None,
-    client: Client | None = None,
-    progress: bool = True,
-    random_state: float | str | bytes | bytearray | None = None,
-) -> Report | Reduction[Any, Any]:
+@front_door(Options.signature())
+def run(*args: Any, **kwargs: Any) -> Report | Reduction[Any, Any]:
     """Apply `process_inp` to every input that is not done yet, on all cores.
 
     Each input costs what it costs, and no other: one that fails is reported with its cause, all
@@ -206,32 +164,15 @@ def run(
     >>> at_once_dask.run(["ab", "b"], None, count_letters, reduce_fn=sum, progress=False)
     {'a': 1, 'b': 2}
     """
-    options = Options(
-        inp_list=inp_list,
-        check_inp=check_inp,
-        process_inp=process_inp,
-        do_shuffle=do_shuffle,
-        reduce_fn=reduce_fn,
-        combine_fn=combine_fn,
-        on_error=on_error,
-        max_failures=max_failures,
-        retries=retries,
-        timeout=timeout,
-        verify=verify,
-        inspect=inspect,
-        report_path=report_path,
-        client=client,
-        progress=progress,
-        random_state=random_state,
-    ).checked()
+    options = Options(*args, **kwargs).checked()
     with Interrupts() as interrupts:
-        engine = _engine(options, interrupts)
-        this = engine.run(options, interrupts)
-    result: Report | Reduction[Any, Any] = engine.verdict(this)
+        call = _call(options, interrupts)
+        this = call.run(options, interrupts)
+    result: Report | Reduction[Any, Any] = call.verdict(this)
     return result
 
 
-@front_door
+@front_door()
 def plan(
     inp_list: Iterable[T],
     check_inp: Callable[[T], Sequence[Any]] | None,
@@ -262,26 +203,9 @@ def plan(
     >>> at_once_dask.plan([1, 2, 3], lambda n: [n < 3, None], progress=False).pending
     [3]
     """
-    options = Options(
-        inp_list=inp_list,
-        check_inp=check_inp,
-        process_inp=None,
-        do_shuffle=False,
-        reduce_fn=None,
-        combine_fn=None,
-        on_error="return",
-        max_failures=None,
-        retries=0,
-        timeout=None,
-        verify=False,
-        inspect=False,
-        report_path=None,
-        client=client,
-        progress=progress,
-        random_state=None,
-    ).checked()
+    options = Options(inp_list, check_inp, on_error="return", client=client, progress=progress)
     with Interrupts() as interrupts:
-        planned: Plan[T] = _engine(options, interrupts).plan(options, interrupts)
+        planned: Plan[T] = _call(options, interrupts).plan(options, interrupts)
     return planned
 
 
@@ -298,12 +222,12 @@ def last_report() -> Report | None:
     return report.latest
 
 
-@front_door
+@front_door()
 def start(
-    n_workers: int | None = None,
+    n_workers: int | None = ClusterSettings.n_workers,
     *,
-    memory_limit: str | int | float | None = "auto",
-    dashboard_address: str = DASHBOARD,
+    memory_limit: str | int | float | None = ClusterSettings.memory_limit,
+    dashboard_address: str = ClusterSettings.dashboard_address,
 ) -> Client:
     """Start the own cluster, or return the Client of the one that runs with these settings.
 
@@ -342,9 +266,9 @@ def start(
     2
     >>> at_once_dask.close()
     """
-    from at_once_dask.cluster import connect
+    from at_once_dask import call
 
-    return connect.start(n_workers, memory_limit, dashboard_address)
+    return call.start(ClusterSettings(n_workers, memory_limit, dashboard_address))
 
 
 def close() -> None:
@@ -363,22 +287,17 @@ def close() -> None:
         connect.close()
 
 
-def _engine(options: Options, interrupts: Interrupts) -> ModuleType:
+def _call(options: Options, interrupts: Interrupts) -> ModuleType:
     """What runs it; where it is the first call, the workers' start does not wait for the imports.
 
     Without distributed there is neither a cluster nor a Client yet. A Ctrl-C during the imports
-    counts when the run begins: it ends with a report, as any other.
+    counts when the run starts: it ends with a report, as any other.
     """
     forkserver.hold_standard_streams()
     with interrupts.at_once():  # nobody knows what a list's own `__len__` does
         is_empty = length(options.inp_list) == 0
     if "distributed" not in sys.modules and not is_empty:
         forkserver.start()
-    collects = gc.isenabled()
-    gc.disable()  # nothing that an import makes is garbage: a twentieth of the time
-    try:
-        from at_once_dask import call
-    finally:
-        if collects:
-            gc.enable()
+    from at_once_dask import call
+
     return call

@@ -1,67 +1,89 @@
-"""The story of one call, from its checked options to what comes back."""
+"""The story of one call: from its checked options, over the cluster and the run, to the verdict."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from distributed import Client
+
 from at_once_dask.cluster import connect
-from at_once_dask.driver.backend import Crew
-from at_once_dask.driver.dask_backend import ClusterCrew
+from at_once_dask.driver.backend import Backend
+from at_once_dask.driver.dask_backend import DaskBackend
 from at_once_dask.driver.interrupts import Interrupts
-from at_once_dask.driver.run import Kept, PlanSink, Run
+from at_once_dask.driver.run import Kept, Run
 from at_once_dask.errors import InputError, OfTheList
 from at_once_dask.live.console import let_inspect, say, show_links, warn
+from at_once_dask.live.page import AtOncePage, beside
+from at_once_dask.live.views import LiveViews
 from at_once_dask.logs import log_file
-from at_once_dask.options import Options, checked_reduce_fn, function_name
+from at_once_dask.options import ClusterSettings, Options, checked_reduce_fn, function_name
 from at_once_dask.protocol.lease import running
-from at_once_dask.report import report
+from at_once_dask.report import report as reports
 from at_once_dask.report.errors import RunFailed, RunStopped
 from at_once_dask.report.report import Plan, Reduction, Report
 from at_once_dask.user_code import notebook
 
 
+@dataclass(frozen=True)
+class Call:
+    """One call: its run, the Client that was lent to it, and what is seen of it."""
+
+    run: Run
+    client: Client | None
+    views: LiveViews
+
+
 def run(options: Options, interrupts: Interrupts) -> Run:
     """Map, and reduce what was mapped."""
-    with _one(options, interrupts) as this:
-        if not this.source.is_empty():
-            with _crew(this) as crew:
-                this.map(crew)
-                if this.source.error is None and len(this.groups):
-                    this.reduce(crew)
+    with _one_call(options, interrupts) as call:
+        this = call.run
+        if not this.inputs.is_empty():
+            with _backend(call) as backend:
+                this.map(backend)
+                if this.inputs.error is None and len(this.groups):
+                    this.reduce(backend)
     return this
 
 
 def verdict(this: Run) -> Report | Reduction[Any, Any]:
     """What ``run`` returns or raises, now that all is done that can be."""
     _raise_what_the_list_raised(this)
-    told = this.end()
-    reduction = this.reduction(told) if this.options.reducing else None
-    if this.options.inspect and not told.ok:
-        let_inspect(told, this.page_link)
+    report = this.end()
+    reduction = this.reduction(report) if this.options.reducing else None
+    if this.options.inspect and not report.ok:
+        let_inspect(report, this.links.page)
     if this.stopped is not None:
-        raise RunStopped(told, reduction, this.stopped)
-    if not told.ok and this.options.on_error != "return":
-        raise RunFailed(told, reduction)
-    this.say_where_output_went()
-    return told if reduction is None else reduction
+        raise RunStopped(report, reduction, this.stopped)
+    if not report.ok and this.options.on_error != "return":
+        raise RunFailed(report, reduction)
+    if this.options.progress and this.output_note is not None:
+        say(this.output_note)  # what is raised says it by itself
+    return report if reduction is None else reduction
 
 
 def plan(options: Options, interrupts: Interrupts) -> Plan[Any]:
     """Only look at the inputs."""
-    with _one(options, interrupts) as this:
-        sink = PlanSink(this)
-        if not this.source.is_empty():
-            with _crew(this) as crew:
-                this.map(crew, sink, "check")
+    with _one_call(options, interrupts) as call:
+        this = call.run
+        if this.inputs.is_empty():
+            planned = this.plan(None)
+        else:
+            with _backend(call) as backend:
+                planned = this.plan(backend)
     _raise_what_the_list_raised(this)
     if this.stopped is not None:
         raise RunStopped(this.end(), None, this.stopped)
-    return sink.plan()
+    return planned
+
+
+def start(settings: ClusterSettings) -> Client:
+    """The Client of the own cluster, with our page in its dashboard."""
+    return connect.start(settings.checked(), AtOncePage)
 
 
 def _reduce_again(options: Options, kept: Kept, reduce_fn: Any) -> Reduction[Any, Any]:
@@ -72,40 +94,42 @@ def _reduce_again(options: Options, kept: Kept, reduce_fn: Any) -> Reduction[Any
             " run(inp_list, check_inp, process_inp, reduce_fn=reduce_fn) again"
         )
     options = replace(options, inp_list=(), reduce_fn=checked_reduce_fn(reduce_fn))
-    with Interrupts() as interrupts, _one(options, interrupts) as this:
+    with Interrupts() as interrupts, _one_call(options, interrupts) as call:
+        this = call.run
         this.kept, this.groups, this.ledger = kept, kept.groups, kept.ledger.without_keys()
-        with _crew(this) as crew:
-            this.reduce(crew)
+        with _backend(call) as backend:
+            this.reduce(backend)
     reduction: Reduction[Any, Any] = verdict(this)  # type: ignore[assignment]
     return reduction
 
 
 @contextmanager
-def _one(options: Options, interrupts: Interrupts) -> Iterator[Run]:
-    """A run, one at a time; its report is kept however it ends, and goes with what is raised."""
+def _one_call(options: Options, interrupts: Interrupts) -> Iterator[Call]:
+    """One at a time; the report is kept however it ends, and goes with what is raised."""
     if running():
         raise InputError(
             "run() was called inside one of its own functions; call it after the other run, or do"
             " the inner work with a plain loop: [process(part) for part in parts]"
         )
     with connect.one_at_a_time():
-        this = Run(options, interrupts)
-        log_file.enter_run(this.id)
+        client, views = connect.lent(options.client), LiveViews(options.progress)
+        this = Run(options, interrupts, client, views)
+        log_file.enter_run(this.start.id)
         try:
             this.open()
-            yield this
+            yield Call(this, client, views)
             interrupts.check()
-            _keep(this, this.end(this.source.error))
+            _keep(this, this.end(this.inputs.error))
             _write(this)
-            interrupts.check()  # again: to write takes its time
+            interrupts.check()  # again: writing may have taken a while
         except BaseException as error:
-            is_written = this.told is not None
-            told = this.end(error)
+            is_written = this.report is not None
+            report = this.end(error)
             if isinstance(error, InputError):
-                raise  # nothing has begun
-            _keep(this, told)
-            _attach(told, error)
-            _tell(told, error, options.progress)
+                raise  # nothing has started
+            _keep(this, report)
+            _attach(report, error)
+            _complete(error, report, options.progress)
             if not is_written:
                 with contextlib.suppress(KeyboardInterrupt):  # a further one: it takes too long
                     _write(this)
@@ -115,33 +139,59 @@ def _one(options: Options, interrupts: Interrupts) -> Iterator[Run]:
             this.close()
 
 
-def _keep(this: Run, told: Report) -> None:
+@contextmanager
+def _backend(call: Call) -> Iterator[Backend]:
+    """The workers for this run; who looks on sees it from here on."""
+    this, options = call.run, call.run.options
+    this.interrupts.check()
+    cluster = connect.find(call.client, AtOncePage)
+    warning = this.size_warning(len(cluster.client.nthreads()))
+    if warning is not None and options.progress:
+        warn(warning)
+    name = function_name(options.process_inp or options.check_inp)
+    this.links.dashboard = cluster.dashboard_link
+    view = None
+    if isinstance(cluster.page, AtOncePage):
+        view = cluster.page.monitor.begin(this.start.id, name, this.ledger, this.inputs)
+        if cluster.dashboard_link is not None:
+            this.links.page = beside(cluster.dashboard_link)
+    call.views.show(view, this.links.by_name, this.ledger)
+    labels = name, function_name(options.reduce_fn or options.combine_fn)
+    with DaskBackend(
+        cluster, this.job.pickled, this.run_log, labels, options.timeout, this.interrupts
+    ) as backend:
+        if options.progress:
+            show_links(this.links.by_name)
+        yield backend
+
+
+def _keep(this: Run, report: Report) -> None:
     """For ``last_report``, which is of runs: a plan handles nothing."""
     if this.kept is not None:
-        told.reduce_by(partial(_reduce_again, this.options, this.kept))
+        report.reduce_by(partial(_reduce_again, this.options, this.kept))
     if this.options.process_inp is not None:
-        report.latest = told
+        reports.latest = report
 
 
-def _attach(told: Report, error: BaseException) -> None:
+def _attach(report: Report, error: BaseException) -> None:
     """Let `error` take the report along, where it can have an attribute more."""
     with contextlib.suppress(Exception):
-        error.report = told  # type: ignore[attr-defined]
+        error.report = report  # type: ignore[attr-defined]
 
 
-def _tell(told: Report, error: BaseException, progress: bool) -> None:
+def _complete(error: BaseException, report: Report, progress: bool) -> None:
     """Let the end by a signal say how far the run came, and how it goes on."""
     if isinstance(error, KeyboardInterrupt):
-        error.args = (told.summary(),)  # Python prints it behind the name
-        shown = partial(notebook.rendered, error, told._brief())
+        error.args = (report.summary(),)  # Python prints it behind the name
+        shown = partial(notebook.rendered, error, report._brief())
         error._render_traceback_ = shown  # type: ignore[attr-defined]
     elif isinstance(error, SystemExit) and progress:
-        say(told.summary())
+        say(report.summary())
 
 
 def _raise_what_the_list_raised(this: Run) -> None:
     """Here, where nothing is in the way: a context manager would alter it, which not all bear."""
-    error = this.source.error
+    error = this.inputs.error
     if error is not None:
         _attach(this.end(), error)
         raise OfTheList(error)
@@ -149,7 +199,7 @@ def _raise_what_the_list_raised(this: Run) -> None:
 
 def _write(this: Run) -> None:
     """Write the report, where one is wanted; what hinders that must not take the result along."""
-    path = this.report_path
+    path = this.start.report_path
     if path is None:
         return
     try:
@@ -162,22 +212,3 @@ def _write(this: Run) -> None:
         )
         if not isinstance(error, Exception):
             raise
-
-
-@contextmanager
-def _crew(this: Run) -> Iterator[Crew]:
-    """The workers for `this` run."""
-    options = this.options
-    this.interrupts.check()
-    found = connect.find(this.client)
-    this.warn_of_size(len(found.client.nthreads()))
-    this.dashboard_link = found.dashboard_link
-    this.page_link = found.page_link
-    label = function_name(options.process_inp or options.check_inp)
-    if found.sight is not None:
-        this.show(found.sight, label)
-    labels = label, function_name(options.reduce_fn or options.combine_fn)
-    with ClusterCrew(found, this.job, this.book, labels, options.timeout, this.interrupts) as crew:
-        if options.progress:
-            show_links(this.links)
-        yield crew

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import inspect
 import numbers
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from dataclasses import dataclass, fields, replace
+from inspect import Parameter, Signature
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, get_args
 
 from at_once_dask import files
 from at_once_dask.errors import InputError, cut_short
@@ -22,8 +25,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-DASHBOARD = "127.0.0.1:8787"
-ON_ERROR = ("raise", "return", "stop")
+N_REQUIRED, N_BY_PLACE = 3, 5  # of the arguments of ``run``
+OnError = Literal["raise", "return", "stop"]
 
 # What people look for in run(), and where it is.
 _ELSEWHERE = {
@@ -67,21 +70,36 @@ class Options:
     """
 
     inp_list: Iterable[Any]
-    check_inp: Callable[[Any], Any] | None
-    process_inp: Callable[[Any], Any] | None
-    do_shuffle: bool
-    reduce_fn: Callable[[list[Any]], Any] | None
-    combine_fn: Callable[[Any, Any], Any] | None
-    on_error: str
-    max_failures: int | float | None
-    retries: int
-    timeout: float | None
-    verify: bool
-    inspect: bool
-    report_path: str | os.PathLike[str] | None
-    client: Client | None
-    progress: bool
-    random_state: Any
+    check_inp: Callable[[Any], Any] | None = None
+    process_inp: Callable[[Any], Any] | None = None
+    do_shuffle: bool = False
+    reduce_fn: Callable[[list[Any]], Any] | None = None
+    combine_fn: Callable[[Any, Any], Any] | None = None
+    on_error: OnError = "raise"
+    max_failures: float | None = None
+    retries: int = 0
+    timeout: float | None = None
+    verify: bool = False
+    inspect: bool = False
+    report_path: str | os.PathLike[str] | None = None
+    client: Client | None = None
+    progress: bool = True
+    random_state: float | str | bytes | bytearray | None = None
+
+    @classmethod
+    def signature(cls) -> Signature:
+        """What ``run`` takes: the first three must be given, the first five by place."""
+        kinds = Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY
+        parameters = [
+            Parameter(
+                field.name,
+                kinds[place >= N_BY_PLACE],
+                default=Parameter.empty if place < N_REQUIRED else field.default,
+                annotation=field.type,
+            )
+            for place, field in enumerate(fields(cls))
+        ]
+        return Signature(parameters)
 
     @property
     def reducing(self) -> bool:
@@ -153,16 +171,28 @@ class _Call:
         return f"{self.name}{inspect.Signature(bare)}"
 
 
-def front_door(function: Callable[P, R]) -> Callable[P, R]:
-    """Answer arguments that `function` cannot use with an InputError that shows what it can."""
-    call = _Call(function.__name__, inspect.signature(function))
+def front_door(
+    signature: inspect.Signature | None = None,
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Answer arguments that a function cannot use with an InputError that shows what it can.
 
-    @functools.wraps(function)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        _check(call, args, kwargs)
-        return function(*args, **kwargs)
+    `signature` says what it takes, where the function itself does not.
+    """
 
-    return cut_short(checked)
+    def behind_door(function: Callable[P, R]) -> Callable[P, R]:
+        takes = inspect.signature(function) if signature is None else signature
+        call = _Call(function.__name__, takes)
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            _check(call, args, kwargs)
+            return function(*args, **kwargs)
+
+        door = cut_short(checked)
+        door.__signature__ = takes  # type: ignore[attr-defined]
+        return door
+
+    return behind_door
 
 
 def _check(call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -342,7 +372,7 @@ def _check_flag(call: _Call, name: str, given: Any) -> None:
 
 
 def _check_on_error(call: _Call, name: str, given: Any) -> None:
-    if not isinstance(given, str) or given not in ON_ERROR:
+    if not isinstance(given, str) or given not in get_args(OnError):
         raise InputError(
             f"{name} is {safe_repr(given)}; it takes 'raise', 'return' or 'stop':"
             f" {call.written(on_error=repr('return'))}"
@@ -493,3 +523,75 @@ def _unwrapped(function: Any) -> Any:
     while isinstance(function, functools.partial):
         function = function.func
     return function
+
+
+LEAST_MEMORY = 50 * 2**20  # bytes; an idle worker holds more
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """The arguments of ``start``."""
+
+    n_workers: int | None = None
+    memory_limit: str | int | float | None = "auto"
+    dashboard_address: str = "127.0.0.1:8787"
+
+    def __str__(self) -> str:
+        """As arguments."""
+        return ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+
+    def checked(self) -> ClusterSettings:
+        """With the number of workers; InputError for what cannot be used."""
+        from dask.system import CPU_COUNT
+
+        n_workers: Any = CPU_COUNT if self.n_workers is None else self.n_workers
+        if not isinstance(n_workers, int) or isinstance(n_workers, bool) or n_workers < 1:
+            raise InputError(
+                f"n_workers is {safe_repr(n_workers)}; it takes a whole number from 1, as in"
+                " start(n_workers=4), or None for one a core"
+            )
+        _check_memory_limit(self.memory_limit)
+        _check_dashboard_address(self.dashboard_address)
+        return replace(self, n_workers=n_workers)
+
+
+def _check_memory_limit(memory_limit: Any) -> None:
+    if memory_limit is None or memory_limit == "auto":
+        return
+    n_bytes = 0.0
+    if isinstance(memory_limit, (int, float)) and not isinstance(memory_limit, bool):
+        n_bytes = memory_limit
+        if isinstance(memory_limit, float) and 0 < memory_limit <= 1:
+            return  # a share of what there is
+    elif isinstance(memory_limit, str):
+        from dask.utils import parse_bytes
+
+        with contextlib.suppress(ValueError):
+            n_bytes = parse_bytes(memory_limit)
+    if 0 < n_bytes < LEAST_MEMORY:
+        meant = f"{n_bytes:g} GiB" if n_bytes < 1_000 else "4 GiB"
+        raise InputError(
+            f"memory_limit is {safe_repr(memory_limit)}, which is {n_bytes:,.12g} bytes for each"
+            f" worker, and none can live with less than {LEAST_MEMORY // 2**20} MiB; did you mean"
+            f' start(memory_limit="{meant}")?'
+        )
+    if not n_bytes > 0:
+        raise InputError(
+            f"memory_limit is {safe_repr(memory_limit)}; it takes bytes or text for each worker, as"
+            ' in start(memory_limit="4 GiB"), "auto", or None for no limit'
+        )
+
+
+def _check_dashboard_address(address: Any) -> None:
+    host, colon, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
+    if not colon or ":" in host or not port.isdigit() or int(port) > 65535:
+        raise InputError(
+            f"dashboard_address is {safe_repr(address)}; it takes host:port, as in"
+            ' start(dashboard_address="127.0.0.1:8787")'
+        )
+    if host not in ("127.0.0.1", "localhost"):
+        warnings.warn(
+            f"the dashboard will listen on {address}: it has no login, and everybody who reaches it"
+            ' sees your inputs; use dashboard_address="127.0.0.1:8787" and a tunnel instead',
+            stacklevel=7,  # the caller of `start`, behind its front door
+        )

@@ -52,7 +52,7 @@ from unittest import mock
 import numpy as np
 
 import at_once_dask
-from at_once_dask.driver.dask_backend import ClusterCrew
+from at_once_dask.driver.dask_backend import DaskBackend
 from at_once_dask.protocol.task import SLICE_SECONDS
 
 ROUNDS = 3
@@ -156,24 +156,24 @@ class Watch:
 def watched() -> Iterator[Watch]:
     """A Watch on the runs of this process, at the door through which partitions go and come."""
     watch = Watch()
-    send, next, leave = ClusterCrew.send, ClusterCrew.next, ClusterCrew.__exit__
+    send, next, leave = DaskBackend.send, DaskBackend.next, DaskBackend.__exit__
 
-    def watched_send(crew: ClusterCrew, worker: str, partition: Any) -> None:
+    def watched_send(backend: DaskBackend, worker: str, partition: Any) -> None:
         watch.sending()
-        send(crew, worker, partition)
+        send(backend, worker, partition)
         watch.look()
 
-    def watched_next(crew: ClusterCrew, timeout: float) -> Any:
-        event = next(crew, timeout)
+    def watched_next(backend: DaskBackend, timeout: float) -> Any:
+        event = next(backend, timeout)
         watch.look()
         return event
 
-    def watched_leave(crew: ClusterCrew, *exc_info: object) -> None:
+    def watched_leave(backend: DaskBackend, *exc_info: object) -> None:
         watch.leaving()
-        leave(crew, *exc_info)
+        leave(backend, *exc_info)
 
     doors = {"send": watched_send, "next": watched_next, "__exit__": watched_leave}
-    with mock.patch.multiple(ClusterCrew, **doors):
+    with mock.patch.multiple(DaskBackend, **doors):
         yield watch
 
 

@@ -58,7 +58,7 @@ from growth import (
 )
 
 import at_once_dask
-from at_once_dask.driver.dask_backend import ClusterCrew
+from at_once_dask.driver.dask_backend import DaskBackend
 from at_once_dask.reduction.groups import SPILL_BYTES, Groups
 
 LOOK_EVERY = 100_000  # inputs of the generator
@@ -346,12 +346,14 @@ def files_watched() -> Iterator[dict[str, int]]:
     Nothing of it is deleted before, so that is the most there ever was.
     """
     sizes = {"on_disk": 0, "spilled": 0}
-    leave, close = ClusterCrew.__exit__, Groups.close
+    leave, close = DaskBackend.__exit__, Groups.close
 
-    def watched_leave(crew: ClusterCrew, *exc_info: object) -> None:
-        if crew._shelves is not None:
-            sizes["on_disk"] += sum(file.stat().st_size for file in Path(crew._shelves).iterdir())
-        leave(crew, *exc_info)
+    def watched_leave(backend: DaskBackend, *exc_info: object) -> None:
+        if backend._values_folder is not None:
+            sizes["on_disk"] += sum(
+                file.stat().st_size for file in Path(backend._values_folder).iterdir()
+            )
+        leave(backend, *exc_info)
 
     def watched_close(groups: Groups) -> None:
         if groups._file is not None:  # it has no name
@@ -359,7 +361,7 @@ def files_watched() -> Iterator[dict[str, int]]:
         close(groups)
 
     with (
-        mock.patch.object(ClusterCrew, "__exit__", watched_leave),
+        mock.patch.object(DaskBackend, "__exit__", watched_leave),
         mock.patch.object(Groups, "close", watched_close),
     ):
         yield sizes

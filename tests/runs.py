@@ -11,7 +11,7 @@ from at_once_dask.protocol.status import FAILED, PROCESSED, SKIPPED
 from at_once_dask.protocol.task import Outcome
 from at_once_dask.report.ledger import Ledger
 from at_once_dask.report.report import Report
-from at_once_dask.report.summary import FINISHED, Facts, Story
+from at_once_dask.report.summary import FINISHED, RunFacts, Summary
 
 PARTITION = 1_000
 BEGUN = 1.7e9  # seconds since the epoch
@@ -65,7 +65,7 @@ def report_of(ledger: Ledger, **facts: Any) -> Report:
         "settings": {"timeout": "60"},
         "versions": {"Python": "3"},
     }
-    return Report(Story(Facts(**known | facts), ledger), print)
+    return Report(Summary(RunFacts(**known | facts), ledger), print)
 
 
 def mixed_ledger(n: int, n_workers: int = 2, n_failed: int = 1_000) -> Ledger:

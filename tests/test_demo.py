@@ -31,7 +31,7 @@ OURS = re.compile(
     r"|(first|new) failure: DoesNotParse in process at .*"
 )
 
-# Source, imports, and the numbers of functions, classes and lines: the oracle adds these up.
+# Inputs, imports, and the numbers of functions, classes and lines: the oracle adds these up.
 GOOD: dict[str, tuple[bytes, list[str], list[int]]] = {
     "plain.py": (b"import os, sys\nimport os.path as path\n", ["os", "sys"], [0, 0, 2]),
     "from_.py": (b"from xml.etree import ElementTree\n", ["xml"], [0, 0, 1]),

@@ -10,12 +10,12 @@ from pathlib import Path
 SCRIPT = """
 import os, resource, subprocess, sys, time
 from at_once_dask.logs import descriptors, log_file
-from at_once_dask.protocol.progress_file import Trail
+from at_once_dask.protocol.progress_file import ProgressFolder
 
 descriptors._inotify()  # the process keeps it
 before = [os.readlink(f"/proc/self/fd/{n}") for n in (1, 2)], len(os.listdir("/proc/self/fd"))
 BEFORE
-trail = Trail(os.getcwd(), "run", "worker")
+trail = ProgressFolder(os.getcwd(), "run", "worker")
 trail.open()
 book = log_file.open_book("run", os.path.abspath("log.jsonl"), True)
 captured = descriptors.Descriptors(book, "worker", trail)

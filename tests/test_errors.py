@@ -18,9 +18,9 @@ from nbclient import NotebookClient
 from runs import ledger_of, report_of
 
 import at_once_dask
-from at_once_dask.user_code import notebook
 from at_once_dask.protocol.failure import Failure
 from at_once_dask.report import report
+from at_once_dask.user_code import notebook
 
 ROOT = str(Path(__file__).parent.parent)
 run: Any = at_once_dask.run

@@ -15,7 +15,7 @@ from helpers import poll_for, statuses
 import at_once_dask
 from at_once_dask.cluster import connect as own
 from at_once_dask.driver import dispatcher
-from at_once_dask.driver.dask_backend import ClusterCrew
+from at_once_dask.driver.dask_backend import DaskBackend
 
 NEWS_SECONDS = 1.0
 
@@ -24,16 +24,16 @@ NEWS_SECONDS = 1.0
 def slow_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the second one on, a meeting takes longer than the news of a death may."""
     monkeypatch.setattr(dispatcher, "NEWS_SECONDS", NEWS_SECONDS)
-    meet: Any = ClusterCrew._meet
+    meet: Any = DaskBackend._meet
     met: list[object] = []
 
-    async def slowly(self: ClusterCrew, *worker: Any) -> None:
+    async def slowly(self: DaskBackend, *worker: Any) -> None:
         if len(met) >= 2:
             await asyncio.sleep(3 * NEWS_SECONDS)
         met.append(worker)
         await meet(self, *worker)
 
-    monkeypatch.setattr(ClusterCrew, "_meet", slowly)
+    monkeypatch.setattr(DaskBackend, "_meet", slowly)
 
 
 @pytest.fixture

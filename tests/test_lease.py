@@ -8,7 +8,7 @@ from itertools import takewhile
 import pytest
 
 from at_once_dask.protocol import lease
-from at_once_dask.protocol.progress_file import STOP, Crumb
+from at_once_dask.protocol.progress_file import STOP, ProgressFile
 from at_once_dask.protocol.status import BEGUN, LEFT, REDUCE
 
 N = 300
@@ -17,7 +17,7 @@ N = 300
 def entered(id: str, start: int) -> lease.Lease:
     """A partition of `N` inputs that a thread has taken up."""
     mine = lease.take(id, start)
-    mine.enter(Crumb(start, N))
+    mine.enter(ProgressFile(start, N))
     return mine
 
 
@@ -133,7 +133,7 @@ def test_begun_or_taken_back_but_never_both(
 ) -> None:
     """The question comes between the claim and the look at the limit, which is too old then."""
     mine = Asked("run-1", 7)
-    mine.enter(Crumb(7, N))
+    mine.enter(ProgressFile(7, N))
     mine.at = at
     handled = list(begun(mine))
     assert mine.answer == at + 1
@@ -144,7 +144,7 @@ def test_begun_or_taken_back_but_never_both(
 def test_what_was_given_back_once_is_never_asked_for_again() -> None:
     """Keys are folded before they are begun: the current one may be far behind the limit."""
     mine = lease.Lease("p", 0)
-    mine.enter(Crumb(0, 10))
+    mine.enter(ProgressFile(0, 10))
     mine.turn_to(3, REDUCE)
     assert mine.reclaim() == 4
     mine.turn_to(7, REDUCE)

@@ -1334,7 +1334,7 @@ def test_a_plan_and_the_words_for_a_list_of_no_length(cluster: Client, error: Ex
     assert (found.n_inputs, found.pending) == (3, ["c"])
     report = run(Stream("abc", error), None, print, progress=False)
     assert report.n_inputs == 3
-    assert ">Stream<" in re.sub(r"\s+", "", html.page(report._story))
+    assert ">Stream<" in re.sub(r"\s+", "", html.page(report._summary))
 
 
 def test_rows_of_a_frame_keep_their_names(cluster: Client) -> None:

@@ -32,7 +32,7 @@ from tqdm import tqdm
 import at_once_dask
 from at_once_dask.logs import log_file, streams
 from at_once_dask.protocol import lease
-from at_once_dask.protocol.progress_file import Crumb
+from at_once_dask.protocol.progress_file import ProgressFile
 
 ROOT = str(Path(at_once_dask.__file__).parents[1])
 
@@ -474,7 +474,7 @@ def test_the_streams_are_put_back(cluster: Client) -> None:
 def test_two_runs_at_once_in_a_worker(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Whichever ends first; what somebody else has put in place meanwhile stays."""
     before = sys.stdout, sys.stderr
-    books = [log_file.Book(name, str(folder / "log.jsonl"), ("", 0, 0)) for name in "ab"]
+    books = [log_file.RunLog(name, str(folder / "log.jsonl"), ("", 0, 0)) for name in "ab"]
     for first, second in (books, books[::-1]):
         streams.begin(books[0])
         during = sys.stdout
@@ -733,7 +733,7 @@ def test_from_another_host_a_flood_is_bounded(afar: Client, folder: Path) -> Non
 def test_threads_that_are_gone_leave_nothing_open(folder: Path) -> None:
     """Of one of several inputs, nobody knows which: when the run ends is too late."""
     with working():
-        lease.take("r-2", 1).enter(Crumb(1, 1))
+        lease.take("r-2", 1).enter(ProgressFile(1, 1))
         for n in range(3):
             assert end_all(functools.partial(print, n, end=""))
         streams.tidy("r")
@@ -747,14 +747,14 @@ def test_threads_that_are_gone_leave_nothing_open(folder: Path) -> None:
 @contextlib.contextmanager
 def working() -> Iterator[lease.Lease]:
     """Output is captured in this process: an input is at work, in whatever thread."""
-    book = log_file.Book("r", str(Path.cwd() / "log.jsonl"), ("", 0, 0))
+    run_log = log_file.RunLog("r", str(Path.cwd() / "log.jsonl"), ("", 0, 0))
     mine = lease.take("r-1", 0)
-    mine.enter(Crumb(0, 1))
-    mine.book, mine.indices = book, range(1)
-    streams.begin(book)
+    mine.enter(ProgressFile(0, 1))
+    mine.run_log, mine.indices = run_log, range(1)
+    streams.begin(run_log)
     with as_before():
         yield mine
-    streams.end(book)
+    streams.end(run_log)
     lease.forget("r")
 
 

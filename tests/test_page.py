@@ -569,7 +569,7 @@ def test_only_the_latest_runs_are_kept_and_nothing_of_them(page: str) -> None:
         looker.start()
         at_once_dask.run(inputs, None, print_less, progress=False)
         looker.join()
-        refs.append(weakref.ref(at_once_dask.last_report()._story.ledger))  # type: ignore[union-attr]
+        refs.append(weakref.ref(at_once_dask.last_report()._summary.ledger))  # type: ignore[union-attr]
     del inputs
     at_once_dask.run([1], None, print_less, progress=False)
     assert len(facts(page)["runs"]) == 20
@@ -668,7 +668,7 @@ def test_a_failure_is_seen_until_it_is_recorded(page: str, folder: Path) -> None
 
 def has_ended() -> bool:
     """Whether all that was sent to workers is done."""
-    (view,) = list(own._own.sight._runs)[-1:]  # type: ignore[union-attr]
+    (view,) = list(own._own.monitor._runs)[-1:]  # type: ignore[union-attr]
     live = view._live
     held = [] if live is None else [one for at in live.working() for one in at.held]
     return bool(held) and all(one.step.ended for one in held)
@@ -705,7 +705,7 @@ def test_counts_add_up_while_failures_are_recorded(page: str, folder: Path) -> N
 
 def n_failed() -> int:
     """Inputs of the latest run."""
-    (latest, *_) = own._own.sight.brief()  # type: ignore[union-attr]
+    (latest, *_) = own._own.monitor.brief()  # type: ignore[union-attr]
     return int(latest["inputs"]["failed"])
 
 

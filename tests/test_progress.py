@@ -33,7 +33,7 @@ from at_once_dask.driver.inputs import Chunk
 from at_once_dask.live import progress_bar
 from at_once_dask.live.console import show_links
 from at_once_dask.live.monitor import Flight
-from at_once_dask.live.progress_bar import Ticker
+from at_once_dask.live.progress_bar import ProgressBar
 from at_once_dask.protocol.failure import Failure
 from at_once_dask.protocol.status import FAILED, PENDING, PROCESSED, SKIPPED
 from at_once_dask.report.ledger import Ledger
@@ -123,82 +123,82 @@ def test_instant_skips_do_not_fool_the_eta(
     """After 10,000 of them and 10 of 100 equal inputs it is within 30 %."""
     for seconds, apart in itertools.product((1.0, 7.0, 600.0), (0.0, 0.01)):
         clock, ledger = Clock(), Ledger()
-        with Ticker(ledger, 10_100, "map", stream=terminal, clock=clock) as ticker:
+        with ProgressBar(ledger, 10_100, "map", stream=terminal, clock=clock) as bar:
             for part in range(1, 11):
                 clock.now = skipping * part / 10
                 put(ledger, skipped=1000)
-                ticker.tick()
+                bar.tick()
             for done in range(10):
                 batch, worker = divmod(done, workers)
                 clock.now = skipping + seconds * (batch + 1) + apart * worker
                 put(ledger, processed=1)
-                ticker.tick()
+                bar.tick()
             truth = pytest.approx(90 / workers * seconds, rel=0.3)
-            assert shown_eta(ticker.line()) == truth, (seconds, apart)
+            assert shown_eta(bar.line()) == truth, (seconds, apart)
 
 
 def test_the_eta_follows_a_change_of_speed(clock: Clock) -> None:
     """Half of the list at 100 a second, then 1 a second."""
     ledger = Ledger()
-    ticker = Ticker(ledger, 2000, "map", stream=io.StringIO(), clock=clock)
+    bar = ProgressBar(ledger, 2000, "map", stream=io.StringIO(), clock=clock)
     for _ in range(1000):
         clock.now += 0.01
         put(ledger, processed=1)
-        ticker.tick()
+        bar.tick()
     for _ in range(100):
         clock.now += 1
         put(ledger, processed=1)
-        ticker.tick()
-    assert shown_eta(ticker.line()) == pytest.approx(900, rel=0.3)
+        bar.tick()
+    assert shown_eta(bar.line()) == pytest.approx(900, rel=0.3)
 
 
 def test_skips_among_the_others_count_as_they_come(clock: Clock) -> None:
     ledger = Ledger()
-    ticker = Ticker(ledger, 10_000, "map", stream=io.StringIO(), clock=clock)
+    bar = ProgressBar(ledger, 10_000, "map", stream=io.StringIO(), clock=clock)
     for _ in range(1000):
         clock.now += 1
         put(ledger, skipped=4, processed=1)
-        ticker.tick()
-    assert shown_eta(ticker.line()) == pytest.approx(1000, rel=0.1)
+        bar.tick()
+    assert shown_eta(bar.line()) == pytest.approx(1000, rel=0.1)
 
 
 def test_the_eta_of_a_straggler_is_no_less_than_it_has_lasted(clock: Clock) -> None:
     ledger = Ledger()
-    ticker = Ticker(ledger, 100, "map", stream=io.StringIO(), clock=clock)
+    bar = ProgressBar(ledger, 100, "map", stream=io.StringIO(), clock=clock)
     for _ in range(99):
         clock.now += 0.1
         put(ledger, processed=1)
-        ticker.tick()
-    assert shown_eta(ticker.line()) == 0
+        bar.tick()
+    assert shown_eta(bar.line()) == 0
     clock.now += 3600
-    ticker.tick()
-    assert shown_eta(ticker.line()) == 3600
+    bar.tick()
+    assert shown_eta(bar.line()) == 3600
 
 
 def test_nobody_knows_before_anything_was_done(clock: Clock) -> None:
-    ticker = Ticker(Ledger(), 100, "map", stream=io.StringIO(), clock=clock)
+    bar = ProgressBar(Ledger(), 100, "map", stream=io.StringIO(), clock=clock)
     clock.now = 5
-    ticker.tick()
-    assert ticker.line() == "0 processed, 0 skipped, 0 failed, 100 left, ETA ?"
+    bar.tick()
+    assert bar.line() == "0 processed, 0 skipped, 0 failed, 100 left, ETA ?"
 
 
 def test_no_time_at_all_is_no_error(clock: Clock) -> None:
     ledger = Ledger()
-    ticker = Ticker(ledger, 100, "map", stream=io.StringIO(), clock=clock)
+    bar = ProgressBar(ledger, 100, "map", stream=io.StringIO(), clock=clock)
     put(ledger, skipped=10)
-    ticker.tick()
-    assert ticker.line() == "0 processed, 10 skipped, 0 failed, 90 left, ETA ?"
+    bar.tick()
+    assert bar.line() == "0 processed, 10 skipped, 0 failed, 90 left, ETA ?"
 
 
 def test_millions_of_events_take_no_room(clock: Clock) -> None:
     ledger = Ledger()
-    ticker = Ticker(ledger, 200_000, "map", stream=io.StringIO(), clock=clock)
+    bar = ProgressBar(ledger, 200_000, "map", stream=io.StringIO(), clock=clock)
     for _ in range(100_000):
         clock.now += 0.5
         put(ledger, processed=1)
-        ticker.tick()
-    assert len(ticker._eta._events) <= 1000
-    assert shown_eta(ticker.line()) == pytest.approx(50_000, rel=0.01)
+        bar.tick()
+    assert len(bar._eta._events) <= 1000
+    assert shown_eta(bar.line()) == pytest.approx(50_000, rel=0.01)
 
 
 # --- on a terminal
@@ -206,13 +206,13 @@ def test_millions_of_events_take_no_room(clock: Clock) -> None:
 
 def test_the_bar(terminal: Terminal, clock: Clock) -> None:
     ledger = Ledger()
-    with Ticker(ledger, 20, "map", stream=terminal, clock=clock) as ticker:
+    with ProgressBar(ledger, 20, "map", stream=terminal, clock=clock) as bar:
         clock.now = 10
         put(ledger, skipped=3, processed=5, failed=2)
-        ticker.tick()
+        bar.tick()
         clock.now = 20
         put(ledger, processed=10)
-        ticker.tick()
+        bar.tick()
     first, half, *whole = terminal.frames
     assert (
         first == "map: 0 processed, 0 skipped, 0 failed, 20 left, ETA ?   0%|                   |"
@@ -227,12 +227,12 @@ def test_the_bar(terminal: Terminal, clock: Clock) -> None:
 
 def test_it_is_drawn_a_few_times_a_second(terminal: Terminal, clock: Clock) -> None:
     ledger = Ledger()
-    with Ticker(ledger, 10_000, "map", stream=terminal, clock=clock) as ticker:
+    with ProgressBar(ledger, 10_000, "map", stream=terminal, clock=clock) as bar:
         before = len(terminal.frames)
         for _ in range(1000):
             clock.now += 0.01
             put(ledger, processed=1)
-            ticker.tick()
+            bar.tick()
         assert 30 < len(terminal.frames) - before <= 50
 
 
@@ -244,15 +244,15 @@ def test_it_never_wraps(terminal: Terminal, columns: int) -> None:
     terminal.resize(columns)
     for total, name in itertools.product((None, 100, 10_000_000), NAMES):
         clock, ledger = Clock(), Ledger()
-        with Ticker(ledger, total, "reduce", stream=terminal, clock=clock) as ticker:
+        with ProgressBar(ledger, total, "reduce", stream=terminal, clock=clock) as bar:
             for _ in range(10):
                 clock.now += 100
                 put(ledger, *[(total or 1000) // 50] * 3)
-                ticker.running(Running("tcp://1", 90.0, "process", name))
-                ticker.tick()
+                bar.running(Running("tcp://1", 90.0, "process", name))
+                bar.tick()
             put(ledger, processed=10**9)  # more than there were to be
             clock.now += 1
-            ticker.tick()
+            bar.tick()
     assert len(terminal.frames) > 6 * 10
     for frame in terminal.frames:
         assert width(frame) < columns
@@ -265,12 +265,12 @@ def width(text: str) -> int:
 
 def test_a_shorter_line_covers_a_longer_one(terminal: Terminal, clock: Clock) -> None:
     ledger = Ledger()
-    with Ticker(ledger, None, "map", stream=terminal, clock=clock) as ticker:
+    with ProgressBar(ledger, None, "map", stream=terminal, clock=clock) as bar:
         for worker in "12":
             clock.now += 10
-            ticker.running(Running(worker, 10.0, "process", "'a long name of an input'"))
+            bar.running(Running(worker, 10.0, "process", "'a long name of an input'"))
             put(ledger, processed=1)
-            ticker.tick()
+            bar.tick()
     assert screen(terminal.getvalue(), 80) == [
         "map: 2 processed, 0 skipped, 0 failed, in 20 s, 6.0/min"
     ]
@@ -278,14 +278,14 @@ def test_a_shorter_line_covers_a_longer_one(terminal: Terminal, clock: Clock) ->
 
 def test_the_size_of_the_terminal_may_change(terminal: Terminal, clock: Clock) -> None:
     ledger = Ledger()
-    with Ticker(ledger, 10, "map", stream=terminal, clock=clock) as ticker:
+    with ProgressBar(ledger, 10, "map", stream=terminal, clock=clock) as bar:
         clock.now += 1
         put(ledger, processed=1)
-        ticker.tick()
+        bar.tick()
         terminal.resize(100)
         clock.now += 1
         put(ledger, processed=1)
-        ticker.tick()
+        bar.tick()
     for frame, columns in zip(terminal.frames[1:3], (80, 100), strict=True):
         assert re.fullmatch(r"map: \d processed, .*/s  \d0%\|█+.? +\|", frame)
         assert len(frame) == columns - 1
@@ -293,10 +293,10 @@ def test_the_size_of_the_terminal_may_change(terminal: Terminal, clock: Clock) -
 
 def test_how_many_there_are_may_be_unknown(terminal: Terminal, clock: Clock) -> None:
     ledger = Ledger()
-    with Ticker(ledger, None, "map", stream=terminal, clock=clock) as ticker:
+    with ProgressBar(ledger, None, "map", stream=terminal, clock=clock) as bar:
         clock.now = 75
         put(ledger, processed=150)
-        ticker.tick()
+        bar.tick()
     assert terminal.frames[-1] == "map: 150 processed, 0 skipped, 0 failed, in 1:15, 2.0/s"
 
 
@@ -304,14 +304,17 @@ def test_a_plan_counts_what_is_pending(clock: Clock) -> None:
     ledger = Ledger()
     ledger.counts[PENDING] = 7
     ledger.counts[SKIPPED] = 3
-    ticker = Ticker(ledger, 20, "check", stream=io.StringIO(), clock=clock)
+    bar = ProgressBar(ledger, 20, "check", stream=io.StringIO(), clock=clock)
     clock.now = 1
-    ticker.tick()
-    assert ticker.line() == "7 pending, 3 skipped, 0 failed, 10 left, ETA 1 s, 10.0/s"
+    bar.tick()
+    assert bar.line() == "7 pending, 3 skipped, 0 failed, 10 left, ETA 1 s, 10.0/s"
 
 
 def test_an_exception_ends_the_line(terminal: Terminal, clock: Clock) -> None:
-    with pytest.raises(KeyboardInterrupt), Ticker(Ledger(), 5, "map", stream=terminal, clock=clock):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        ProgressBar(Ledger(), 5, "map", stream=terminal, clock=clock),
+    ):
         raise KeyboardInterrupt
     assert terminal.getvalue().endswith("\n")
 
@@ -324,11 +327,11 @@ def test_an_interrupted_drawing_leaves_tqdm_free(clock: Clock) -> None:
             return super().write(text)
 
     ledger = Ledger()
-    with Interrupted() as stream, Ticker(ledger, 5, "map", stream=stream, clock=clock) as ticker:
+    with Interrupted() as stream, ProgressBar(ledger, 5, "map", stream=stream, clock=clock) as bar:
         clock.now = 1
         put(ledger, processed=1)
         with pytest.raises(KeyboardInterrupt):
-            ticker.tick()
+            bar.tick()
         put(ledger, processed=1)
     assert stream.closed
     check_that_tqdm_is_free()
@@ -336,7 +339,7 @@ def test_an_interrupted_drawing_leaves_tqdm_free(clock: Clock) -> None:
 
 def test_no_thread_watches_the_bar(terminal: Terminal, clock: Clock) -> None:
     before = threading.enumerate()
-    with Ticker(Ledger(), 5, "map", stream=terminal, clock=clock):
+    with ProgressBar(Ledger(), 5, "map", stream=terminal, clock=clock):
         assert threading.enumerate() == before
 
 
@@ -345,29 +348,29 @@ def test_no_thread_watches_the_bar(terminal: Terminal, clock: Clock) -> None:
 
 def test_the_slowest_input_is_named(clock: Clock) -> None:
     ledger = Ledger()
-    ticker = Ticker(ledger, 10, "map", stream=io.StringIO(), clock=clock)
+    bar = ProgressBar(ledger, 10, "map", stream=io.StringIO(), clock=clock)
     put(ledger, processed=2)
     clock.now = 100
-    ticker.running(Running("tcp://1", 4.0, "process", "'quicker'"))
-    ticker.running(Running("tcp://2", 64.0, "check", "'slow'"))
-    ticker.tick()
-    assert ticker.line().endswith(", slowest: 'slow' in check for 1:04, 1.2/min")
+    bar.running(Running("tcp://1", 4.0, "process", "'quicker'"))
+    bar.running(Running("tcp://2", 64.0, "check", "'slow'"))
+    bar.tick()
+    assert bar.line().endswith(", slowest: 'slow' in check for 1:04, 1.2/min")
     clock.now = 102
-    assert "slowest: 'slow' in check for 1:06" in ticker.line()
-    ticker.running(Running("tcp://1", 2.5, "process", "'another'"))
+    assert "slowest: 'slow' in check for 1:06" in bar.line()
+    bar.running(Running("tcp://1", 2.5, "process", "'another'"))
     clock.now = 104  # the second worker has told nothing for long: it is done with it
-    assert "slowest: 'another' in process for 4 s" in ticker.line()
+    assert "slowest: 'another' in process for 4 s" in bar.line()
     clock.now = 106
-    assert "slowest" not in ticker.line()
+    assert "slowest" not in bar.line()
 
 
 def test_at_the_end_nothing_is_the_slowest(clock: Clock) -> None:
     stream, ledger = io.StringIO(), Ledger()
-    with Ticker(ledger, 2, "map", stream=stream, clock=clock) as ticker:
+    with ProgressBar(ledger, 2, "map", stream=stream, clock=clock) as bar:
         clock.now = 10
-        ticker.running(Running("tcp://1", 4.0, "process", "'slow'"))
+        bar.running(Running("tcp://1", 4.0, "process", "'slow'"))
         put(ledger, processed=2)
-        ticker.tick()
+        bar.tick()
     assert stream.getvalue().splitlines() == 2 * [
         "map: 2 processed, 0 skipped, 0 failed, 0 left, in 10 s, 12.0/min"
     ]
@@ -382,9 +385,9 @@ def test_at_the_end_nothing_is_the_slowest(clock: Clock) -> None:
     ],
 )
 def test_a_name_is_one_short_line(clock: Clock, name: str, expected: str) -> None:
-    ticker = Ticker(Ledger(), 10, "map", stream=io.StringIO(), clock=clock)
-    ticker.running(Running("tcp://1", 4.0, "process", name))
-    assert f"slowest: {expected} in process for 4 s" in ticker.line()
+    bar = ProgressBar(Ledger(), 10, "map", stream=io.StringIO(), clock=clock)
+    bar.running(Running("tcp://1", 4.0, "process", name))
+    assert f"slowest: {expected} in process for 4 s" in bar.line()
 
 
 COUNTS = "map: 5 processed, 0 skipped, 0 failed, 95 left, ETA 3:10"
@@ -406,11 +409,11 @@ def test_a_narrow_terminal_has_room_for_the_end_of_the_name(
 ) -> None:
     terminal.resize(columns)
     ledger = Ledger()
-    with Ticker(ledger, 100, "map", stream=terminal, clock=clock) as ticker:
+    with ProgressBar(ledger, 100, "map", stream=terminal, clock=clock) as bar:
         clock.now = 10
         put(ledger, processed=5)
-        ticker.running(Running("tcp://1", 4.0, "process", "'/data/in/a/long/way/page_17.html'"))
-        ticker.tick()
+        bar.running(Running("tcp://1", 4.0, "process", "'/data/in/a/long/way/page_17.html'"))
+        bar.tick()
         assert terminal.frames[-1] == expected
 
 
@@ -462,10 +465,10 @@ def test_a_narrow_terminal_has_what_matters_most(
 ) -> None:
     terminal.resize(columns)
     ledger = Ledger()
-    with Ticker(ledger, total, "map", stream=terminal, clock=clock) as ticker:
+    with ProgressBar(ledger, total, "map", stream=terminal, clock=clock) as bar:
         clock.now = 20
         put(ledger, processed=200, failed=3)
-        ticker.tick()
+        bar.tick()
         assert terminal.frames[-1] == expected
 
 
@@ -482,30 +485,30 @@ class InFlight:
         chunks = [Chunk(position, [position]) for position in range(self._n)]
         return [Flight(str(chunk.start), "tcp://1", chunk, True, 0) for chunk in chunks]
 
-    def trail(self, worker: str) -> None:
+    def progress_folder(self, worker: str) -> None:
         return None
 
 
 def test_what_only_waits_promises_no_end(clock: Clock) -> None:
     ledger = Ledger()
     ledger.draw(3)
-    ticker = Ticker(ledger, 100, "map", stream=io.StringIO(), clock=clock)
-    ticker.begin(InFlight(2))
+    bar = ProgressBar(ledger, 100, "map", stream=io.StringIO(), clock=clock)
+    bar.begin(InFlight(2))
     for _ in range(97):
         clock.now += 0.1
         put(ledger, processed=1)
-        ticker.tick()
+        bar.tick()
     clock.now += 60
     counts = "97 processed, 0 skipped, 0 failed, 3 left"
-    assert ticker.line() == f"{counts}, ETA 1:00, 10.0/s"  # one is not begun
-    ticker.begin(InFlight(3))
-    assert ticker.line() == f"{counts}, waiting for 3 inputs"
+    assert bar.line() == f"{counts}, ETA 1:00, 10.0/s"  # one is not begun
+    bar.begin(InFlight(3))
+    assert bar.line() == f"{counts}, waiting for 3 inputs"
     put(ledger, processed=2)
-    ticker.tick()
-    assert "1 left, ETA " in ticker.line()
+    bar.tick()
+    assert "1 left, ETA " in bar.line()
     clock.now += 300
-    ticker.running(Running("tcp://1", 60.0, "process", "'hangs'"))
-    assert ticker.line() == (
+    bar.running(Running("tcp://1", 60.0, "process", "'hangs'"))
+    assert bar.line() == (
         "99 processed, 0 skipped, 0 failed, 1 left, waiting for 1 input,"
         " slowest: 'hangs' in process for 1:00"
     )
@@ -516,11 +519,11 @@ def test_what_only_waits_promises_no_end(clock: Clock) -> None:
 
 def test_a_plain_line_every_ten_seconds(clock: Clock) -> None:
     stream, ledger = io.StringIO(), Ledger()
-    with Ticker(ledger, 1000, "map", stream=stream, clock=clock) as ticker:
+    with ProgressBar(ledger, 1000, "map", stream=stream, clock=clock) as bar:
         for _ in range(4 * 35):  # 35 seconds
             clock.now += 0.25
             put(ledger, processed=1)
-            ticker.tick()
+            bar.tick()
     assert stream.getvalue().splitlines() == [
         "map: 40 processed, 0 skipped, 0 failed, 960 left, ETA 4:00, 4.0/s",
         "map: 80 processed, 0 skipped, 0 failed, 920 left, ETA 3:50, 4.0/s",
@@ -636,11 +639,11 @@ def test_a_run_does_not_care_who_listens(
     monkeypatch.setattr(sys, "stderr", stream())
     show_links({"Dask dashboard": "http://127.0.0.1:8787/status"})
     ledger = Ledger()
-    with Ticker(ledger, 10, "map", clock=clock) as ticker:
+    with ProgressBar(ledger, 10, "map", clock=clock) as bar:
         for _ in range(10):
             clock.now += 11
             put(ledger, processed=1)
-            ticker.tick()
+            bar.tick()
     assert capfd.readouterr() == ("", "")
     check_that_tqdm_is_free()
 
@@ -691,13 +694,13 @@ def test_a_notebook_has_one_display_whose_last_line_stays(
 ) -> None:
     ledger = Ledger()
     show_links(LINKS)
-    with Ticker(ledger, 4, "map", links=LINKS, clock=clock) as ticker:
+    with ProgressBar(ledger, 4, "map", links=LINKS, clock=clock) as bar:
         for _ in range(8):
             clock.now += 0.125
-            ticker.tick()
+            bar.tick()
         put(ledger, processed=2, failed=1)
         clock.now += 1
-        ticker.tick()
+        bar.tick()
         put(ledger, processed=1)
 
     ((first, *_, while_it_runs, last),) = notebook.became
@@ -716,16 +719,16 @@ def test_a_notebook_has_one_display_whose_last_line_stays(
 
 def test_a_link_that_is_none_is_text(notebook: Shown, clock: Clock) -> None:
     """They come from Dask's configuration, and from the environment that it names."""
-    with Ticker(Ledger(), 4, "map", links={"<b>": "javascript:alert()"}, clock=clock):
+    with ProgressBar(Ledger(), 4, "map", links={"<b>": "javascript:alert()"}, clock=clock):
         assert notebook.became[0][0]["text/html"].endswith("<br>&lt;b&gt;")
 
 
 def test_first_failures_are_lines_of_the_display(notebook: Shown, clock: Clock) -> None:
     ledger = Ledger()
-    with Ticker(ledger, 4, "map", clock=clock) as ticker:
+    with ProgressBar(ledger, 4, "map", clock=clock) as bar:
         fail(ledger, "<b>", 1)
         clock.now += 1
-        ticker.tick()
+        bar.tick()
     ((_, while_it_runs, last),) = notebook.became
     assert "<br>first failure: &lt;b&gt; in process at" in while_it_runs["text/html"]
     assert "first failure" not in last["text/html"]
@@ -779,11 +782,11 @@ def fail(ledger: Ledger, error: str, n: int) -> None:
 
 def test_each_new_cause_is_told_once(terminal: Terminal, clock: Clock) -> None:
     ledger = Ledger()
-    with Ticker(ledger, 2000, "map", stream=terminal, clock=clock) as ticker:
+    with ProgressBar(ledger, 2000, "map", stream=terminal, clock=clock) as bar:
         for error in "AABACDEFG":
             fail(ledger, error, 1)
             clock.now += 1
-            ticker.tick()
+            bar.tick()
     told = [line for line in screen(terminal.getvalue(), 80) if "failure" in line]
     assert told == [
         "first failure: A in process at x.py:3, input 0: no[31m!",
@@ -797,7 +800,7 @@ def test_each_new_cause_is_told_once(terminal: Terminal, clock: Clock) -> None:
 
 def test_a_cause_that_comes_last_is_told_as_well(clock: Clock) -> None:
     stream, ledger = io.StringIO(), Ledger()
-    with Ticker(ledger, 1, "map", stream=stream, clock=clock):
+    with ProgressBar(ledger, 1, "map", stream=stream, clock=clock):
         fail(ledger, "A", 1)
     assert stream.getvalue().splitlines() == [
         "first failure: A in process at x.py:3, input 0: no[31m!",
@@ -808,10 +811,10 @@ def test_a_cause_that_comes_last_is_told_as_well(clock: Clock) -> None:
 def test_the_reduction_goes_on_with_the_causes_of_the_run(clock: Clock) -> None:
     stream, ledger, keys = io.StringIO(), Ledger(), Ledger()
     fail(ledger, "A", 1)
-    with Ticker(keys, 60, "reduce", causes=ledger, stream=stream, clock=clock) as ticker:
+    with ProgressBar(keys, 60, "reduce", causes=ledger, stream=stream, clock=clock) as bar:
         fail(ledger, "B", 60)
         put(keys, failed=60)
-        ticker.tick()
+        bar.tick()
     told, *_ = lines = stream.getvalue().splitlines()
     assert told == "new failure: B in process at x.py:3, input 1: no[31m!"
     assert len(lines) == 2
@@ -831,13 +834,13 @@ def test_when_nothing_works_it_says_so(
     clock: Clock, n: int, errors: str, processed: int, skipped: int, is_told: bool
 ) -> None:
     stream, ledger = io.StringIO(), Ledger()
-    with Ticker(ledger, 2000, "map", stream=stream, clock=clock) as ticker:
+    with ProgressBar(ledger, 2000, "map", stream=stream, clock=clock) as bar:
         put(ledger, processed=processed, skipped=skipped)
         for error in errors:
             fail(ledger, error, n)
         for _ in range(3):
             clock.now += 1
-            ticker.tick()
+            bar.tick()
     loud = [line for line in stream.getvalue().splitlines() if line.startswith("ALL")]
     expected = (
         "ALL 50 INPUTS SO FAR HAVE FAILED, for this one cause. Ctrl-C ends the run, and the same"

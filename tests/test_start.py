@@ -16,7 +16,7 @@ import pytest
 from helpers import poll_for
 
 import at_once_dask
-from at_once_dask.cluster import connect, dashboard, machine
+from at_once_dask.cluster import connect, dashboard, machine, own
 
 ROOT = str(Path(at_once_dask.__file__).parents[1])
 NAMESPACES = pytest.mark.skipif(
@@ -248,7 +248,7 @@ def test_workers_that_no_limit_lets_start() -> None:
     client = at_once_dask.start(1, memory_limit="60 MiB", dashboard_address="127.0.0.1:0")
     try:
         poll_for(
-            lambda: len(client.get_events(connect.MEMORY_TOPIC)) >= connect.MEMORY_DEATHS,
+            lambda: len(client.get_events(own.MEMORY_TOPIC)) >= own.MEMORY_DEATHS,
             "its worker is not ended",
         )
         with pytest.raises(at_once_dask.AtOnceError, match="ended for memory before it") as failed:
@@ -303,4 +303,4 @@ def test_without_the_proxy_there_is_no_link_to_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/me/")
     monkeypatch.setattr(dashboard, "find_spec", lambda name: None)
     assert dashboard.link_setting() == {}
-    assert connect._CONFIG.keys().isdisjoint({"distributed.dashboard.link"})
+    assert own._CONFIG.keys().isdisjoint({"distributed.dashboard.link"})

@@ -43,7 +43,7 @@ def digest(values: list[bytes]) -> list[int]:
     return [int.from_bytes(value[:8], "big") for value in values]
 
 
-def shelves() -> list[Path]:
+def values_folder() -> list[Path]:
     """The files with values that there are."""
     assert own._own is not None
     return list(Path(own._own.scratch).glob("values-*/*"))
@@ -137,11 +137,11 @@ def test_large_totals_of_a_combiner_one_of_which_cannot_be_pickled(cluster: Clie
 # ----- without a cluster
 
 
-def piece(*pairs: tuple[Any, Any], shelf: str | None = None) -> Piece:
+def piece(*pairs: tuple[Any, Any], values_file: str | None = None) -> Piece:
     gathered = Lists()
     keys, values = zip(*pairs, strict=True)
     gathered.add(Lease("p", 0), 0, Pairs(list(keys), list(values)))
-    return gathered.close(shelf)
+    return gathered.close(values_file)
 
 
 def read(groups: Groups) -> list[tuple[Any, list[Any]]]:
@@ -203,7 +203,7 @@ def test_groups_of_nothing() -> None:
 def test_a_shelf_holds_what_is_too_much(tmp_path: Path) -> None:
     values = [(n, bytes([n]) * (SHELF_BYTES // 2)) for n in range(5)]
     path = str(tmp_path / "shelf")
-    shelved = piece(*values, shelf=path)
+    shelved = piece(*values, values_file=path)
     assert shelved.data == path
     assert shelved.n_bytes == os.path.getsize(path)
     groups = Groups()
@@ -218,7 +218,7 @@ def test_a_shelf_holds_what_is_too_much(tmp_path: Path) -> None:
 def test_small_values_are_not_shelved(tmp_path: Path) -> None:
     """There may be many of them, but each is too small to be worth a look into a file."""
     path = str(tmp_path / "shelf")
-    small = piece(*[(n, bytes(100)) for n in range(SHELF_BYTES // 50)], shelf=path)
+    small = piece(*[(n, bytes(100)) for n in range(SHELF_BYTES // 50)], values_file=path)
     assert isinstance(small.data, bytes)
     assert not os.path.exists(path)
 
@@ -226,5 +226,5 @@ def test_small_values_are_not_shelved(tmp_path: Path) -> None:
 def test_a_shelf_that_fails_leaves_no_file(tmp_path: Path) -> None:
     path = str(tmp_path / "shelf")
     with pytest.raises(TypeError):
-        piece(*[(n, bytes(SHELF_BYTES)) for n in range(3)], (3, threading.Lock()), shelf=path)
+        piece(*[(n, bytes(SHELF_BYTES)) for n in range(3)], (3, threading.Lock()), values_file=path)
     assert not os.path.exists(path)

@@ -11,19 +11,19 @@ from helpers import statuses
 
 import at_once_dask
 from at_once_dask import call
-from at_once_dask.cluster.connect import Worker
+from at_once_dask.cluster.own import Worker
 from at_once_dask.driver import dispatcher
 from at_once_dask.driver.backend import Broken, Died, Event
 from at_once_dask.driver.blame import Death
-from at_once_dask.driver.dask_backend import InlineCrew
+from at_once_dask.driver.dask_backend import InlineBackend
 from at_once_dask.protocol.task import Partition
 
 
-class Losing(InlineCrew):
+class Losing(InlineBackend):
     """The first worker takes what is sent to it, and is gone; nobody ever tells of it."""
 
     def __init__(self, this: Any) -> None:
-        super().__init__(this.job, this.book)
+        super().__init__(this.job, this.run_log)
         self.lost: list[Partition] = []
 
     def workers(self) -> dict[str, Worker]:
@@ -56,11 +56,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatcher, "SLOW_SECONDS", 2.0)
 
 
-class Looks(InlineCrew):
+class Looks(InlineBackend):
     """Each look at the workers shows what `look` makes of the one there is."""
 
     def __init__(self, this: Any) -> None:
-        super().__init__(this.job, this.book)
+        super().__init__(this.job, this.run_log)
         self.looks = 0
 
     def workers(self) -> dict[str, Worker]:
@@ -76,9 +76,9 @@ class Looks(InlineCrew):
 
 
 def run_in(
-    crew: type[InlineCrew], monkeypatch: pytest.MonkeyPatch, n: int = 40
+    backend: type[InlineBackend], monkeypatch: pytest.MonkeyPatch, n: int = 40
 ) -> at_once_dask.Report:
-    monkeypatch.setattr(call, "_crew", crew)
+    monkeypatch.setattr(call, "_crew", backend)
     return at_once_dask.run(range(n), None, nothing, on_error="return", progress=False)
 
 
@@ -201,7 +201,7 @@ def test_another_process_at_the_same_address_is_not_the_same_worker(
 
         def inquest(self, worker: str) -> Death:
             self.buried += 1
-            return Death(worker, traces={})
+            return Death(worker, progress={})
 
     report = run_in(Replaced, monkeypatch)
     assert statuses(report) == ["processed"] * 40
@@ -220,7 +220,7 @@ def test_deaths_that_nobody_saw_do_not_add_up(monkeypatch: pytest.MonkeyPatch, q
             if self._waiting and self.deaths < 3 * dispatcher.BARREN_DEATHS:
                 self.deaths += 1
                 self._waiting.clear()
-                return Died(Death("inline", traces={}))
+                return Died(Death("inline", progress={}))
             return super().next(timeout)
 
     report = run_in(Dying, monkeypatch)
@@ -232,12 +232,12 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[Partition]:
     """What goes to this process, which stands for two workers."""
     partitions: list[Partition] = []
 
-    class Noting(InlineCrew):
+    class Noting(InlineBackend):
         def send(self, worker: str, partition: Partition) -> None:
             partitions.append(partition)
             super().send(worker, partition)
 
-    monkeypatch.setattr(call, "_crew", lambda this: Noting(this.job, this.book, threads=2))
+    monkeypatch.setattr(call, "_crew", lambda this: Noting(this.job, this.run_log, threads=2))
     return partitions
 
 

@@ -11,13 +11,10 @@ import html
 import os
 import threading
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Protocol
 
 import dask
 from tornado.web import Application, RequestHandler
-
-from at_once_dask.live import page
-from at_once_dask.live.monitor import Sight
 
 RELOAD_SECONDS = 1
 IMPORT_SECONDS = 5  # that the end of the cluster waits for Bokeh's import
@@ -30,6 +27,19 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width"><title>Dask dashboard</title>
 <style>body {{ font: 1.1em sans-serif; margin: 3em 1.5em }}</style></head>
 <body><p>{text}</p></body></html>"""
+
+
+class Page(Protocol):
+    """A page beside those of Dask, in the scheduler's process."""
+
+    def answer(self, scheduler: Any) -> None:
+        """Open what needs no Bokeh; at the start."""
+
+    def add(self, scheduler: Any) -> None:
+        """Put it beside Dask's pages, which are there now; on the scheduler's event loop."""
+
+    def close(self) -> None:
+        """The cluster is gone."""
 
 
 def link_of(client: Any) -> str | None:
@@ -50,7 +60,7 @@ def link_setting() -> dict[str, str]:
     return {}
 
 
-def build_on_demand(scheduler: Any, sight: Sight) -> contextlib.AbstractContextManager[object]:
+def build_on_demand(scheduler: Any, page: Page) -> contextlib.AbstractContextManager[object]:
     """Have `scheduler`, which was started without a dashboard, build it at the first request.
 
     The end of what is returned comes when Bokeh is not being imported any more.
@@ -59,19 +69,19 @@ def build_on_demand(scheduler: Any, sight: Sight) -> contextlib.AbstractContextM
     ----------
     scheduler : distributed.Scheduler
         Of this process. Its HTTP server is listening.
-    sight : Sight
-        What the page of our own shows, and from the start its JSON address.
+    sight : Monitor
+        Stands beside those of Dask.
     """
-    page.answer(scheduler, sight)
-    return _Dashboard(scheduler, sight)
+    page.answer(scheduler)
+    return _Dashboard(scheduler, page)
 
 
 class _Dashboard:
     """Stands in the place of Dask's pages until they are there."""
 
-    def __init__(self, scheduler: Any, sight: Sight) -> None:
+    def __init__(self, scheduler: Any, page: Page) -> None:
         self._scheduler = scheduler
-        self._sight = sight
+        self._page = page
         self._thread: threading.Thread | None = None
         self.text = (
             "The dashboard is being loaded (Bokeh takes a moment); this page reloads itself."
@@ -86,6 +96,7 @@ class _Dashboard:
         """An import cannot be broken off; one that takes too long is left to itself."""
         if self._thread is not None:
             self._thread.join(IMPORT_SECONDS)
+        self._page.close()
 
     def build(self) -> None:
         """Begin with it, unless that was done before; on the scheduler's event loop."""
@@ -107,7 +118,7 @@ class _Dashboard:
         application = self._scheduler.http_application
         try:
             connect(application, self._scheduler.http_server, self._scheduler, prefix="/")
-            page.add(self._scheduler, self._sight)
+            self._page.add(self._scheduler)
         except Exception as error:
             self._fail(error)
         else:

@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from at_once_dask.cluster import forkserver
 from at_once_dask.errors import AtOnceError
 from at_once_dask.worker import processes
 
+WORKER_PROCESS = "Dask Worker process"  # so begin the names of Dask's worker processes
 PRELOADED = ["at_once_dask.worker.preload"]
 
 # So that libraries do not start a thread a core in every worker; the driver's own settings win.
@@ -219,16 +219,13 @@ def _keep_sockets_short() -> None:
     )
 
 
-WORKER = "Dask Worker process"  # so begin the names of Dask's worker processes
-
-
 _get_preparation_data = multiprocessing.spawn.get_preparation_data
 
 
 def _without_main(name: str) -> dict[str, Any]:
-    if not name.startswith(WORKER):
+    if not name.startswith(WORKER_PROCESS):
         return _get_preparation_data(name)
-    data = forkserver.plain(_get_preparation_data, name)
+    data = plain(_get_preparation_data, name)
     data.pop("init_main_from_path", None)
     data.pop("init_main_from_name", None)
     return data

@@ -1,13 +1,14 @@
-"""The door between the loop and a cluster: what is sent through it, and what comes back."""
+"""The door between the dispatcher and a cluster: what is sent through it, and what comes back."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
 
-from at_once_dask.cluster.connect import Worker
+from at_once_dask.cluster.own import Worker
 from at_once_dask.driver.blame import Death
-from at_once_dask.protocol.progress_file import Trail
+from at_once_dask.protocol.events import Running
+from at_once_dask.protocol.progress_file import ProgressFolder
 from at_once_dask.protocol.task import Outcome, Partition
 
 
@@ -29,26 +30,9 @@ class Broken:
 
 @dataclass(frozen=True, slots=True)
 class Reclaimed:
-    """Workers gave back what they had not begun: new limits by partition id."""
+    """Workers gave back what they had not started: new limits by partition id."""
 
     limits: dict[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A worker tells what has been running there for long."""
-
-    worker: str
-    seconds: float
-    stage: str
-    inp: str
-
-
-@dataclass(frozen=True, slots=True)
-class Failing:
-    """How many inputs have failed so far in partitions that go on, by partition id."""
-
-    counts: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +42,11 @@ class Died:
     death: Death
 
 
-Event = Delivered | Broken | Reclaimed | Running | Failing | Died
+Event = Delivered | Broken | Reclaimed | Running | Died
 
 
-class Crew(Protocol):
-    """Workers, as the window sees them."""
+class Backend(Protocol):
+    """Workers, as the dispatcher sees them."""
 
     def workers(self) -> dict[str, Worker]:
         """Who lives, by address; what a worker holds is lost only when it is not among them."""
@@ -71,25 +55,25 @@ class Crew(Protocol):
         """Lease `partition` to `worker`, and to no other, whatever happens."""
 
     def reclaim(self, worker: str, wanted: list[tuple[str, int]], stopping: bool) -> None:
-        """Ask `worker` for what it has not begun of these (id, start); answered by Reclaimed."""
+        """Ask `worker` for what it has not started of these (id, start); Reclaimed answers."""
 
     def next(self, timeout: float) -> Event | None:
         """The next event; None when there was none within `timeout` seconds."""
 
     def awaits_workers(self) -> bool:
-        """Whether somebody will start one, when there is none."""
+        """Whether somebody will start a worker, when there is none."""
 
     def drop(self, id: str, worker: str) -> None:
-        """What became of this partition is known; should it come back, nobody wants it."""
+        """It is known what became of this partition; should it come back, nobody wants it."""
 
     def end(self, workers: set[str]) -> None:
         """End these workers, whatever they do; their partitions never come back."""
 
-    def trail(self, worker: str) -> Trail | None:
-        """Where the worker leaves its crumbs, when that can be seen from here."""
+    def progress_folder(self, worker: str) -> ProgressFolder | None:
+        """Where the worker leaves its progress files, when that can be seen from here."""
 
     def keep_values(self) -> str | None:
         """The folder with large values, which is the caller's to remove from now on."""
 
     def inquest(self, worker: str) -> Death:
-        """What is known of a worker that is gone and of which nobody has told."""
+        """What the progress files say of a worker whose death was never reported."""

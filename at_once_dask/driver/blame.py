@@ -1,17 +1,18 @@
 """Who did it: what becomes of the partitions of a worker that died.
 
-For each partition that the dead worker held there is its crumb, or none. From these follow, in
-this order, what had been done and need not be done again, who is guilty, and what runs once more:
+For each partition that the dead worker held there is its progress file, or none. These say, in this
+order, what had been done and need not be done again, who is guilty, and what runs once more:
 
-- Inputs that were passed count as the crumb says. In a map-reduce their values died with the
-  process, unless they were put into the crumb: these inputs run `again`.
-- One input that was running is guilty. Of several, in a worker with several threads, it is not
-  known which one it was: all run `again`, each alone; whoever dies alone is guilty.
-- What was not begun goes back as if nothing had happened.
-- Where there is no crumb to read, all may have run and any may be guilty: all run `again`, alone.
+- Inputs that were passed count as the progress file says. In a map-reduce their values died with
+  the process, unless they were put into the progress file: these inputs run `again`.
+- One input that was running is guilty. Of several, in a worker with several threads, nobody knows
+  which one it was: all run `again`, each alone; whoever dies alone is guilty.
+- What had not started goes back as if nothing had happened.
+- Where there is no progress file to read, all may have run and any may be guilty: all run `again`,
+  alone.
 
-What runs `again` has its process for itself and leaves what it gives in its crumb. So nothing runs
-a third time, however many die.
+What runs `again` has its process for itself and leaves what it gives in its progress file. So
+nothing runs a third time, however many die.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 from dask.utils import format_bytes
 
 from at_once_dask.driver.inputs import Chunk
 from at_once_dask.protocol.failure import Failure
-from at_once_dask.protocol.progress_file import Trace
+from at_once_dask.protocol.progress_file import Progress
 from at_once_dask.protocol.status import COMBINE, FAILED, LEFT, OPEN, is_final, stage
-from at_once_dask.protocol.task import Outcome
+from at_once_dask.protocol.task import MapOutcome, Outcome, ReduceOutcome
 from at_once_dask.user_code.text import cut_start
 from at_once_dask.worker.last_stack import NOWHERE, Stack
 
@@ -48,8 +50,8 @@ class Death:
     epoch : float
     exit : int or None
         The exit code, minus the number of a signal; None where nobody could tell.
-    traces : dict of str to Trace, or None
-        What its crumbs tell, by partition; None where they could not be read.
+    progress : dict of str to Progress, or None
+        What its progress files say, by partition; None where they could not be read.
     overdue : (str, int) or None
         Partition and position that it was ended for, past the time limit.
     timeout : float or None
@@ -66,7 +68,7 @@ class Death:
     at: float = 0.0
     epoch: float = 0.0
     exit: int | None = None
-    traces: Mapping[str, Trace] | None = None
+    progress: Mapping[str, Progress] | None = None
     overdue: tuple[str, int] | None = None
     timeout: float | None = None
     memory: int | None = None
@@ -75,31 +77,31 @@ class Death:
 
     def running(self) -> list[str]:
         """The partitions that were being worked on."""
-        return [id for id, trace in (self.traces or {}).items() if trace.running]
+        return [id for id, found in (self.progress or {}).items() if found.running]
 
     def guilty(self) -> tuple[str, int] | None:
         """The partition and position that ended the process, when that is certain."""
         running = self.running()
-        if self.traces is None or not running:
+        if self.progress is None or not running:
             return None
         if self.overdue is not None:
             # It may have gone on to the next input before the end reached it: that is innocent.
             id, position = self.overdue
-            if id not in running or self.traces[id].current != position:
+            if id not in running or self.progress[id].current != position:
                 return None
         elif len(running) > 1:
             return None
         else:
             id = running[0]
-        trace = self.traces[id]
-        if trace.closing or trace.state == COMBINE or (trace.state == OPEN and trace.n > 1):
+        found = self.progress[id]
+        if found.closing or found.state == COMBINE or (found.state == OPEN and found.n > 1):
             return None  # a key's fault, not the input's; or any input's of the partition
-        return id, trace.current
+        return id, found.current
 
     def combining(self) -> bool:
         """Whether it may have died in `combine_fn`."""
-        traces = (self.traces or {}).values()
-        return any(trace.running and trace.state == COMBINE for trace in traces)
+        found = (self.progress or {}).values()
+        return any(one.running and one.state == COMBINE for one in found)
 
 
 @dataclass(frozen=True)
@@ -129,16 +131,16 @@ def settle(id: str, chunk: Chunk, death: Death, reducing: bool, valued: bool) ->
     valued : bool
         Whether inputs give values that are lost with the process.
     """
-    if death.traces is None:
-        return _without_traces(chunk, death, reducing)
-    trace = death.traces.get(id)
-    if trace is None or not trace.n:
+    if death.progress is None:
+        return _without_progress(chunk, death, reducing)
+    progress = death.progress.get(id)
+    if progress is None or not progress.n:
         return Settled([], [chunk])
-    if trace.running and trace.state == OPEN and trace.n > 1:
+    if progress.running and progress.state == OPEN and progress.n > 1:
         return Settled([], [replace(chunk, singly=True)])
     guilty = death.guilty()
     fates = [
-        _fate(trace, position, guilty == (id, position), valued)
+        _fate(progress, position, guilty == (id, position), valued)
         for position in range(chunk.start, chunk.stop)
     ]
     settled = Settled([], [])
@@ -147,9 +149,9 @@ def settle(id: str, chunk: Chunk, death: Death, reducing: bool, valued: bool) ->
         start, stop = stop, stop + len(list(run))
         part = chunk.part(start, stop)
         if fate == "done":
-            settled.outcomes.append((part.start, _recovered(trace, part, death)))
+            settled.outcomes.append((part.start, _recovered(progress, part, death, reducing)))
         elif fate == "guilty":
-            settled.outcomes.append((part.start, _blamed(trace, part, death, reducing)))
+            settled.outcomes.append((part.start, _blamed(progress, part, death, reducing)))
         elif fate == "again":
             settled.chunks.extend(_careful(part))
         elif fate == "suspect":
@@ -159,22 +161,22 @@ def settle(id: str, chunk: Chunk, death: Death, reducing: bool, valued: bool) ->
     return settled
 
 
-def _fate(trace: Trace, position: int, is_guilty: bool, valued: bool) -> str:
-    """Of one input: done, guilty, again, suspect or untouched."""
+def _fate(progress: Progress, position: int, is_guilty: bool, valued: bool) -> str:
+    """What becomes of one input: done, guilty, again, suspect or untouched."""
     if is_guilty:
         return "guilty"
-    began = trace.current if trace.stop < 0 else trace.stop - 1
+    began = progress.current if progress.stop < 0 else progress.stop - 1
     if position > began:
         return "untouched"
-    state = trace.states[position - trace.start]
+    state = progress.states[position - progress.start]
     if not is_final(state):
         # Of the keys before the current one only parts were folded.
-        return "suspect" if position == trace.current else "untouched"
+        return "suspect" if position == progress.current else "untouched"
     if state == LEFT:  # claimed, and no more
         return "untouched"
     if state == FAILED:
-        return "done" if position in trace.failures else "again"
-    return "done" if not valued or position in trace.values else "again"
+        return "done" if position in progress.failures else "again"
+    return "done" if not valued or position in progress.values else "again"
 
 
 def _careful(chunk: Chunk, alone: bool = False) -> Iterator[Chunk]:
@@ -182,51 +184,49 @@ def _careful(chunk: Chunk, alone: bool = False) -> Iterator[Chunk]:
     return iter(again.split(1) if alone else [again])
 
 
-def _recovered(trace: Trace, part: Chunk, death: Death) -> Outcome:
-    first, last = part.start - trace.start, part.stop - trace.start
-    marks = trace.marks[first : last + 1]
+def _recovered(progress: Progress, part: Chunk, death: Death, reducing: bool) -> Outcome:
+    first, last = part.start - progress.start, part.stop - progress.start
+    marks = progress.marks[first : last + 1]
     if not marks[-1]:
         marks[-1] = death.at
-    return Outcome(
-        stop=part.stop,
-        worker=death.worker,
-        states=bytearray(trace.states[first:last]),
-        marks=marks,
-        epoch=death.epoch,
-        failures=[trace.failures[p] for p in range(part.start, part.stop) if p in trace.failures],
-        apart=[(p, trace.values[p]) for p in range(part.start, part.stop) if p in trace.values],
-    )
+    positions = range(part.start, part.stop)
+    common: dict[str, Any] = {
+        "stop": part.stop,
+        "worker": death.worker,
+        "states": bytearray(progress.states[first:last]),
+        "marks": marks,
+        "epoch": death.epoch,
+        "failures": [progress.failures[p] for p in positions if p in progress.failures],
+    }
+    kept = [(p, progress.values[p]) for p in positions if p in progress.values]
+    return ReduceOutcome(**common, values=kept) if reducing else MapOutcome(**common, apart=kept)
 
 
-def _blamed(trace: Trace, part: Chunk, death: Death, reducing: bool) -> Outcome:
-    offset = part.start - trace.start
-    began = trace.marks[offset]
-    where = "reduce" if reducing else stage(trace.states[offset])
-    failure = describe(death, part.start, where, death.at - began)
-    return Outcome(
-        stop=part.stop,
-        worker=death.worker,
-        states=bytearray([FAILED]),
-        marks=array("d", [began, death.at]),
-        epoch=death.epoch,
-        failures=[failure],
-    )
+def _blamed(progress: Progress, part: Chunk, death: Death, reducing: bool) -> Outcome:
+    offset = part.start - progress.start
+    where = "reduce" if reducing else stage(progress.states[offset])
+    return _failed(part, death, where, progress.marks[offset], reducing)
 
 
-def _without_traces(chunk: Chunk, death: Death, reducing: bool) -> Settled:
+def _without_progress(chunk: Chunk, death: Death, reducing: bool) -> Settled:
     """All may have run; one that ran alone, with its process for itself, is guilty."""
     if not (chunk.again and len(chunk) == 1):
         return Settled([], list(_careful(chunk, alone=True)))
-    failure = describe(death, chunk.start, "reduce" if reducing else "process", 0.0)
-    outcome = Outcome(
-        stop=chunk.stop,
+    where = "reduce" if reducing else "process"
+    return Settled([(chunk.start, _failed(chunk, death, where, death.at, reducing))], [])
+
+
+def _failed(part: Chunk, death: Death, stage: str, since: float, reducing: bool) -> Outcome:
+    """The one input of `part` failed by this death."""
+    kind = ReduceOutcome if reducing else MapOutcome
+    return kind(
+        stop=part.stop,
         worker=death.worker,
         states=bytearray([FAILED]),
-        marks=array("d", [death.at, death.at]),
+        marks=array("d", [since, death.at]),
         epoch=death.epoch,
-        failures=[failure],
+        failures=[describe(death, part.start, stage, death.at - since)],
     )
-    return Settled([(chunk.start, outcome)], [])
 
 
 def describe(death: Death, position: int, stage: str, seconds: float) -> Failure:
@@ -258,7 +258,7 @@ def describe(death: Death, position: int, stage: str, seconds: float) -> Failure
 
 
 def exit_name(code: int | None) -> str | None:
-    """Of an exit code as Python gives it; None where it is not known.
+    """The name of an exit code as Python gives it; None where it is not known.
 
     >>> exit_name(-11), exit_name(3)
     ('SIGSEGV', 'exit 3')

@@ -1,33 +1,25 @@
-"""The inputs in the order of use: drawn as they are needed, in chunks, and pickled for the way."""
+"""The inputs in the order of use: drawn as they are needed, in chunks; what waits to run again."""
 
 from __future__ import annotations
 
+import heapq
+import math
+import random
 import time
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from at_once_dask.driver.interrupts import Interrupts
-from at_once_dask.protocol.failure import Failure, from_exception
+from at_once_dask.protocol.failure import Failure
 from at_once_dask.user_code import pickling
 
-# What to pass in the place of inputs that people try, by the name of their type.
-_INSTEAD = {
-    "DirEntry": "entry.path instead of the entry: [entry.path for entry in os.scandir(folder)]",
-    "generator": "what it gives: [list(part) for part in parts]",
-    "TextIOWrapper": "file.name instead of the file, and open it in process_inp",
-    "Row": "tuple(row) instead of the row",
-    "Match": "match.groupdict() instead of the match",
-    "_Element": "its text, as etree.tostring(element) makes it",
-    "function": "a name, and look the function up in process_inp",
-}
-_INSTEAD |= dict.fromkeys(
-    ("BufferedReader", "BufferedWriter", "FileIO", "ZipExtFile"), _INSTEAD["TextIOWrapper"]
-)
-_INSTEAD_OF_ANY = "what it is made of (a path, an id, a row's values), and make it in process_inp"
-
+BACKOFF_SECONDS = 0.5  # before the second attempt; doubled for each further one
+BACKOFF_LIMIT = 60.0
+LOSSES = 5  # times that a living worker loses what it had done of an input alone; then it failed
 DRAW_SECONDS = 0.05  # what an iterator gives in this time is sent off
 FIRST = 8  # inputs drawn to see whether there are any
 
@@ -70,22 +62,8 @@ class Chunk:
             return tuple(pickling.dumps(inp) for inp in self.inputs)
         return (pickling.dumps(self.inputs),)
 
-    def sift(self) -> tuple[list[Chunk], list[Failure]]:
-        """What of this chunk can be pickled, and a failure for each input that cannot."""
-        chunks, failures, first = [], [], self.start
-        for position, inp in enumerate(self.inputs, self.start):
-            try:
-                pickling.dumps(inp)
-            except Exception as error:
-                failures.append(from_exception(position, "send", error))
-                failures[-1].message += f"; pass {_instead_of(inp)}"
-                chunks.append(self.part(first, position))
-                first = position + 1
-        chunks.append(self.part(first, self.stop))
-        return chunks, failures
 
-
-class Source:
+class Inputs:
     """Gives out chunks: first what came back, then what is drawn anew.
 
     Parameters
@@ -196,10 +174,6 @@ class Source:
         self.at_end = True
 
 
-def _instead_of(inp: Any) -> str:
-    return _INSTEAD.get(type(inp).__name__, _INSTEAD_OF_ANY)
-
-
 def _cut(chunks: deque[Chunk], n: int) -> Chunk:
     """The first `n` inputs of the first chunk; the rest of it stays."""
     chunk = chunks.popleft()
@@ -207,3 +181,75 @@ def _cut(chunks: deque[Chunk], n: int) -> Chunk:
         chunks.appendleft(chunk.part(chunk.start + n, chunk.stop))
         chunk = chunk.part(chunk.start, chunk.start + n)
     return chunk
+
+
+class Retries:
+    """Which inputs wait for a further attempt, and how many attempts each has had.
+
+    Parameters
+    ----------
+    most : int
+        Further attempts for an input that failed.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._failed: dict[int, int] = {}  # attempts that failed, by position
+        self._losses: Counter[int] = Counter()  # by position, in workers that live
+        self._waiting: list[tuple[float, int, Chunk]] = []  # a heap: due, position, input
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def attempt(self, position: int) -> int:
+        """Which attempt the next one is, from 1."""
+        return 1 + self._failed.get(position, 0)
+
+    @property
+    def attempts(self) -> int:
+        """How many attempts each input gets."""
+        return 1 + self._most
+
+    def count(self, failure: Failure) -> bool:
+        """Count this failure; whether its input has failed for good."""
+        failure.attempts = self._failed[failure.position] = self.attempt(failure.position)
+        return failure.attempts > self._most or failure.final
+
+    def wait(self, position: int, inp: Any, now: float) -> None:
+        """Run it again after a while: exponential, with jitter."""
+        backoff = min(BACKOFF_LIMIT, BACKOFF_SECONDS * 2 ** (self._failed[position] - 1))
+        due = now + backoff * random.uniform(0.5, 1.5)
+        heapq.heappush(self._waiting, (due, position, Chunk(position, [inp], singly=True)))
+
+    def due(self, now: float) -> Iterator[Chunk]:
+        """What has waited long enough."""
+        while self._waiting and self._waiting[0][0] <= now:
+            yield heapq.heappop(self._waiting)[2]
+
+    def seconds(self, now: float) -> float:
+        """Until the next one is due; infinite when none waits."""
+        return self._waiting[0][0] - now if self._waiting else math.inf
+
+    def may_be_lost_again(self, position: int) -> bool:
+        """Count that a living worker lost what it had done of an input alone."""
+        self._losses[position] += 1
+        return self._losses[position] < LOSSES
+
+
+def inputs_of(
+    inp_list: Iterable[Any],
+    n: int | None,
+    do_shuffle: bool,
+    random_state: Any,
+    interrupts: Interrupts,
+) -> Inputs:
+    """The inputs of a list of `n`, where that is known; shuffled, all of it is drawn here."""
+    if not do_shuffle:
+        return Inputs(inp_list, n, interrupts=interrupts)
+    drawn = Inputs(inp_list, interrupts=interrupts)
+    copy = [inp for chunk in iter(partial(drawn.take, 1_000), None) for inp in chunk.inputs]
+    order = array("i" if len(copy) < 2**31 else "q", range(len(copy)))
+    random.Random(random_state).shuffle(order)
+    shuffled = Inputs((copy[index] for index in order), len(copy), order, interrupts)
+    shuffled.error = drawn.error
+    return shuffled

@@ -15,7 +15,7 @@ MOST = 30_000  # inputs a partition: each costs the driver some 40 bytes while i
 CAUTIOUS = 1000  # inputs a partition at most where the first failure ends the run
 
 
-class Pace:
+class PartitionSizer:
     """Sizes of partitions: short first, growing quickly, smaller again towards the end.
 
     Parameters

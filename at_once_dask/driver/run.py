@@ -4,39 +4,34 @@ from __future__ import annotations
 
 import os
 import platform
-import random
 import shutil
 import signal
 import sys
 import time
 import uuid
 import weakref
-from array import array
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from functools import cache, cached_property, partial
-from operator import itemgetter
-from typing import Any
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any, Protocol
 
 import dask
 import distributed
 from dask.utils import format_bytes
+from distributed import Client
 
-from at_once_dask.cluster import connect
-from at_once_dask.driver.backend import Crew, Running
-from at_once_dask.driver.dispatcher import Sink, Window
-from at_once_dask.driver.inputs import Source
+from at_once_dask.driver.backend import Backend
+from at_once_dask.driver.dispatcher import Dispatcher, Pass, Watcher
+from at_once_dask.driver.inputs import Inputs, inputs_of
 from at_once_dask.driver.interrupts import Interrupts
+from at_once_dask.driver.packing import PackedJob
+from at_once_dask.driver.sinks import MapSink, PlanSink, ReduceSink
+from at_once_dask.driver.stop_rule import StopRule
 from at_once_dask.errors import InputError
-from at_once_dask.live.console import say, warn
-from at_once_dask.live.monitor import PassView, RunView, Sight
-from at_once_dask.live.progress_bar import Silent, Ticker
 from at_once_dask.logs import log_file, reader
 from at_once_dask.options import Options, function_name, length
 from at_once_dask.protocol.failure import Failure, from_exception
-from at_once_dask.protocol.status import FAILED, PENDING, PROCESSED, SKIPPED
-from at_once_dask.protocol.task import Group, Job, Outcome, Piece
 from at_once_dask.reduction.groups import Groups
 from at_once_dask.report.ledger import Ledger
 from at_once_dask.report.report import Plan, Reduction, Report
@@ -46,17 +41,91 @@ from at_once_dask.report.summary import (
     INTERRUPTED,
     MESSAGE_IN_TEXT,
     STOPPED,
-    Facts,
-    Story,
+    RunFacts,
+    Summary,
     counted,
 )
-from at_once_dask.user_code import notebook, pickling
-from at_once_dask.user_code.modules import by_value, current_directory
-from at_once_dask.user_code.text import cut, first_line, safe_repr
-from at_once_dask.user_code.unsendable import heaviest, pickled_job
+from at_once_dask.user_code import notebook
+from at_once_dask.user_code.modules import current_directory
+from at_once_dask.user_code.text import cut, first_line
 
 LARGE_JOB_BYTES = 50 * 2**20  # from which on sending the functions takes a while
-JUDGED_FROM = 20  # inputs, before a share of failures tells anything
+
+
+class Views(Protocol):
+    """Who looks on a run."""
+
+    def watching(
+        self, what: str, ledger: Ledger, inputs: Inputs, since: float | None
+    ) -> AbstractContextManager[Watcher]:
+        """A pass goes on meanwhile; it started at `since`, or now."""
+
+    def say(self, text: str) -> None:
+        """Something that stays, and is no progress."""
+
+    def end(self, report: Report, facts: RunFacts) -> None:
+        """The run is over."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is known of a run when it starts.
+
+    Attributes
+    ----------
+    id : str
+    logfile : str
+    report_path : str or None
+        Absolute.
+    captures : bool
+        Whether what the functions print goes to the log.
+    settings : mapping of str to str
+    folder : str
+        The current directory.
+    log_size : int
+        Of the log, in bytes.
+    monotonic, time : float
+        When, on two clocks.
+    """
+
+    id: str
+    logfile: str
+    report_path: str | None
+    captures: bool
+    settings: Mapping[str, str]
+    folder: str
+    log_size: int
+    monotonic: float
+    time: float
+
+    @classmethod
+    def of(cls, options: Options) -> Start:
+        """Checks what may yet be wrong with the call, before anything is drawn from the list."""
+        logfile = log_file.writable_path()
+        return cls(
+            id=uuid.uuid4().hex[:12],
+            logfile=logfile,
+            report_path=_report_path(options.report_path, logfile),
+            captures=log_file.capture_output(),
+            settings=options.settings,
+            folder=current_directory() or "",
+            log_size=log_file.size(logfile),
+            monotonic=time.monotonic(),
+            time=time.time(),
+        )
+
+
+@dataclass
+class Links:
+    """Where to look on."""
+
+    dashboard: str | None = None
+    page: str | None = None
+
+    @property
+    def by_name(self) -> dict[str, str]:
+        links = {"Dask dashboard": self.dashboard, "This run": self.page}
+        return {name: link for name, link in links.items() if link is not None}
 
 
 class Run:
@@ -67,116 +136,100 @@ class Run:
     options : Options
     interrupts : Interrupts
         Whether somebody wants it to end.
+    client : distributed.Client or None
+        Of a borrowed cluster.
+    views : Views
+        Who looks on.
     """
 
-    def __init__(self, options: Options, interrupts: Interrupts) -> None:
+    def __init__(
+        self, options: Options, interrupts: Interrupts, client: Client | None, views: Views
+    ) -> None:
         self.options = options
         self.interrupts = interrupts
-        self.id = uuid.uuid4().hex[:12]
-        # What may yet be wrong with the call, before anything is drawn from the list.
-        self.logfile = log_file.writable_path()
-        self._captures = log_file.capture_output()
-        self.report_path = _report_path(options.report_path, self.logfile)
-        self.client = connect.lent(options.client)
-        self._undo = ExitStack()
-        self._job = job = Job(
-            options.check_inp,
-            options.process_inp,
-            options.reduce_fn,
-            options.combine_fn,
-            options.verify,
-        )
-        self._undo.enter_context(by_value(own=self.client is None))
-        try:
-            self.job, used, others = pickled_job(job)
-        except BaseException:
-            self._undo.close()
-            raise
-        # Of a borrowed cluster's workers nobody knows whether they can have more than is used.
-        pickling.share(used | others if self.client is None else used)
-        self.replay = job.steps.replay
-        self.source = Source(())
+        self.views = views
+        self.start = Start.of(options)
+        self.job = PackedJob.of(options, own=client is None)
+        self.inputs = Inputs(())
         self.ledger = Ledger()
         self.groups = Groups()
         self.reduced: dict[int, tuple[Any, Any]] = {}  # by position: key, value
-        self.dashboard_link: str | None = None
-        self.page_link: str | None = None
-        self.view: RunView | None = None  # where the page of the own cluster shows it
+        self.links = Links()
         self.stopped: str | None = None  # why it stopped early
         self.kept: Kept | None = None  # the values of keys, when they may be wanted again
         self.notes: list[str] = []  # what somebody should know, however it ends
-        self._say: Callable[[str], None] = lambda note: None  # to who looks on
-        self.told: Report | None = None
-        self._settings = options.settings
-        self._folder = current_directory() or ""
-        self._log_begun = log_file.size(self.logfile)
-        self._begun, self._begun_at = time.monotonic(), time.time()
-
-    @property
-    def links(self) -> dict[str, str]:
-        """Where to look on, by name."""
-        links = {"Dask dashboard": self.dashboard_link, "This run": self.page_link}
-        return {name: link for name, link in links.items() if link is not None}
+        self.report: Report | None = None  # when it has ended
 
     def open(self) -> None:
         """Look at the list; to shuffle it takes drawing all of it."""
-        self.source = _source(self.options, self.interrupts)
-        self.ledger = Ledger(self.source.order)
-
-    def map(self, crew: Crew, sink: Sink | None = None, what: str = "map") -> None:
-        """Every input through check and process."""
-        sink = MapSink(self) if sink is None else sink
         options = self.options
-        with self._watcher(self.ledger, self.source, what) as watcher:
-            window = Window(
-                self.id,
-                self.source,
-                crew,
+        n = length(options.inp_list)
+        shuffle = options.do_shuffle
+        self.inputs = inputs_of(options.inp_list, n, shuffle, options.random_state, self.interrupts)
+        self.ledger = Ledger(self.inputs.order)
+
+    def map(self, backend: Backend) -> None:
+        """Every input through check and process."""
+        sink = MapSink(self.ledger, self.groups, self.log_failure, self.note)
+        self._map(backend, sink, "map")
+
+    def plan(self, backend: Backend | None) -> Plan[Any]:
+        """Every input through check."""
+        sink = PlanSink(self.ledger, self.groups, self.log_failure, self.note)
+        if backend is not None:
+            self._map(backend, sink, "check")
+        return sink.plan()
+
+    def _map(self, backend: Backend, sink: MapSink, what: str) -> None:
+        options, since = self.options, self.start.monotonic  # as the report has it
+        with self.views.watching(what, self.ledger, self.inputs, since) as watcher:
+            self.stopped = Dispatcher(
+                Pass(
+                    self.start.id,
+                    valued=options.reducing,
+                    retries=options.retries,
+                    comparing=options.reducing
+                    and options.check_inp is not None
+                    and not options.verify,
+                ),
+                self.inputs,
+                backend,
                 sink,
                 watcher,
-                valued=options.reducing,
-                retries=options.retries,
-                cautious=options.on_error == "stop" or options.max_failures is not None,
-                comparing=options.reducing and options.check_inp is not None and not options.verify,
-                allowed=self._allowed,
-                enough=self._too_many,
-                interrupted=self.interrupts.check,
-            )
-            watcher.begin(window)
-            self.stopped = window.run()
+                StopRule(self.ledger, options.on_error, options.max_failures),
+                self.interrupts.check,
+            ).run()
 
-    def reduce(self, crew: Crew) -> None:
+    def reduce(self, backend: Backend) -> None:
         """Every key through the fold and `reduce_fn`; also of a run that has stopped early."""
-        groups = Source(self.groups, len(self.groups))
+        keys = Inputs(self.groups, len(self.groups))
         ledger = Ledger(n_slowest=0)  # nobody asks which keys took long
-        with self._watcher(ledger, groups, "reduce") as watcher:
-            sink = _ReduceSink(self, ledger)
-            window = Window(
-                self.id,
-                groups,
-                crew,
+        sink = ReduceSink(ledger, self.ledger, self.log_failure)
+        stopped: str | None = "interrupted"
+        with self.views.watching("reduce", ledger, keys, None) as watcher:
+            dispatcher = Dispatcher(
+                Pass(self.start.id, reducing=True, valued=True, retries=self.options.retries),
+                keys,
+                backend,
                 sink,
                 watcher,
-                reducing=True,
-                valued=True,
-                retries=self.options.retries,
-                interrupted=self.interrupts.check,
+                StopRule(ledger),
+                self.interrupts.check,
             )
-            watcher.begin(window)
-            stopped: str | None = "interrupted"
             try:
-                stopped = window.run()
+                stopped = dispatcher.run()
             finally:
+                self.reduced = sink.reduced
                 if stopped is not None or self.ledger.n_keys_failed:
-                    self._keep_groups(crew)
-            self.stopped = self.stopped or stopped
+                    self._keep_groups(backend)
+        self.stopped = self.stopped or stopped
 
-    def _keep_groups(self, crew: Crew) -> None:
+    def _keep_groups(self, backend: Backend) -> None:
         """So that they can be reduced again; combined values hold the combiner's failures."""
         if self.options.reduce_fn is not None:
             if self.kept is None:
                 self.kept = Kept(self.groups, self.ledger)
-            self.kept.add(crew.keep_values())
+            self.kept.add(backend.keep_values())
 
     def end(self, error: BaseException | None = None) -> Report:
         """What became of the inputs, however far the run came; made once.
@@ -186,61 +239,60 @@ class Run:
         error
             What ended it, if something did.
         """
-        if self.told is None:
+        if self.report is None:
             self.ledger.draw(self._n_inputs())
             facts = self._facts(error)
-            self.told = Report(Story(facts, self.ledger), self.replay)
-            if self.view is not None:
-                self.view.end(self.told, facts.ended, facts.reason)
-        return self.told
+            self.report = Report(Summary(facts, self.ledger), self.job.replay)
+            self.views.end(self.report, facts)
+        return self.report
 
-    def _facts(self, error: BaseException | None) -> Facts:
+    def _facts(self, error: BaseException | None) -> RunFacts:
         ended, reason, traceback = self._ending(error)
-        return Facts(
-            run=self.id,
-            begun=self._begun_at,
-            seconds=time.monotonic() - self._begun,
+        start = self.start
+        return RunFacts(
+            run=start.id,
+            begun=start.time,
+            seconds=time.monotonic() - start.monotonic,
             ended=ended,
             reason=reason,
             traceback=traceback,
-            dashboard_link=self.dashboard_link,
-            logfile=self.logfile,
-            log_part=(self._log_begun, log_file.size(self.logfile)),
+            dashboard_link=self.links.dashboard,
+            logfile=start.logfile,
+            log_part=self._log_part,
             checked=self.options.check_inp is not None,
-            settings=self._settings,
+            settings=start.settings,
             versions=versions(),
-            notes=tuple(filter(None, [*self.notes, self._output_note])),
+            notes=tuple(filter(None, [*self.notes, self.output_note])),
             kept=self.kept is not None,
             function=function_name(self.options.process_inp or self.options.check_inp),
             script=notebook.script(),
             host=platform.node(),
-            folder=self._folder,
-            page_link=self.page_link,
+            folder=start.folder,
+            page_link=self.links.page,
         )
 
-    def say_where_output_went(self) -> None:
-        """Who adds prints and sees none doubts the run; what is raised says it by itself."""
-        if self.options.progress and self._output_note is not None:
-            say(self._output_note)
+    @property
+    def _log_part(self) -> tuple[int, int]:
+        return self.start.log_size, log_file.size(self.start.logfile)
 
     @cached_property
-    def _output_note(self) -> str | None:
-        if not self._captures:
+    def output_note(self) -> str | None:
+        """Where the output went: who adds prints and sees none doubts the run."""
+        if not self.start.captures:
             return None
-        part = self._log_begun, log_file.size(self.logfile)
-        n, are_all = reader.count_printed(self.logfile, part, self.id)
+        n, are_all = reader.count_printed(self.start.logfile, self._log_part, self.start.id)
         more = "" if are_all else " and more"
-        where = f'at_once_dask.read_log(run="{self.id}")'
+        where = f'at_once_dask.read_log(run="{self.start.id}")'
         return f"{counted(n, 'line')}{more} of output: {where}" if n else None
 
     def _ending(self, error: BaseException | None) -> tuple[str, str, str]:
         """How it ended, why, and the traceback of what broke it."""
         if error is None:
             return (STOPPED, self.stopped, "") if self.stopped else (FINISHED, "", "")
-        if error is not self.source.error and isinstance(error, (KeyboardInterrupt, SystemExit)):
+        if error is not self.inputs.error and isinstance(error, (KeyboardInterrupt, SystemExit)):
             return INTERRUPTED, _signal(error), ""
         failure = from_exception(-1, "send", error)
-        whose = "the list itself raised " if error is self.source.error else ""
+        whose = "the list itself raised " if error is self.inputs.error else ""
         line = cut(first_line(failure.message), MESSAGE_IN_TEXT).rstrip(".")
         what = f"{failure.error}: {line}" if line else failure.error
         return BROKEN, f"{whose}{what}", failure.traceback
@@ -252,206 +304,37 @@ class Run:
         return reduction
 
     @cached_property
-    def book(self) -> log_file.Book:
-        """The log of this run."""
-        return log_file.open_book(self.id, self.logfile, self._captures)
+    def run_log(self) -> log_file.RunLog:
+        return log_file.open_run_log(self.start.id, self.start.logfile, self.start.captures)
 
     def log_failure(self, failure: Failure, what: Any, index: int | None) -> None:
         """What failed where nobody was left to log it."""
-        log_file.note_failure(failure, self.book, what, index, 1 + self.options.retries)
+        log_file.note_failure(failure, self.run_log, what, index, 1 + self.options.retries)
 
     def note(self, text: str) -> None:
         """Say it now, and in the report."""
         self.notes.append(text)
-        self._say(text)
+        self.views.say(text)
 
-    def note_dropped(self, inp: Any, value: str) -> None:
-        """Say once that what `process_inp` returns is dropped: people come from ``Pool.map``."""
-        self.note(
-            f"process_inp returns values, such as {cut(value, MESSAGE_IN_TEXT)} for input"
-            f" {safe_repr(inp)}, and in a map-only run they are dropped; save them in process_inp,"
-            " or get them back by position: run(enumerate(inp_list), None, lambda item: {item[0]:"
-            " process_inp(item[1])}, reduce_fn=lambda values: values[0])"
-        )
-
-    def warn_of_size(self, n_workers: int) -> None:
+    def size_warning(self, n_workers: int) -> str | None:
         """A screen on which nothing happens while much is sent is to be explained."""
-        if self.options.progress and len(self.job) > LARGE_JOB_BYTES:
-            warn(
-                f"{heaviest(self._job)}, {format_bytes(len(self.job))} in all, to each of"
-                f" {n_workers} workers; load it inside the function, once a worker with"
-                " functools.cache, or pass a path"
-            )
-
-    def show(self, sight: Sight, name: str) -> None:
-        """The page of the own cluster shows this run, from now on."""
-        self.view = sight.begin(self.id, name, self.ledger, self.source)
+        if len(self.job.pickled) <= LARGE_JOB_BYTES:
+            return None
+        return (
+            f"{self.job.heaviest()}, {format_bytes(len(self.job.pickled))} in all, to each of"
+            f" {n_workers} workers; load it inside the function, once a worker with"
+            " functools.cache, or pass a path"
+        )
 
     def close(self) -> None:
         if self.kept is None:
             self.groups.close()
-        pickling.share(())
-        self._undo.close()
-
-    def _allowed(self) -> int | None:
-        """How many failures from now on stop the run at once; None where a share counts."""
-        if self.options.on_error == "stop":
-            return 1
-        most = self.options.max_failures
-        return most + 1 - self.ledger.counts[FAILED] if isinstance(most, int) else None
-
-    def _too_many(self) -> str | None:
-        """Why the run must stop for its failures, or None."""
-        counts, most = self.ledger.counts, self.options.max_failures
-        failed = counts[FAILED]
-        if failed and self.options.on_error == "stop":
-            return "an input failed, and on_error is 'stop'"
-        if most is None:
-            return None
-        judged = failed + counts[PROCESSED] + counts[SKIPPED]  # what is done is good
-        if isinstance(most, float):
-            over = judged >= JUDGED_FROM and failed > most * judged
-            what = f"{failed:,} of {counted(judged, 'input')}"
-        else:
-            over, what = failed > most, counted(failed, "input")
-        return f"{what} failed, more than max_failures={most} allows" if over else None
+        self.job.close()
 
     def _n_inputs(self) -> int:
         """The length of the list; what was drawn, where that is not known or was not true."""
-        total, drawn = self.source.total, self.source.drawn
-        return drawn if total is None or self.source.at_end else max(total, drawn)
-
-    @contextmanager
-    def _watcher(self, ledger: Ledger, source: Source, what: str) -> Iterator[_Watchers]:
-        with self._ticker(ledger, source, what) as ticker:
-            self._say = ticker.say
-            seen = None if self.view is None else self.view.begin(what, ledger, source)
-            yield _Watchers(ticker, seen)
-
-    def _ticker(self, ledger: Ledger, source: Source, what: str) -> Ticker | Silent:
-        """The map pass tells the time from the beginning of the run, as the report does."""
-        if not self.options.progress:
-            return Silent()
-        is_map = ledger is self.ledger
-        return Ticker(
-            ledger,
-            source.total,
-            what,
-            causes=None if is_map else self.ledger,
-            links=self.links,
-            begun=self._begun if is_map else None,
-        )
-
-
-class _Watchers:
-    """Who looks on: the progress, and the page of the own cluster."""
-
-    def __init__(self, ticker: Ticker | Silent, seen: PassView | None) -> None:
-        self._all: list[Ticker | Silent | PassView] = [ticker]
-        if seen is not None:
-            self._all.append(seen)
-
-    def begin(self, window: Window) -> None:
-        for watcher in self._all:
-            watcher.begin(window)
-
-    def tick(self) -> None:
-        for watcher in self._all:
-            watcher.tick()
-
-    def running(self, event: Running) -> None:
-        for watcher in self._all:
-            watcher.running(event)
-
-
-class MapSink(Sink):
-    """Outcomes of the map pass: into the ledger, and their pieces into the groups."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-
-    def draw(self, n: int) -> None:
-        self._run.ledger.draw(n)
-
-    def record(self, start: int, outcome: Outcome, inputs: list[Any]) -> None:
-        self._run.ledger.record(start, outcome, inputs)
-        if outcome.returned is not None and not self._run.notes:
-            self._run.note_dropped(inputs[outcome.returned[0] - start], outcome.returned[1])
-        if outcome.note is not None and not self._run.notes:
-            self._run.note(outcome.note)
-        if isinstance(outcome.made, Piece):
-            self._run.groups.add(start, outcome.made)
-        for position, piece in outcome.apart:
-            self._run.groups.add(position, pickling.loads(piece))
-
-    def refuse(self, failure: Failure, inp: Any) -> None:
-        self._run.ledger.refuse(failure, inp)
-        self.log(failure, inp)
-
-    def log(self, failure: Failure, inp: Any) -> None:
-        index = self._run.ledger.index(failure.position)
-        self._run.log_failure(failure, inp, index)
-
-
-class PlanSink(MapSink):
-    """Outcomes of a plan: which inputs are pending."""
-
-    def __init__(self, run: Run) -> None:
-        super().__init__(run)
-        self.pending: list[tuple[int, Any]] = []
-
-    def record(self, start: int, outcome: Outcome, inputs: list[Any]) -> None:
-        super().record(start, outcome, inputs)
-        self.pending += [
-            (start + offset, inputs[offset])
-            for offset, state in enumerate(outcome.states)
-            if state == PENDING
-        ]
-
-    def plan(self) -> Plan[Any]:
-        ledger = self._run.ledger
-        return Plan(
-            n_inputs=sum(ledger.counts),
-            n_done=ledger.counts[SKIPPED],
-            pending=[inp for _, inp in sorted(self.pending, key=itemgetter(0))],
-            failed=tuple(ledger.failed),
-        )
-
-
-class _ReduceSink(Sink):
-    """Outcomes of the reduce pass: values by key, and failed keys into the run's ledger."""
-
-    def __init__(self, run: Run, ledger: Ledger) -> None:
-        self._run = run
-        self._ledger = ledger
-
-    def draw(self, n: int) -> None:
-        self._ledger.draw(n)
-
-    def record(self, start: int, outcome: Outcome, inputs: list[Group]) -> None:
-        assert not isinstance(outcome.made, Piece)
-        keys = [group.key for group in inputs]
-        failures = outcome.failures[:]
-        made = [] if outcome.made is None else pickling.loads(outcome.made)
-        for position, pickled in [*made, *outcome.apart]:
-            try:
-                self._run.reduced[position] = keys[position - start], pickling.loads(pickled)
-            except Exception as error:
-                outcome.states[position - start] = FAILED
-                failures.append(from_exception(position, "reduce", error))
-                self.log(failures[-1], inputs[position - start])
-        failed = [keys[failure.position - start] for failure in failures]
-        self._run.ledger.fail_keys(failures, failed)
-        self._ledger.record(start, replace(outcome, failures=[]), keys)  # these are the run's
-
-    def refuse(self, failure: Failure, inp: Group) -> None:
-        failure.stage = "reduce"
-        self._ledger.refuse(failure, inp)
-        self._run.ledger.fail_keys([failure], [inp.key])
-        self.log(failure, inp)
-
-    def log(self, failure: Failure, inp: Group) -> None:
-        self._run.log_failure(failure, inp.key, None)
+        total, drawn = self.inputs.total, self.inputs.drawn
+        return drawn if total is None or self.inputs.at_end else max(total, drawn)
 
 
 def _signal(error: KeyboardInterrupt | SystemExit) -> str:
@@ -485,19 +368,6 @@ def _report_path(path: str | os.PathLike[str] | None, logfile: str) -> str | Non
             ' file: run(inp_list, check_inp, process_inp, report_path="report.html")'
         )
     return absolute
-
-
-def _source(options: Options, interrupts: Interrupts) -> Source:
-    inputs: Any = options.inp_list
-    if not options.do_shuffle:
-        return Source(inputs, length(inputs), interrupts=interrupts)
-    drawn = Source(inputs, interrupts=interrupts)
-    copy = [inp for chunk in iter(partial(drawn.take, 1_000), None) for inp in chunk.inputs]
-    order = array("i" if len(copy) < 2**31 else "q", range(len(copy)))
-    random.Random(options.random_state).shuffle(order)
-    source = Source((copy[index] for index in order), len(copy), order, interrupts)
-    source.error = drawn.error
-    return source
 
 
 class Kept:

@@ -43,7 +43,7 @@ What the address answers is one JSON object:
         (for how long), and ``long``, whether that is much more than usual. The longest first.
     ``n_causes``, ``causes``
         Equal failures grouped, the most frequent first (20 at most): ``id``, ``count``,
-        ``at_least`` (whether there are more, which are not counted yet), ``kind``, ``stage``,
+        ``kind``, ``stage``,
         ``error``, ``where``, ``message``, and of the first such failure ``example``, the repr of
         its input or key, and ``index``, null for a key.
     ``slowest``
@@ -64,7 +64,7 @@ from typing import Any
 from tornado.ioloop import IOLoop
 from tornado.web import Application, RedirectHandler, RequestHandler
 
-from at_once_dask.live.monitor import RunView, Sight
+from at_once_dask.live.monitor import Monitor, RunView
 
 ADDRESS = "at-once"
 UPDATE_SECONDS = 1
@@ -97,48 +97,62 @@ def beside(link: str) -> str:
     return f"{link.removesuffix('/status').rstrip('/')}/{ADDRESS}"
 
 
-def answer(scheduler: Any, sight: Sight) -> None:
-    """Open the JSON address; it needs no Bokeh."""
-    handlers: list[Any] = [
-        (rf"/{ADDRESS}\.json", _Facts, {"sight": sight}),
-        # There Bokeh would show the page too, which asks for an address beside its own.
-        (rf"/{ADDRESS}/", RedirectHandler, {"url": f"../{ADDRESS}", "permanent": False}),
-    ]
-    scheduler.http_application.add_application(Application(handlers))
+class AtOncePage:
+    """The page of the runs of one cluster, whose scheduler is in this process."""
 
+    def __init__(self) -> None:
+        self.monitor = Monitor()
+        self._filters: list[Any] = []
 
-def add(scheduler: Any, sight: Sight) -> None:
-    """Put the page beside those of Dask, which are there; on the scheduler's event loop."""
-    from distributed.dashboard.core import BokehApplication
-    from distributed.dashboard.scheduler import template_variables
+    def answer(self, scheduler: Any) -> None:
+        """Open the JSON address; it needs no Bokeh."""
+        handlers: list[Any] = [
+            (rf"/{ADDRESS}\.json", _Facts, {"monitor": self.monitor}),
+            # There Bokeh would show the page too, which asks for an address beside its own.
+            (rf"/{ADDRESS}/", RedirectHandler, {"url": f"../{ADDRESS}", "permanent": False}),
+        ]
+        scheduler.http_application.add_application(Application(handlers))
 
-    variables = template_variables(scheduler)
-    if _TAB not in variables["pages"]:
-        variables["pages"].insert(1, _TAB)
-    application = BokehApplication(
-        {f"/{ADDRESS}": partial(_document, sight)},
-        scheduler,
-        prefix="/",
-        template_variables=variables,
-    )
-    scheduler.http_application.add_application(application)
-    application.initialize(IOLoop.current())
-    application.start()
-    # A tab that was open at another cluster on this port sends what it knows of its plot.
-    warnings.filterwarnings("ignore", message="reference already known", category=UserWarning)
+    def add(self, scheduler: Any) -> None:
+        """Put the page beside those of Dask, which are there; on the scheduler's event loop."""
+        from distributed.dashboard.core import BokehApplication
+        from distributed.dashboard.scheduler import template_variables
+
+        variables = template_variables(scheduler)
+        if _TAB not in variables["pages"]:
+            variables["pages"].insert(1, _TAB)
+        application = BokehApplication(
+            {f"/{ADDRESS}": partial(_document, self.monitor)},
+            scheduler,
+            prefix="/",
+            template_variables=variables,
+        )
+        scheduler.http_application.add_application(application)
+        application.initialize(IOLoop.current())
+        application.start()
+        # A tab that was open at another cluster on this port sends what it knows of its plot.
+        warnings.filterwarnings("ignore", message="reference already known", category=UserWarning)
+        self._filters = list(warnings.filters[:1])
+
+    def close(self) -> None:
+        """The cluster is gone: the process warns again of all that it warned of before."""
+        filters: Any = warnings.filters
+        for ours in self._filters:
+            if ours in filters:
+                filters.remove(ours)
 
 
 class _Facts(RequestHandler):
     """The JSON address; what it answers is described above."""
 
-    def initialize(self, sight: Sight) -> None:
-        self._sight = sight
+    def initialize(self, monitor: Monitor) -> None:
+        self._monitor = monitor
 
     async def get(self) -> None:
         self.set_header("Cache-Control", "no-store")
         self.set_header("X-Content-Type-Options", "nosniff")
         id = self.get_query_argument("run", None)
-        view = self._sight.run(id)
+        view = self._monitor.run(id)
         cause = self.get_query_argument("cause", None)
         if view is None and (id is not None or cause is not None):
             self._refuse(f"no run {id or ''} is known here; /{ADDRESS}.json lists those that are")
@@ -146,7 +160,7 @@ class _Facts(RequestHandler):
             self._write_traceback(view, cause)
         else:
             run = None if view is None else await view.facts()
-            self._write({"runs": self._sight.brief(), "run": run})
+            self._write({"runs": self._monitor.brief(), "run": run})
 
     def _write_traceback(self, view: RunView, cause: str) -> None:
         traceback = view.traceback(cause)
@@ -167,12 +181,12 @@ class _Facts(RequestHandler):
         self.finish(json.dumps(facts))
 
 
-def _document(sight: Sight, scheduler: Any, variables: dict[str, Any], document: Any) -> None:
+def _document(monitor: Monitor, scheduler: Any, variables: dict[str, Any], document: Any) -> None:
     """What a browser gets: the plot by Bokeh, around it the template, which its script fills."""
     from distributed.dashboard.components.scheduler import BOKEH_THEME
 
     asked = document.session_context.request.arguments.get("run")
-    plot = _Plot(sight, asked[0].decode(errors="replace") if asked else None)
+    plot = _Plot(monitor, asked[0].decode(errors="replace") if asked else None)
     plot.update()
     document.title = "At once"
     document.theme = BOKEH_THEME
@@ -185,11 +199,11 @@ def _document(sight: Sight, scheduler: Any, variables: dict[str, Any], document:
 class _Plot:
     """The rate over time, of the run that was asked for or the latest."""
 
-    def __init__(self, sight: Sight, asked: str | None) -> None:
+    def __init__(self, monitor: Monitor, asked: str | None) -> None:
         from bokeh.models import ColumnDataSource, DataRange1d
         from bokeh.plotting import figure
 
-        self._sight = sight
+        self._monitor = monitor
         self._asked = asked
         self._source = ColumnDataSource({"seconds": [0.0], "rate": [0.0]})
         self.root = figure(
@@ -207,7 +221,7 @@ class _Plot:
         self.root.line("seconds", "rate", source=self._source, line_color="#2b6ca3", line_width=2)
 
     def update(self) -> None:
-        view = self._sight.run(self._asked)
+        view = self._monitor.run(self._asked)
         data: dict[str, Any] = {"seconds": [0.0], "rate": [0.0]}
         for one in [] if view is None else view.rates():
             seconds, rates = zip(*one["points"], strict=True) if one["points"] else ((), ())

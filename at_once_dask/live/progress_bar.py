@@ -7,24 +7,27 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TextIO
 
-from at_once_dask.driver.backend import Running
+from at_once_dask.live.activity import Workers, activities
 from at_once_dask.live.console import Screen, View, screen, warn
 from at_once_dask.live.eta import Eta
-from at_once_dask.live.monitor import Flights, failing
-from at_once_dask.protocol.status import FAILED, PENDING, PROCESSED, SKIPPED
+from at_once_dask.protocol.events import Running
+from at_once_dask.protocol.status import FAILED, PENDING, PROCESSED, SKIPPED, stage
 from at_once_dask.report.ledger import Cause, Ledger
 from at_once_dask.report.summary import counted, duration, elapsed, example, message_line, speed
 from at_once_dask.user_code.notebook import in_notebook
+from at_once_dask.user_code.text import safe_repr
 
-FORGET_SECONDS = 3.0  # a worker that has told nothing for so long is no longer at it
+FORGET_SECONDS = 3.0  # a worker of which nothing was seen for so long is no longer at it
+LOOK_SECONDS = 1.0  # between two looks at what runs
+LONG_SECONDS = 2.0  # when an input counts as one that runs long
 NAME_LENGTH = 40  # of an input in the progress, at most
 NAME_LEAST = 12  # and where the terminal is narrow
-CAUSES_TOLD = 5  # of a run, as they first come
+CAUSES_SHOWN = 5  # of a run, as they first come
 ALARMING = 50  # inputs that have all failed for one cause, before any has not
-RATE_SECONDS = 1.0  # a pass that took less tells no speed
+RATE_SECONDS = 1.0  # a pass that took less says nothing of speed
 
 
-class Ticker:
+class ProgressBar:
     """Shows the progress of one pass over a ledger; a context manager.
 
     Parameters
@@ -36,11 +39,13 @@ class Ticker:
     what : str
         The first word of the line.
     causes : Ledger, optional
-        The run's, whose causes are told as they come; by default `ledger`.
+        The run's, whose causes are shown as they come; by default `ledger`.
     links
         What a notebook shows beside it.
     begun : float, optional
         When what is shown began, if that is not now.
+    eta : Eta, optional
+        Shared with who else looks on.
     stream : text stream
         Where it goes; a bar on a terminal, else a plain line now and then, and one at the end.
     clock : callable
@@ -56,6 +61,7 @@ class Ticker:
         causes: Ledger | None = None,
         links: Mapping[str, str] | None = None,
         begun: float | None = None,
+        eta: Eta | None = None,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -63,43 +69,59 @@ class Ticker:
         self._total = total
         self._what = what
         self._causes = ledger if causes is None else causes
-        self._n_told = self._causes.n_causes
+        self._n_shown = self._causes.n_causes
         self._all_fail = causes is None  # so far; of keys nobody asks
         self._clock = clock
         self._shown = clock()
         self._begun = self._shown if begun is None else begun
-        self._eta = Eta(self._shown)
+        self._eta = Eta(self._shown) if eta is None else eta
+        self._looked = self._shown
         self._long: dict[str, tuple[float, Running]] = {}
-        self._flights: Flights | None = None
+        self._workers: Workers | None = None
         self._is_over = False
         self._screen: Screen = screen(stream, total, links or {})
 
-    def __enter__(self) -> Ticker:
+    def __enter__(self) -> ProgressBar:
         self._screen.begin(self._view())
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._long.clear()
-        self._flights = None
+        self._workers = None
         self._is_over = True
-        self._tell_causes()
+        self._show_causes()
         self._screen.end(self._view())
 
     def running(self, event: Running) -> None:
         self._long[event.worker] = (self._clock(), event)
 
-    def begin(self, flights: Flights) -> None:
-        """What is in flight, from now on."""
-        self._flights = flights
+    def begin(self, workers: Workers) -> None:
+        """Who works at what, from now on."""
+        self._workers = workers
 
     def tick(self) -> None:
         now = self._clock()
         self._eta.note(now, self._ledger.n_handled, self._ledger.n_worked)
-        self._tell_causes()
+        self._show_causes()
         self._alarm()
         if now - self._shown >= self._screen.seconds:
+            self._look(now)
             self._shown = now
             self._screen.draw(self._view())
+
+    def _look(self, now: float) -> None:
+        """What runs long, where the progress files can be seen; elsewhere the workers report it."""
+        if now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        for activity in activities(self._workers):
+            current = activity.current
+            if current is None or current.progress.position is None:
+                continue
+            seconds, what = activity.at - current.progress.since, stage(current.progress.doing)
+            if seconds > LONG_SECONDS:
+                name = safe_repr(current.inp)
+                self.running(Running(activity.worker, seconds, what, name))
 
     def say(self, text: str) -> None:
         """A line that stays; in a notebook not in the display, which keeps its last line only."""
@@ -155,7 +177,7 @@ class Ticker:
         return "ETA ?" if seconds is None else f"ETA {duration(seconds)}"
 
     def _rate(self) -> float | None:
-        """Inputs a second, where that tells something."""
+        """Inputs a second, where that says something."""
         over = self._left() == 0
         if self._waits() or (over and self._clock() - self._begun < RATE_SECONDS):
             return None
@@ -164,7 +186,7 @@ class Ticker:
     def _waits(self) -> bool:
         """Whether only inputs that run are left, and none has ended for long."""
         left = self._left()
-        if not left or self._flights is None or left > len(self._flights.in_flight()):
+        if not left or self._workers is None or left > len(self._workers.in_flight()):
             return False
         return self._eta.is_stale(left, self._clock())
 
@@ -172,18 +194,18 @@ class Ticker:
         return None if self._total is None else max(0, self._total - self._done())
 
     def _done(self) -> int:
-        return self._ledger.n_handled + failing(self._flights, self._ledger)
+        return self._ledger.n_handled
 
     def _failed(self) -> int:
-        return self._ledger.counts[FAILED] + failing(self._flights, self._ledger)
+        return self._ledger.counts[FAILED]
 
     def _slowest(self, room: int) -> str:
-        """What has run longest, of what was told a short time ago."""
+        """What has run longest, of what was seen a short time ago."""
         now = self._clock()
-        self._long = {w: told for w, told in self._long.items() if now - told[0] < FORGET_SECONDS}
+        self._long = {w: seen for w, seen in self._long.items() if now - seen[0] < FORGET_SECONDS}
         if not self._long or self._left() == 0:
             return ""
-        at, event = max(self._long.values(), key=lambda told: told[1].seconds - told[0])
+        at, event = max(self._long.values(), key=lambda seen: seen[1].seconds - seen[0])
         rest = f" in {event.stage} for {duration(event.seconds + now - at)}"
         room -= len(", slowest: ")
         if room < NAME_LEAST + len(rest):
@@ -194,12 +216,12 @@ class Ticker:
             name = "…" + name[1 - limit :]  # its end tells more than its beginning
         return f", slowest: {name}{rest}" if room >= NAME_LEAST else ""
 
-    def _tell_causes(self) -> None:
+    def _show_causes(self) -> None:
         """Each new cause, as it first comes: so that nobody waits for the end to learn of it."""
-        n = min(self._causes.n_causes, CAUSES_TOLD)
-        for number, cause in enumerate(self._causes.as_they_came(self._n_told, n), self._n_told):
-            self._screen.say(f"{'new' if number else 'first'} failure: {_told(cause)}")
-        self._n_told = max(self._n_told, n)
+        n = min(self._causes.n_causes, CAUSES_SHOWN)
+        for number, cause in enumerate(self._causes.as_they_came(self._n_shown, n), self._n_shown):
+            self._screen.say(f"{'new' if number else 'first'} failure: {_described(cause)}")
+        self._n_shown = max(self._n_shown, n)
 
     def _alarm(self) -> None:
         """Say it when nothing works: somebody who sees it saves hours."""
@@ -215,16 +237,16 @@ class Ticker:
             )
 
 
-class Silent:
+class NoProgress:
     """No progress."""
 
-    def __enter__(self) -> Silent:
+    def __enter__(self) -> NoProgress:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         pass
 
-    def begin(self, flights: Flights) -> None:
+    def begin(self, workers: Workers) -> None:
         pass
 
     def tick(self) -> None:
@@ -237,7 +259,7 @@ class Silent:
         pass
 
 
-def _told(cause: Cause) -> str:
+def _described(cause: Cause) -> str:
     """One line: what and where, with the input."""
     return _one_line(
         f"{cause.example.failure.what}, {example(cause)}: {message_line(cause.example)}"
@@ -245,5 +267,5 @@ def _told(cause: Cause) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Of what functions and inputs say, what cannot disturb a terminal."""
+    """What functions and inputs say, without what would disturb a terminal."""
     return "".join(char for char in " ".join(text.split()) if char.isprintable())

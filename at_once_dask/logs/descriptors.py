@@ -20,9 +20,9 @@ from functools import cache
 from typing import Any, TextIO
 
 from at_once_dask.logs import streams
-from at_once_dask.logs.log_file import Book
+from at_once_dask.logs.log_file import RunLog
 from at_once_dask.protocol import lease
-from at_once_dask.protocol.progress_file import Trail
+from at_once_dask.protocol.progress_file import ProgressFolder
 
 _LEVELS = {1: "STDOUT", 2: "STDERR"}
 _NAMES = {1: "stdout", 2: "stderr"}
@@ -87,10 +87,10 @@ class Descriptors:
 
     Parameters
     ----------
-    book : Book
+    log : RunLog
     worker : str
         The worker's address.
-    trail : Trail
+    folder : ProgressFolder
         Where the files are made.
 
     Raises
@@ -99,19 +99,19 @@ class Descriptors:
         When they cannot be made; all is as it was then.
     """
 
-    def __init__(self, book: Book, worker: str, trail: Trail) -> None:
-        self._book = book
+    def __init__(self, run_log: RunLog, worker: str, progress_folder: ProgressFolder) -> None:
+        self._run_log = run_log
         self._worker = worker
         self._reading = threading.Lock()
         with contextlib.ExitStack() as undo:
-            self._written = [_redirected(number, trail, undo) for number in _LEVELS]
+            self._written = [_redirected(number, progress_folder, undo) for number in _LEVELS]
             self.streams = {
                 _NAMES[written.number]: _stream(written.saved, undo) for written in self._written
             }
             self._wakes, self._wake = os.pipe()
             undo.callback(os.close, self._wakes)
             undo.callback(os.close, self._wake)
-            self._watching = _watch([trail.written(number) for number in _LEVELS], undo)
+            self._watching = _watch([progress_folder.written(number) for number in _LEVELS], undo)
             self._thread = threading.Thread(
                 target=self._follow, name="Dask-descriptors", daemon=True
             )
@@ -152,7 +152,7 @@ class Descriptors:
         mine = running[0] if len(running) == 1 else None
         if before is not None and before.is_still(mine):
             return before
-        return streams.page_of(self._book, self._worker, mine)
+        return streams.page_of(self._run_log, self._worker, mine)
 
     def close(self) -> None:
         """All is as it was before."""
@@ -162,12 +162,14 @@ class Descriptors:
         self._thread.join()
         for written in self._written:
             written.end_line()
-            written.page = None  # it keeps the input, and the partition's crumb
+            written.page = None  # it keeps the input, and the partition's progress file
         self._undo.close()
 
 
-def _redirected(number: int, trail: Trail, undo: contextlib.ExitStack) -> _Written:
-    path = trail.written(number)
+def _redirected(
+    number: int, progress_folder: ProgressFolder, undo: contextlib.ExitStack
+) -> _Written:
+    path = progress_folder.written(number)
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     undo.callback(os.close, file)
     read = os.open(f"{path}-read", os.O_RDWR | os.O_CREAT, 0o600)
@@ -219,15 +221,15 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None)
 
 
-def last_words(trail: Trail) -> str:
+def last_words(progress_folder: ProgressFolder) -> str:
     """What a process that has died wrote last, and did not bring to the log any more."""
-    return "".join(_last_words(trail)).strip()
+    return "".join(_last_words(progress_folder)).strip()
 
 
-def _last_words(trail: Trail) -> Iterator[str]:
+def _last_words(progress_folder: ProgressFolder) -> Iterator[str]:
     for number in _LEVELS:
         with contextlib.suppress(OSError, struct.error):
-            path = trail.written(number)
+            path = progress_folder.written(number)
             with open(f"{path}-read", "rb") as read, open(path, "rb") as file:
                 (offset,) = _READ.unpack(read.read() or _READ.pack(0))
                 file.seek(max(offset, os.path.getsize(path) - LAST_BYTES))

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from at_once_dask import files
 from at_once_dask.errors import InputError
-from at_once_dask.protocol import lease
-from at_once_dask.protocol.events import topic
+from at_once_dask.protocol import events, lease
+from at_once_dask.protocol.events import LogLines
+from at_once_dask.protocol.lease import Log
 from at_once_dask.user_code.text import safe_repr, sound
 
 if TYPE_CHECKING:
@@ -34,11 +35,11 @@ COLUMNS = ("time", "level", "run", "index", "input", "worker", "pid", "msg")
 _latest: str | None = None  # run that the driver was in
 _run: str | None = None  # the run that the driver is in
 _torn: set[str] = set()  # logs in which this process has left a line without an end
-_tell: Callable[[str, Any], None] | None = None  # how a worker sends the driver a message
+_report: Callable[[str, Any], None] | None = None  # how a worker sends the driver a message
 
 
 @dataclass(frozen=True)
-class Book:
+class RunLog:
     """The log of one run, as a worker needs to know it.
 
     Attributes
@@ -63,7 +64,7 @@ class Book:
     place: str = ""
     is_near: bool = True
 
-    def here(self) -> Book:
+    def here(self) -> RunLog:
         """As it is for this worker. Asked once: later the file may be rotated or removed."""
         return replace(self, is_near=_identity(self.place) == self.known)
 
@@ -76,8 +77,8 @@ class Book:
 
     def send(self, lines: str) -> None:
         """Have the driver append them."""
-        assert _tell is not None
-        _tell(topic(self.run), {"log": lines})
+        assert _report is not None
+        _report(events.topic(self.run), events.message(LogLines(lines)))
 
 
 def log(msg: object) -> None:
@@ -113,20 +114,20 @@ def log(msg: object) -> None:
     """
     mine = lease.here()
     others = lease.running()
-    if mine is not None and mine.book is not None:
+    if mine is not None and mine.run_log is not None:
         offset, inp = mine.named
         shown = None if offset is None else safe_repr(inp)
         index = mine.index(offset)
-        mine.book.write(entry("INFO", mine.book.run, index, shown, mine.worker, msg))
-    elif others and others[0].book is not None:  # a thread of one of several inputs
-        book, worker = others[0].book, others[0].worker
-        book.write(entry("INFO", book.run, None, None, worker, msg))
+        mine.run_log.write(entry("INFO", mine.run_log.run, index, shown, mine.worker, msg))
+    elif others and others[0].run_log is not None:  # a thread of one of several inputs
+        run_log, worker = others[0].run_log, others[0].worker
+        run_log.write(entry("INFO", run_log.run, None, None, worker, msg))
     else:
         append(log_path(), entry("INFO", _run, None, None, "driver", msg))
 
 
 def note_failure(
-    failure: Failure, book: Book, inp: object, index: int | None, attempts: int = 1
+    failure: Failure, run_log: Log, inp: object, index: int | None, attempts: int = 1
 ) -> None:
     """Log a failure as it happens, as a warning when it was not the last of its `attempts`.
 
@@ -141,12 +142,12 @@ def note_failure(
         text += f"\n{failure.traceback}"
     worker = failure.worker or "driver"
     try:
-        book.write(entry(level, book.run, index, safe_repr(inp), worker, text))
+        run_log.write(entry(level, run_log.run, index, safe_repr(inp), worker, text))
     except OSError as error:
         print(f"at_once_dask: cannot write the log: {error}", file=sys.stderr)
 
 
-def open_book(run: str, path: str, captures: bool) -> Book:
+def open_run_log(run: str, path: str, captures: bool) -> RunLog:
     """Describe the log file for the workers; the first record creates it.
 
     A torn last line, left by a crash, is ended, so that the next record stands on its own.
@@ -157,7 +158,7 @@ def open_book(run: str, path: str, captures: bool) -> Book:
             if file.read(1) != b"\n":
                 file.write(b"\n")
     place = path if os.path.exists(path) else os.path.dirname(path)
-    return Book(run, path, _identity(place), captures, place)
+    return RunLog(run, path, _identity(place), captures, place)
 
 
 def writable_path() -> str:
@@ -222,10 +223,10 @@ def capture_output() -> bool:
     return given
 
 
-def tell_by(tell: Callable[[str, Any], None]) -> None:
-    """This process is a worker; `tell` may be called from any thread."""
-    global _tell
-    _tell = tell
+def report_by(report: Callable[[str, Any], None]) -> None:
+    """This process is a worker; `report` may be called from any thread."""
+    global _report
+    _report = report
 
 
 def line(record: dict[str, Any]) -> str:

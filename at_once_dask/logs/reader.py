@@ -6,9 +6,12 @@ import json
 import os
 from collections import deque
 from collections.abc import Container, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from at_once_dask.logs.log_file import COLUMNS, _latest, log_path
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COUNTED_BYTES = 2**24  # of the log of a run, to count what it has printed
 

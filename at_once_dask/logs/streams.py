@@ -32,9 +32,8 @@ from types import FrameType
 from typing import Any, Protocol, TextIO, TypeVar
 
 from at_once_dask.logs import log_file
-from at_once_dask.logs.log_file import Book
 from at_once_dask.protocol import lease
-from at_once_dask.protocol.lease import Lease
+from at_once_dask.protocol.lease import Lease, Log
 from at_once_dask.user_code.text import cut, safe_repr
 
 T = TypeVar("T")
@@ -72,33 +71,33 @@ def is_child() -> bool:
     return _is_child
 
 
-def begin(book: Book, descriptors: Descriptors | None = None) -> None:
+def begin(run_log: Log, descriptors: Descriptors | None = None) -> None:
     """A run begins in this worker; `descriptors` where these are captured, too."""
     global _is_child
     _is_child = False  # the worker itself was forked, too
-    if not book.captures:
+    if not run_log.captures:
         return
     if not _runs:
         _install({} if descriptors is None else descriptors.streams)
-    _runs.add(book.run)
+    _runs.add(run_log.run)
     if descriptors is not None:
-        _descriptors[book.run] = descriptors
+        _descriptors[run_log.run] = descriptors
 
 
-def end(book: Book) -> None:
+def end(run_log: Log) -> None:
     """The run is over: after the last one, all is as it was before the first."""
-    _close([page for page in list(_pages) if page.book.run == book.run])
-    _runs.discard(book.run)
-    _posts.pop(book.run, None)
-    _descriptors.pop(book.run, None)
+    _close([page for page in list(_pages) if page.run_log.run == run_log.run])
+    _runs.discard(run_log.run)
+    _posts.pop(run_log.run, None)
+    _descriptors.pop(run_log.run, None)
     if not _runs:
         _uninstall()
 
 
 @contextlib.contextmanager
-def of_run(book: Book, worker: str) -> Iterator[None]:
+def of_run(run_log: Log, worker: str) -> Iterator[None]:
     """This thread works for a run: what is written while it is at no input yet belongs to that."""
-    _here.run = book, worker
+    _here.run = run_log, worker
     try:
         yield
     finally:
@@ -107,12 +106,12 @@ def of_run(book: Book, worker: str) -> Iterator[None]:
         if page is not None:
             _close([page])
             _here.page = None  # or it would keep its input
-            _send(book.run)
+            _send(run_log.run)
 
 
-def catch_up(book: Book | None) -> None:
+def catch_up(run_log: Log | None) -> None:
     """The current input is about to end: what was written to the file descriptors is its own."""
-    descriptors = None if book is None else _descriptors.get(book.run)
+    descriptors = None if run_log is None else _descriptors.get(run_log.run)
     if descriptors is not None:
         descriptors.catch_up()
 
@@ -129,13 +128,13 @@ def settle(mine: Lease) -> None:
     if not _pages:
         return
     _close([page for page in list(_pages) if page.lease is mine])
-    if mine.book is not None:
-        _send(mine.book.run)
+    if mine.run_log is not None:
+        _send(mine.run_log.run)
 
 
-def page_of(book: Book, worker: str, mine: Lease | None) -> _Page:
+def page_of(run_log: Log, worker: str, mine: Lease | None) -> _Page:
     """Where lines go that do not come through Python's streams: they are of the current input."""
-    return _Page(book, worker, mine)
+    return _Page(run_log, worker, mine)
 
 
 def tidy(run: str) -> None:
@@ -153,8 +152,8 @@ def _send(run: str) -> None:
 class _Page:
     """Who writes in a thread, and the lines that have no end yet."""
 
-    def __init__(self, book: Book, worker: str, mine: Lease | None) -> None:
-        self.book = book
+    def __init__(self, run_log: Log, worker: str, mine: Lease | None) -> None:
+        self.run_log = run_log
         self.worker = worker
         self.lease = mine
         self.thread = threading.current_thread()
@@ -168,9 +167,9 @@ class _Page:
         self._open: dict[str, str] = {}  # by level; who takes it out writes it
         self._decoders: dict[str, codecs.IncrementalDecoder] = {}
 
-    def is_of(self, book: Book, mine: Lease | None) -> bool:
+    def is_of(self, run_log: Log, mine: Lease | None) -> bool:
         """Whether it is still the same input that writes."""
-        return self in _pages and self.book is book and self.is_still(mine)
+        return self in _pages and self.run_log is run_log and self.is_still(mine)
 
     def is_still(self, mine: Lease | None) -> bool:
         """Whether `mine` is at the same input as then."""
@@ -178,7 +177,7 @@ class _Page:
 
     def is_over(self) -> bool:
         """Whether nobody may come back to its open lines."""
-        if self.book.run not in _runs or not self.thread.is_alive():
+        if self.run_log.run not in _runs or not self.thread.is_alive():
             return True
         mine = self.lease
         if mine is None:  # it was closed, or it is of no input
@@ -224,7 +223,7 @@ class _Page:
         lines = "".join(
             log_file.line(
                 log_file.entry(
-                    level, self.book.run, self.index, self.shown, self.worker, _clean(text)
+                    level, self.run_log.run, self.index, self.shown, self.worker, _clean(text)
                 )
             )
             for text in texts
@@ -235,19 +234,19 @@ class _Page:
             _tell_original(level, texts)
 
     def _put(self, lines: str) -> None:
-        if self.book.is_near:
-            log_file.append_line(self.book.path, lines)
+        if self.run_log.is_near:
+            log_file.append_line(self.run_log.path, lines)
         elif _is_child:
             raise OSError("only the worker itself has a connection")
         else:
-            _posts.setdefault(self.book.run, _Post(self)).add(lines)
+            _posts.setdefault(self.run_log.run, _Post(self)).add(lines)
 
 
 class _Post:
     """Records on their way to a driver on another host: together, and no more than it can take."""
 
     def __init__(self, page: _Page) -> None:
-        self._book, self._worker = page.book, page.worker
+        self._run_log, self._worker = page.run_log, page.worker
         self._lines: deque[str] = deque()
         self._room: float = BURST_BYTES
         self._missing: deque[None] = deque()  # one for each line
@@ -270,14 +269,14 @@ class _Post:
         if missing:
             lines.append(log_file.line(self._omission(missing)))
         if lines:
-            self._book.send("".join(lines))
+            self._run_log.send("".join(lines))
 
     def _omission(self, missing: int) -> dict[str, Any]:
         text = (
             f"{missing:,} lines of output are missing here: from another host than the"
             f" driver's at most {BYTES_A_SECOND // 1024} KiB a second go to the log"
         )
-        return log_file.entry("WARNING", self._book.run, None, None, self._worker, text)
+        return log_file.entry("WARNING", self._run_log.run, None, None, self._worker, text)
 
 
 def _taken(things: deque[T]) -> list[T]:
@@ -520,13 +519,13 @@ def _writing() -> Iterator[_Page | None]:
         _here.busy = False
 
 
-def _page(book: Book, worker: str, mine: Lease | None) -> _Page:
+def _page(run_log: Log, worker: str, mine: Lease | None) -> _Page:
     page: _Page | None = getattr(_here, "page", None)
-    if page is not None and page.is_of(book, mine):
+    if page is not None and page.is_of(run_log, mine):
         return page
     if page is not None:
         _close([page])
-    page = _here.page = _Page(book, worker, mine)
+    page = _here.page = _Page(run_log, worker, mine)
     return page
 
 
@@ -541,7 +540,7 @@ def _is_captured() -> bool:
     return _whose() is not None
 
 
-def _whose() -> tuple[Book, str, Lease | None] | None:
+def _whose() -> tuple[Log, str, Lease | None] | None:
     """Log, worker and input of what this thread writes; None where it is of no captured run."""
     if getattr(_here, "busy", False):
         return None
@@ -549,15 +548,15 @@ def _whose() -> tuple[Book, str, Lease | None] | None:
     if mine is None:
         run = getattr(_here, "run", None)
         if run is not None:
-            book, worker = run
-            return (book, worker, None) if book.captures else None
+            run_log, worker = run
+            return (run_log, worker, None) if run_log.captures else None
         if _is_dasks(threading.current_thread()):
             return None
         mine = lease.here()
     one = mine if mine is not None else next(iter(lease.running()), None)
-    if one is None or one.book is None or not one.book.captures:
+    if one is None or one.run_log is None or not one.run_log.captures:
         return None
-    return one.book, one.worker, mine
+    return one.run_log, one.worker, mine
 
 
 def _is_dasks(thread: threading.Thread) -> bool:

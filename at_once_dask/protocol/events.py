@@ -1,8 +1,79 @@
-"""What workers and nannies tell the driver between outcomes."""
+"""What workers and nannies report to the driver between outcomes: Dask events, on a topic a run."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
+from typing import Any
+
 
 def topic(run: str) -> str:
-    """Where the workers tell the driver things between outcomes: records, what runs long."""
+    """The topic of a run: no other driver receives what is reported on it."""
     return f"at_once_dask-{run}"
+
+
+@dataclass(frozen=True, slots=True)
+class LogLines:
+    """Lines for the log, from a host that does not see the file."""
+
+    lines: str
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What has been running for long on a worker whose progress files the driver does not see."""
+
+    worker: str
+    seconds: float
+    stage: str
+    inp: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDied:
+    """The end of a worker process, as its nanny saw it.
+
+    Attributes
+    ----------
+    worker : str
+        The address.
+    at, epoch : float
+        When (``time.monotonic`` of its host), and that clock's zero since 1970-01-01 UTC.
+    exit : int
+        The exit code, minus the number of a signal.
+    progress : dict of str to bytes, or None
+        Its progress files, by partition; None where they could not be read.
+    overdue : (str, int) or None
+        Partition and position that it was ended for, past the time limit.
+    timeout : float or None
+        That limit, in seconds.
+    stack : str
+        What `faulthandler` wrote.
+    last_words : str
+        What was written to its file descriptors last.
+    """
+
+    worker: str
+    at: float
+    epoch: float
+    exit: int
+    progress: dict[str, bytes] | None
+    overdue: tuple[str, int] | None
+    timeout: float | None
+    stack: str
+    last_words: str
+
+
+Event = LogLines | Running | WorkerDied
+
+_KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in (LogLines, Running, WorkerDied)}
+
+
+def message(event: Event) -> dict[str, Any]:
+    """`event` as Dask's connections take it: with msgpack, tuples become lists."""
+    return {"kind": type(event).__name__, **asdict(event)}
+
+
+def read(message: dict[str, Any]) -> Event:
+    """The event that `message` was made of."""
+    fields = {name: value for name, value in message.items() if name != "kind"}
+    return _KINDS[message["kind"]](**fields)

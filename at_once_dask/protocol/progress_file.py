@@ -1,8 +1,8 @@
-"""A breadcrumb for each partition: how far it came, in a file that survives its process.
+"""How far a partition came, in a file that outlives its process. Only this module knows its layout.
 
-The file is mapped into memory: a note costs a store and no system call, and the kernel keeps what
-was stored when the process dies, however it dies. What has no fixed size (failures, values that
-must not be made again) is appended behind.
+The worker maps the file into memory: a note costs a store and no system call, and the kernel keeps
+what was stored when the process dies, however it dies. What has no fixed size (failures, values
+that must not be made again) is appended.
 
 ::
 
@@ -19,20 +19,23 @@ import struct
 import threading
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, TextIO
+from typing import BinaryIO, Protocol, TextIO
 
 from at_once_dask.errors import AtOnceError
 from at_once_dask.protocol.failure import Failure
-from at_once_dask.protocol.status import COLLECT, LEFT, OPEN, SKIPPED, is_final
+from at_once_dask.protocol.status import BEGUN, COLLECT, LEFT, OPEN, SKIPPED, is_final, stage
+
+PROCESS_SECONDS = 0.0005  # no process is started and gone in less
 
 # Places in the head.
-START, SIZE, CURRENT, STOP, CLOSING, OVERDUE, THREAD = range(7)
-UNKNOWN = -1  # as STOP
-_HEAD = 8 * 8  # bytes
+_START, _SIZE, _CURRENT, _STOP, _CLOSING, _THREAD = range(6)
+_UNKNOWN = -1  # as _STOP
+_HEAD = struct.Struct("=8q")
+_MARK_BYTES = 8
 _RECORD = struct.Struct("=qBq")
-FAILURE, VALUE = range(2)  # kinds of records
+_FAILURE, _VALUE = range(2)  # kinds of records
 _STACK, _HERE, _WRITTEN = "stack", "here", "written"  # no partition's ids begin so
 
 
@@ -40,8 +43,15 @@ class BegunBeforeError(Exception):
     """Dask gave a partition to a worker for the second time: it came back at its old address."""
 
 
-class Crumb:
-    """How far a partition came, for whoever finds it.
+class Limits(Protocol):
+    """How far a partition may go; a lease is one, whose limit the driver may lower meanwhile."""
+
+    limit: int  # no input at or behind this position may be started
+    deadline: float  # no further input is started past it, except the first
+
+
+class ProgressFile:
+    """What a worker writes while it works on a partition.
 
     Parameters
     ----------
@@ -52,79 +62,182 @@ class Crumb:
 
     Attributes
     ----------
-    head : memoryview of int64
-        START and SIZE as given; CURRENT, the position that is being worked on; STOP, the position
-        behind the last one that was handled, UNKNOWN while inputs are begun; CLOSING, 1 while the
-        values of all of them are pickled together; OVERDUE, 1 when the worker ended itself because
-        the current input took too long; THREAD, the number of the thread that works on it.
-    marks : memoryview of float64
-        When each input began (``time.monotonic``); behind the last one, when that ended.
+    start : int
     states : memoryview of uint8
-        See ``states``; LEFT for what was not begun.
+        The status of each input, by its place in the partition; LEFT for what was not started.
 
     Raises
     ------
     BegunBeforeError
-        When this partition was begun before, by a process that is gone.
+        When a process that is gone had started this partition.
     OSError
         When the file cannot be made: the disk is full.
     """
 
-    __slots__ = ("_file", "head", "marks", "states")
+    __slots__ = ("_file", "_head", "_marks", "start", "states")
 
     def __init__(self, start: int, n: int, path: str | None = None) -> None:
-        marks, states = _HEAD, _HEAD + 8 * (n + 1)
-        size = states + n
+        marks, states = _HEAD.size, _HEAD.size + _MARK_BYTES * (n + 1)
         self._file = -1
-        buffer: Any = bytearray(size)
-        if path is not None:
-            try:
-                self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-            except FileExistsError:
-                raise BegunBeforeError(path) from None
-            try:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(self._file, 0, size)  # or a full disk would end the process
-                else:
-                    os.write(self._file, bytes(size))
-                buffer = mmap.mmap(self._file, size)
-            except BaseException:
-                self.close()
-                os.unlink(path)
-                raise
-        view = memoryview(buffer)
-        self.head = view[:marks].cast("q")
-        self.marks = view[marks:states].cast("d")
+        view = memoryview(bytearray(states + n) if path is None else self._mapped(path, states + n))
+        self.start = start
+        self._head = view[:marks].cast("q")
+        # When each input started (``time.monotonic``); behind the last one, when that ended.
+        self._marks = view[marks:states].cast("d")
         self.states = view[states:]
-        # SIZE comes last: with it the crumb counts, and whoever looks at it must not be misled.
-        self.marks[0] = time.monotonic()
+        self._marks[0] = time.monotonic()
         self.states[:] = bytes([LEFT]) * n
         self.states[0] = OPEN
-        self.head[START], self.head[CURRENT], self.head[STOP] = start, start, UNKNOWN
-        self.head[THREAD] = threading.get_ident()
-        self.head[SIZE] = n
+        self._head[_START], self._head[_CURRENT], self._head[_STOP] = start, start, _UNKNOWN
+        self._head[_THREAD] = threading.get_ident()
+        # The size comes last: with it the file counts, and no reader must be misled.
+        self._head[_SIZE] = n
 
-    def keep(self, position: int, kind: int, data: bytes) -> None:
-        """Append a record; in memory there is nothing to keep it for."""
+    def _mapped(self, path: str, size: int) -> mmap.mmap:
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        except FileExistsError:
+            raise BegunBeforeError(path) from None
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._file, 0, size)  # or a full disk would end the process
+            else:
+                os.write(self._file, bytes(size))
+            return mmap.mmap(self._file, size)
+        except BaseException:
+            self.close()
+            os.unlink(path)
+            raise
+
+    @property
+    def current(self) -> int:
+        """The position that is being worked on."""
+        return self._head[_CURRENT]
+
+    @property
+    def stage(self) -> str:
+        """What is being done with the current input."""
+        return stage(self.states[self.current - self.start])
+
+    @property
+    def seconds(self) -> float:
+        """For how long the current input has been worked on."""
+        return time.monotonic() - self._marks[self.current - self.start]
+
+    @property
+    def stop(self) -> int:
+        """The position behind the last input that was handled, when the partition has ended."""
+        return self._head[_STOP]
+
+    def begin(self, position: int, limits: Limits) -> bool:
+        """Claim the input at `position`; False when it was taken back or time is up.
+
+        The order matters: claim first, look at the limit second. `Lease.reclaim` does the opposite.
+        """
+        now = time.monotonic()
+        self._marks[position - self.start] = now  # before it is the current one: a nanny may look
+        self._head[_CURRENT] = position
+        if position < limits.limit and (now < limits.deadline or position == self.start):
+            self.states[position - self.start] = BEGUN
+            return True
+        self._head[_STOP] = position
+        return False
+
+    def claims(self, limits: Limits, ended: Callable[[], None]) -> Iterator[int]:
+        """Claim all inputs, each when it is drawn, and give its place in the partition.
+
+        `ended` is called when one has ended that took long enough to have started a process.
+
+        As `begin`, and `end` behind the last. But that would cost an input that does nothing a
+        fifth of its time, for the call and for looking up what is here at hand.
+        """
+        head, marks, states, start = self._head, self._marks, self.states, self.start
+        monotonic, deadline, late = time.monotonic, limits.deadline, float("inf")
+        for offset in range(len(states)):
+            marks[offset] = now = monotonic()
+            if now > late:
+                ended()
+            late = now + PROCESS_SECONDS
+            head[_CURRENT] = position = start + offset
+            if position >= limits.limit or (now >= deadline and offset):
+                head[_STOP] = position
+                return
+            states[offset] = BEGUN
+            yield offset
+        self.end(start + len(states))
+
+    def turn_to(self, position: int, state: int) -> None:
+        """Start what is not claimed: the parts of a key are folded before that is begun."""
+        offset = position - self.start
+        if self._head[_CURRENT] != position:
+            self._marks[offset] = time.monotonic()
+        self.states[offset] = state
+        self._head[_CURRENT] = position
+
+    def note(self, state: int) -> None:
+        """Say what is being done with the current input."""
+        self.states[self._head[_CURRENT] - self.start] = state
+
+    def end(self, stop: int) -> None:
+        """The input before position `stop` was the last; `begin` has said so when it said no."""
+        self._marks[stop - self.start] = time.monotonic()
+        self._head[_STOP] = stop
+
+    @contextlib.contextmanager
+    def closing(self) -> Iterator[None]:
+        """Meanwhile the values of all inputs are pickled together."""
+        self._head[_CLOSING] = 1
+        yield
+        self._head[_CLOSING] = 0
+
+    def seconds_of(self, position: int) -> float:
+        """How long the input took, or has taken."""
+        offset = position - self.start
+        return (self._marks[offset + 1] or time.monotonic()) - self._marks[offset]
+
+    def marks(self, stop: int) -> array[float]:
+        """When each input before position `stop` started, and when the last one ended."""
+        return array("d", self._marks[: stop - self.start + 1])
+
+    def keep_failure(self, failure: Failure, pickled: bytes) -> None:
+        self._keep(failure.position, _FAILURE, pickled)
+
+    def keep_value(self, position: int, pickled: bytes) -> None:
+        """What must not be made again, should the process die before it is delivered."""
+        self._keep(position, _VALUE, pickled)
+
+    def _keep(self, position: int, kind: int, data: bytes) -> None:
+        """Append a record; in memory there is nobody to keep it for."""
         if self._file >= 0:
             os.write(self._file, _RECORD.pack(position, kind, len(data)) + data)
 
     def close(self) -> None:
-        """Give the descriptor back. The file stays, and the memory until nobody looks at it."""
+        """Nothing more is started. The file stays, and the memory until nobody looks at it."""
+        if hasattr(self, "_head"):
+            self._head[_STOP] = max(self._head[_STOP], self.start)
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)
 
 
 @dataclass(frozen=True)
-class Trace:
-    """What a Crumb tells after its process has gone; crosses to the driver as plain data.
+class Progress:
+    """What a progress file says, also after its process has gone.
 
     Attributes
     ----------
-    start, n, current, stop, closing, overdue, thread
-        As in the head of the Crumb.
+    start, n : int
+        Position of the first input, and how many there are.
+    current : int
+        The position that is, or was, worked on.
+    stop : int
+        The position behind the last input that was handled, -1 while inputs are started.
+    closing : bool
+        Whether the values of all inputs were being pickled together.
+    thread : int
+        The number of the thread that worked on it.
     marks : array of float
+        When each input started (``time.monotonic``); behind the last one, when that ended.
     states : bytes
     failures : dict of int to Failure
         By position.
@@ -137,7 +250,6 @@ class Trace:
     current: int
     stop: int
     closing: bool
-    overdue: bool
     thread: int
     marks: array[float]
     states: bytes
@@ -146,8 +258,8 @@ class Trace:
 
     @property
     def running(self) -> bool:
-        """Whether the process died inside an input, or with the values of all, and not between."""
-        if self.closing or self.stop != UNKNOWN:
+        """Whether the process was inside an input, or pickled the values of all; not between."""
+        if self.closing or self.ended:
             return self.closing
         return not is_final(self.state)
 
@@ -156,20 +268,52 @@ class Trace:
         """What was being done with the current input."""
         return self.states[self.current - self.start]
 
+    @property
+    def ended(self) -> bool:
+        """Whether all that was to be handled is."""
+        return self.stop != _UNKNOWN and not self.closing
+
+    @property
+    def doing(self) -> int:
+        """What is being done, be it with one input or with all."""
+        return COLLECT if self.closing else self.state
+
+    @property
+    def position(self) -> int | None:
+        """The input that is being worked on; None where it is about several, or about none."""
+        of_several = self.closing or (self.state == OPEN and self.n > 1)
+        return None if self.ended or of_several or is_final(self.state) else self.current
+
+    @property
+    def since(self) -> float:
+        """Since when the partition is at what it is doing (``time.monotonic``)."""
+        return self.marks[self.reached - self.start]
+
+    @property
+    def usual(self) -> float | None:
+        """Seconds that inputs took which were not skipped (the mean); None before there is one."""
+        offset = self.reached - self.start
+        worked = offset - self.states.count(SKIPPED, 0, offset)
+        return (self.since - self.marks[0]) / worked if worked else None
+
+    @property
+    def reached(self) -> int:
+        """The position up to which the partition has come."""
+        return self.current if self.stop == _UNKNOWN else self.stop
+
     @classmethod
-    def read(cls, content: bytes) -> Trace | None:
-        """From the bytes of the file; None when nothing had begun. A torn record is not there."""
-        if len(content) < _HEAD:
+    def read(cls, content: bytes) -> Progress | None:
+        """From the bytes of the file; None when nothing was started. A torn record is not there."""
+        if len(content) < _HEAD.size:
             return None
-        start, n, current, stop, closing, overdue, thread, _ = struct.unpack_from("=8q", content)
+        start, n, current, stop, closing, thread, *_ = _HEAD.unpack_from(content)
         if not n:
             return None
-        states = _HEAD + 8 * (n + 1)
-        marks = array("d", content[_HEAD:states])
+        states = _HEAD.size + _MARK_BYTES * (n + 1)
         failures: dict[int, Failure] = {}
         values: dict[int, bytes] = {}
         for position, kind, data in _records(content[states + n :]):
-            if kind == FAILURE:
+            if kind == _FAILURE:
                 failures[position] = pickle.loads(data)
             else:
                 values[position] = data
@@ -179,9 +323,8 @@ class Trace:
             current=current,
             stop=stop,
             closing=bool(closing),
-            overdue=bool(overdue),
             thread=thread,
-            marks=marks,
+            marks=array("d", content[_HEAD.size : states]),
             states=content[states : states + n],
             failures=failures,
             values=values,
@@ -199,77 +342,18 @@ def _records(content: bytes) -> Iterator[tuple[int, int, bytes]]:
         offset += _RECORD.size + size
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What a partition is at while it goes on.
-
-    Attributes
-    ----------
-    position : int or None
-        Of the current input; None where it is about several, or about none.
-    state : int
-        What is being done with it.
-    since : float
-        Since when (``time.monotonic``).
-    failures : list of Failure
-        Those before it, as many as were asked for.
-    more : bool
-        Whether there may be further ones.
-    usual : float or None
-        Seconds that those before it took which were not skipped (the mean); None without any.
-    ended : bool
-        It is at nothing any more: all that was to be handled is, and not delivered yet.
-    """
-
-    position: int | None
-    state: int
-    since: float
-    failures: list[Failure]
-    more: bool = False
-    usual: float | None = None
-    ended: bool = False
+def _without_records(file: BinaryIO) -> bytes:
+    """The part of a progress file that is of a fixed size: so much is read at each look."""
+    head = file.read(_HEAD.size)
+    n = _HEAD.unpack(head)[_SIZE]
+    return head + file.read(_MARK_BYTES * (n + 1) + n)
 
 
-def _step(file: BinaryIO, limit: int) -> Step | None:
-    start, n, current, stop, closing, *_ = _head(file)
-    if not n:
-        return None
-    ended = stop != UNKNOWN and not closing
-    offset = (current if stop == UNKNOWN else stop) - start
-    begun, since = _mark(file, 0), _mark(file, offset)
-    file.seek(_HEAD + 8 * (n + 1))
-    states = file.read(n)
-    state = COLLECT if closing else states[current - start]
-    worked = offset - states.count(SKIPPED, 0, offset)
-    content = file.read(limit + 1)
-    records = _records(content[:limit])
-    of_several = ended or closing or is_final(state) or (state == OPEN and n > 1)
-    return Step(
-        None if of_several else start + offset,
-        state,
-        since,
-        [pickle.loads(data) for _, kind, data in records if kind == FAILURE],
-        more=len(content) > limit,
-        usual=(since - begun) / worked if worked else None,
-        ended=ended,
-    )
+class ProgressFolder:
+    """The folder of the progress files of one run on one host; those of one worker among them.
 
-
-def _head(file: BinaryIO) -> tuple[int, ...]:
-    return struct.unpack("=8q", file.read(_HEAD))
-
-
-def _mark(file: BinaryIO, offset: int) -> float:
-    file.seek(_HEAD + 8 * offset)
-    (mark,) = struct.unpack("=d", file.read(8))
-    return float(mark)
-
-
-class Trail:
-    """The folder of the crumbs of one run on one host, those of one worker among them.
-
-    Worker, nanny and driver find it by what Dask tells them: it lies beside the worker's own
-    directory.
+    Worker, nanny and driver find it by what Dask says of the worker: it lies beside the worker's
+    own directory.
 
     Parameters
     ----------
@@ -283,11 +367,11 @@ class Trail:
         self.folder = os.path.join(base, f"at_once_dask-{run}")
         self._prefix = "".join(c if c.isalnum() else "_" for c in worker) + "."
 
-    def create(self, id: str, start: int, n: int) -> Crumb:
-        """A crumb for partition `id`; AtOnceError where none can be written."""
+    def create(self, id: str, start: int, n: int) -> ProgressFile:
+        """The file of partition `id`; AtOnceError where none can be written."""
         try:
             os.makedirs(self.folder, mode=0o700, exist_ok=True)
-            return Crumb(start, n, self._path(id))
+            return ProgressFile(start, n, self._path(id))
         except OSError as error:
             raise AtOnceError(
                 f"a worker cannot note how far it is: {error}; see that there is space in"
@@ -301,12 +385,12 @@ class Trail:
         return self._path(_STACK)
 
     def open(self) -> None:
-        """Make it known that this worker leaves crumbs in this folder."""
+        """Make it known that this worker writes into this folder."""
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
         os.close(os.open(self._here, os.O_WRONLY | os.O_CREAT, 0o600))
 
     def is_open(self) -> bool:
-        """Whether the worker's crumbs can be seen from here."""
+        """Whether the worker's files can be seen from here."""
         return os.path.exists(self._here)
 
     @property
@@ -326,47 +410,39 @@ class Trail:
         """Path of the file with what was written to this file descriptor."""
         return self._path(f"{_WRITTEN}{number}")
 
-    def traces(self) -> dict[str, bytes]:
-        """What the crumbs hold, by partition id."""
+    def contents(self) -> dict[str, bytes]:
+        """All progress files of the worker, whole, by partition id."""
         found = {}
         for id, path in self._paths():
             with contextlib.suppress(OSError), open(path, "rb") as file:
                 found[id] = file.read()
         return found
 
-    def current(self) -> Iterator[tuple[str, int, float]]:
-        """Of each partition that goes on: its id, the current position, and since when."""
-        for id, path in self._paths():
-            with contextlib.suppress(OSError, struct.error), open(path, "rb") as file:
-                head = _head(file)
-                position = head[CURRENT] if head[STOP] == UNKNOWN else head[STOP]
-                if head[SIZE] and (head[STOP] == UNKNOWN or head[CLOSING]):
-                    yield id, position, _mark(file, position - head[START])
+    def running(self) -> Iterator[tuple[str, Progress]]:
+        """Each partition that goes on, without its records."""
+        for id, _ in self._paths():
+            progress = self.look(id)
+            if progress is not None and not progress.ended:
+                yield id, progress
 
-    def thread_of(self, id: str) -> int | None:
-        """Which thread works on this partition; None when it has gone."""
-        with contextlib.suppress(OSError, struct.error), open(self._path(id), "rb") as file:
-            return _head(file)[THREAD]
-        return None
-
-    def step(self, id: str, limit: int) -> Step | None:
-        """What partition `id` is at, with `limit` bytes of records; None when it has not begun.
+    def look(self, id: str) -> Progress | None:
+        """How far partition `id` is, without its records; None when it has not started.
 
         Made to be called while the worker writes: it may be a moment old, and raises nothing.
         """
         with contextlib.suppress(Exception):  # it is gone, or one half of it is older
             with open(self._path(id), "rb") as file:
-                return _step(file, limit)
+                return Progress.read(_without_records(file))
         return None
 
     def forget(self, ids: tuple[str, ...]) -> None:
-        """These were delivered."""
+        """These partitions were delivered."""
         for id in ids:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path(id))
 
     def clear(self) -> None:
-        """Remove the crumbs of this worker, and the folder when it was the last."""
+        """Remove the files of this worker, and the folder when it was the last."""
         for name in self._names():
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(self.folder, name))
@@ -377,7 +453,7 @@ class Trail:
         return os.path.join(self.folder, self._prefix + id)
 
     def _names(self) -> list[str]:
-        """Of all files of this worker."""
+        """The names of all files of this worker."""
         try:
             names = os.listdir(self.folder)
         except OSError:

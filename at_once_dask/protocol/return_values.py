@@ -39,11 +39,11 @@ PAIRS_HINT = (
 )
 
 
-class Answer(Exception):
+class InvalidReturn(Exception):
     """A function returned what it may not return; the text says what to return instead."""
 
 
-class AnotherAnswer(Answer):
+class DifferentValue(InvalidReturn):
     """`check_inp` gives another value than `process_inp` did.
 
     A further attempt would find the input done, and take that value.
@@ -51,7 +51,7 @@ class AnotherAnswer(Answer):
 
 
 def read_answer(answer: Any, reducing: bool = True) -> tuple[bool, Any]:
-    """The answer of `check_inp`, or an Answer that says what to return.
+    """The answer of `check_inp`, or an InvalidReturn that says what to return.
 
     >>> read_answer([1, "value"])
     (True, 'value')
@@ -61,13 +61,15 @@ def read_answer(answer: Any, reducing: bool = True) -> tuple[bool, Any]:
         if not reducing and _is_bool(answer):
             return bool(answer), None
         hint = VALUE_HINT if reducing else PAIR_HINT
-        raise Answer(f"check_inp returned {safe_repr(answer)}; {_not_called(answer) or hint}")
+        raise InvalidReturn(
+            f"check_inp returned {safe_repr(answer)}; {_not_called(answer) or hint}"
+        )
     is_done, value = answer
     if is_done is True or is_done is False:
         return is_done, value
     if is_done is None or _is_bool(is_done) or (_is_whole(is_done) and is_done in (0, 1)):
         return bool(is_done), value
-    raise Answer(
+    raise InvalidReturn(
         f"check_inp returned {safe_repr(is_done)} as is_done; {_not_called(is_done) or FLAG_HINT}"
     )
 
@@ -105,7 +107,7 @@ def read_pairs(result: Any, who: str) -> Pairs:
     elif isinstance(result, Iterable) and not isinstance(result, (str, bytes)):
         pairs = _unzipped(result, who)
     else:
-        raise Answer(f"{who} returned {safe_repr(result)}; {PAIRS_HINT}")
+        raise InvalidReturn(f"{who} returned {safe_repr(result)}; {PAIRS_HINT}")
     if not pickling.are_plain(pairs.keys):
         for key in pairs.keys:
             _check_key(key, who)
@@ -117,7 +119,7 @@ def refuse_lazy(result: Any) -> None:
     refuse_awaitable(result, "process_inp")
     if inspect.isgenerator(result):
         result.close()
-        raise Answer(
+        raise InvalidReturn(
             "process_inp returned a generator, whose body never ran; it must do its work and save"
             " it itself: call the function with the `yield` inside a loop, or use plain `return`"
         )
@@ -136,14 +138,14 @@ def refuse_awaitable(result: Any, who: str) -> None:
     except TypeError:  # its type cannot be hashed: neither this nor `isinstance` can tell
         return
     if hasattr(type(result), "__dask_graph__"):  # some of them can be awaited too
-        raise Answer(
+        raise InvalidReturn(
             f"{who} returned a {type(result).__name__} of Dask, which nobody computes; call its"
             ' compute(scheduler="sync") in there'
         )
     if inspect.isawaitable(result):
         if inspect.iscoroutine(result):
             result.close()  # or Python warns later that it was never awaited
-        raise Answer(
+        raise InvalidReturn(
             f"{who} returned an awaitable, which nobody awaits; use asyncio.run(...) in it"
         )
 
@@ -152,7 +154,9 @@ def _unzipped(result: Iterable[Any], who: str) -> Pairs:
     pairs = Pairs([], [])
     for pair in result:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise Answer(f"{who} returned an iterable with {safe_repr(pair)} in it; {PAIRS_HINT}")
+            raise InvalidReturn(
+                f"{who} returned an iterable with {safe_repr(pair)} in it; {PAIRS_HINT}"
+            )
         key, value = pair
         pairs.keys.append(key)
         pairs.values.append(value)
@@ -163,11 +167,11 @@ def _check_key(key: Any, who: str) -> None:
     try:
         hash(key)
     except TypeError as error:
-        raise Answer(
+        raise InvalidReturn(
             f"{who} returned the key {safe_repr(key)}, which is not hashable; use a tuple or a str"
         ) from error
     if not pickling.survives(key):
-        raise Answer(
+        raise InvalidReturn(
             f"{who} returned the key {safe_repr(key)}, which is not equal to itself (or not to its"
             " copy in another process), so its values could not be brought together; use a number,"
             " str, tuple, enum or frozen dataclass"

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from at_once_dask.protocol.failure import Failure
-from at_once_dask.reduction.reduce_side import Fold
 from at_once_dask.user_code import pickling
-from at_once_dask.worker.bag import _PARTITION, Chain, compiled
-from at_once_dask.worker.steps import Steps
+
+SLICE_SECONDS = 0.5  # a partition returns what it has past this, so that none holds others back
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +65,6 @@ class Group(NamedTuple):
         return sum(blob.size if isinstance(blob, Place) else len(blob) for blob in self.blobs)
 
 
-SLICE_SECONDS = 0.5  # a partition returns what it has past this, so that none holds others back
-
-
 @dataclass(frozen=True)
 class Job:
     """The functions of a run; crosses to each worker once a run, pickled whole.
@@ -89,31 +84,8 @@ class Job:
     verify: bool = False
 
     @property
-    def functions(self) -> tuple[Any, ...]:
-        """All that it has, in the order of its fields."""
-        return tuple(getattr(self, field.name) for field in fields(self))
-
-    @property
     def reducing(self) -> bool:
         return self.reduce_fn is not None or self.combine_fn is not None
-
-    @property
-    def steps(self) -> Steps:
-        """The functions of the map pass, guarded."""
-        return Steps(self.check_inp, self.process_inp, self.reducing, self.verify)
-
-    @cached_property
-    def mapping(self) -> Chain:
-        """Inputs, as Items, to the Items that passed the filter."""
-        steps, bag = self.steps, _PARTITION
-        if self.check_inp is not None:  # else nothing is done yet, and all of it matters
-            bag = bag.map(steps.check).filter(steps.matters)
-        return compiled(bag.map(steps.process))
-
-    @cached_property
-    def folding(self) -> Chain:
-        """Pieces of keys, as Parts, to Reduced keys."""
-        return compiled(Fold(self.reduce_fn, self.combine_fn).bag(_PARTITION))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,17 +110,17 @@ class Partition:
     reducing : bool
         Whether the inputs are Groups of the reduction.
     careful : bool
-        What an input gives is put where a death cannot take it, before the next one begins.
+        What an input gives is put where a death cannot take it, before the next one starts.
     attempt, attempts : int
-        The how-manieth this is for each input, and how many it gets.
+        Which attempt this is for each input, from 1, and how many it gets.
     allowed : int or None
-        It ends when so many inputs have failed for good: the run may have to stop for that.
+        It ends when so many inputs have failed for good: the run may have to stop then.
     seconds : float
-        No further input is begun when it has run so long; the rest goes back.
+        No further input is started when it has run so long; the rest goes back.
     delivered : tuple of str
-        Partitions of this worker that have reached the driver: their crumbs may go.
+        Partitions of this worker that have reached the driver: their progress files may go.
     compare : bool
-        Of the first input that can be, what `check_inp` says after it is compared with what
+        Whether the first input that can be compared is: what `check_inp` says after it, with what
         `process_inp` gave.
     """
 
@@ -185,19 +157,40 @@ class Outcome:
     worker : str
         The worker's address.
     states : bytearray
-        For each handled input SKIPPED, PROCESSED, FAILED or PENDING (see ``item``).
+        For each handled input SKIPPED, PROCESSED, FAILED or PENDING (see ``status``).
     marks : array of float
-        When each of them began and the last one ended, in seconds since `epoch`.
+        When each of them started and the last one ended, in seconds since `epoch`.
     epoch : float
         The zero of `marks`, in seconds since 1970-01-01 UTC.
     failures : list of Failure
-    made : Piece or bytes or None
-        Map-reduce: the Piece. Reduction: the pickled list of (position, value).
-    apart : list of (int, bytes)
-        What is not in `made`. Map-reduce: position and pickled Piece of one input. Reduction:
-        position and pickled value.
     unreadable : bool
         The pack could not be unpickled and nothing was done.
+    """
+
+    stop: int
+    worker: str = ""
+    states: bytearray = field(default_factory=bytearray)
+    marks: array[float] = field(default_factory=lambda: array("d"))
+    epoch: float = 0.0
+    failures: list[Failure] = field(default_factory=list)
+    unreadable: bool = False
+
+    @property
+    def n_bytes(self) -> int:
+        """How many bytes of values the inputs gave, where that counts."""
+        return 0
+
+
+@dataclass(slots=True)
+class MapOutcome(Outcome):
+    """What came of a partition of inputs.
+
+    Attributes
+    ----------
+    piece : Piece or None
+        The pairs of all inputs together, where they are wanted.
+    apart : list of (int, bytes)
+        Position and pickled Piece of each input whose pairs are not in `piece`.
     compared : bool
         Whether it was possible to compare.
     difference : Failure or None
@@ -208,15 +201,8 @@ class Outcome:
         What somebody should know.
     """
 
-    stop: int
-    worker: str = ""
-    states: bytearray = field(default_factory=bytearray)
-    marks: array[float] = field(default_factory=lambda: array("d"))
-    epoch: float = 0.0
-    failures: list[Failure] = field(default_factory=list)
-    made: Piece | bytes | None = None
+    piece: Piece | None = None
     apart: list[tuple[int, bytes]] = field(default_factory=list)
-    unreadable: bool = False
     compared: bool = False
     difference: Failure | None = None
     returned: tuple[int, str] | None = None
@@ -224,5 +210,17 @@ class Outcome:
 
     @property
     def n_bytes(self) -> int:
-        """Of the values that the inputs gave, where that counts."""
-        return self.made.n_bytes if isinstance(self.made, Piece) else 0
+        return 0 if self.piece is None else self.piece.n_bytes
+
+
+@dataclass(slots=True)
+class ReduceOutcome(Outcome):
+    """What came of a partition of keys.
+
+    Attributes
+    ----------
+    values : list of (int, bytes)
+        Position of each key that was reduced, and its pickled value.
+    """
+
+    values: list[tuple[int, bytes]] = field(default_factory=list)

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
 from at_once_dask.protocol.failure import Failure, from_exception
-from at_once_dask.protocol.lease import Lease
+from at_once_dask.protocol.progress_file import ProgressFile
 from at_once_dask.protocol.return_values import Pairs
 from at_once_dask.protocol.status import COMBINE
 from at_once_dask.protocol.task import Piece
 from at_once_dask.user_code import pickling
 
-SHELF_BYTES = 2**20  # of a partition's values, from which on they are put into a file
-SHELF_EACH = 4096  # bytes a key, on average: smaller ones are not worth reading one by one
+FILED_BYTES = 2**20  # of a partition's values, from which on they are put into a file
+FILED_EACH = 4096  # bytes a key, on average: smaller ones are not worth reading one by one
 
 
 class Lists:
@@ -26,16 +26,16 @@ class Lists:
     def __init__(self) -> None:
         self.made: list[tuple[int, Pairs]] = []
 
-    def add(self, lease: Lease, position: int, pairs: Pairs) -> None:
+    def add(self, progress: ProgressFile, position: int, pairs: Pairs) -> None:
         self.made.append((position, pairs))
 
-    def close(self, shelf: str | None = None) -> Piece:
-        """The piece, large values in a file `shelf`; raises when a value cannot be pickled."""
+    def close(self, values_file: str | None = None) -> Piece:
+        """The piece, large values in a file; raises when a value cannot be pickled."""
         groups: defaultdict[Any, list[Any]] = defaultdict(list)
         for _, pairs in self.made:
             for key, value in zip(*pairs, strict=True):
                 groups[key].append(value)
-        return _pack(groups, groups.values(), shelf)
+        return _pack(groups, groups.values(), values_file)
 
 
 class Folds:
@@ -45,17 +45,17 @@ class Folds:
         self._combine_fn = combine_fn
         self._totals: dict[Any, Any] = {}
 
-    def add(self, lease: Lease, position: int, pairs: Pairs) -> None:
+    def add(self, progress: ProgressFile, position: int, pairs: Pairs) -> None:
         """Fold the pairs of one input; raises when one of its values cannot be pickled.
 
         Tried before folding: afterwards nobody could tell whose value it was.
         """
         if _PICKLABLE.issuperset(map(type, pairs.values)):
-            lease.stage_is(COMBINE)
+            progress.note(COMBINE)
             self._fold(zip(*pairs, strict=True))
             return
         pickled = [None if type(v) in _PICKLABLE else pickling.dumps(v) for v in pairs.values]
-        lease.stage_is(COMBINE)
+        progress.note(COMBINE)
         for key, value, blob in zip(*pairs, pickled, strict=True):
             if blob is not None and key not in self._totals:
                 # A copy: a combiner may add to its first argument, which may stand elsewhere too.
@@ -77,8 +77,8 @@ class Folds:
             except BaseException as error:
                 totals[key] = from_exception(-1, "reduce", error)
 
-    def close(self, shelf: str | None = None) -> Piece:
-        return _pack(self._totals, self._totals.values(), shelf, _Alone)
+    def close(self, values_file: str | None = None) -> Piece:
+        return _pack(self._totals, self._totals.values(), values_file, _Alone)
 
 
 def alone(pairs: Pairs, combining: bool) -> bytes:
@@ -131,7 +131,7 @@ class _Alone:
 
 
 def _pack(
-    keys: Iterable[Any], values: Iterable[Any], shelf: str | None = None, way: Any = pickling
+    keys: Iterable[Any], values: Iterable[Any], values_file: str | None = None, way: Any = pickling
 ) -> Piece:
     """The `values` of `keys`, in order, pickled; in the file `shelf` when they are many bytes."""
     pickled = pickling.dumps(list(keys))
@@ -141,17 +141,17 @@ def _pack(
     for value in rest:  # no generator: it would make another error of a value's StopIteration
         first.append(way.dumps(value))
         held += len(first[-1])
-        if held >= SHELF_BYTES:
+        if held >= FILED_BYTES:
             break
-    if shelf is None or held < SHELF_BYTES or held < SHELF_EACH * len(first):
+    if values_file is None or held < FILED_BYTES or held < FILED_EACH * len(first):
         first += [way.dumps(value) for value in rest]
         return Piece(pickled, array("q", map(len, first)), b"".join(first))
     try:
-        with open(shelf, "xb") as file:
+        with open(values_file, "xb") as file:
             sizes = array("q", map(file.write, first))
             sizes.extend([way.dump(value, file) for value in rest])
-        return Piece(pickled, sizes, shelf)
+        return Piece(pickled, sizes, values_file)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(shelf)
+            os.unlink(values_file)
         raise

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dask.bag import Bag
 
 from at_once_dask.protocol.failure import Failure, from_exception
 from at_once_dask.protocol.lease import Lease
+from at_once_dask.protocol.progress_file import ProgressFile
 from at_once_dask.protocol.return_values import refuse_awaitable
 from at_once_dask.protocol.status import REDUCE
 from at_once_dask.protocol.task import Group, Place
 from at_once_dask.reduction.map_side import combine
 from at_once_dask.user_code import pickling
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(slots=True)
@@ -32,11 +30,16 @@ class Part:
     position: int
     group: Group
     lease: Lease
+    progress: ProgressFile
 
     def begin(self) -> None:
         """This key is being worked on: the one to blame from here on."""
-        self.lease.turn_to(self.position, REDUCE)
+        self.progress.turn_to(self.position, REDUCE)
         self.lease.subject = self
+
+    def claim(self) -> bool:
+        """Whether it may still be reduced here."""
+        return self.progress.begin(self.position, self.lease)
 
     @property
     def offset(self) -> int:
@@ -47,7 +50,7 @@ class Part:
         return self.group.key
 
     def values(self) -> Iterator[Any]:
-        """Of each piece: its list of values, its combined value, or a Failure."""
+        """From each piece: its list of values, its combined value, or a Failure."""
         return map(self._value, self.group.blobs)
 
     def _value(self, blob: bytes | Place) -> Any:
@@ -67,11 +70,11 @@ class Total:
 
 @dataclass(slots=True)
 class Reduced:
-    """The result of one key, or its Failure; not `begun` when time was up before it."""
+    """The result of one key, or its Failure; not `started` when time was up before it."""
 
     position: int
     value: Any
-    begun: bool = True
+    started: bool = True
 
     def pickled(self) -> bytes | Failure:
         """The value on its way to the driver, or why there is none."""
@@ -141,8 +144,8 @@ class Fold:
     def finish(self, folded: tuple[int, Total]) -> Reduced:
         position, total = folded
         assert total.part is not None
-        if not total.part.lease.begin(position):
-            return Reduced(position, None, begun=False)
+        if not total.part.claim():
+            return Reduced(position, None, started=False)
         total.part.begin()
         value = total.value
         if self.reduce_fn is not None and not isinstance(value, Failure):

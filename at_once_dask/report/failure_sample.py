@@ -14,7 +14,7 @@ from typing import Any
 from at_once_dask.logs import reader
 from at_once_dask.protocol.failure import Failure
 from at_once_dask.report.ledger import Cause, Failed
-from at_once_dask.report.summary import Story
+from at_once_dask.report.summary import Summary
 from at_once_dask.user_code import pickling
 from at_once_dask.user_code.text import cut, safe_repr
 
@@ -69,7 +69,7 @@ class Group:
 
 
 @dataclass
-class Excerpt:
+class FailureSample:
     """What is shown of the failures of a run."""
 
     groups: list[Group]
@@ -77,19 +77,19 @@ class Excerpt:
     log_problem: str = ""  # why there is less of the log than there might be
 
 
-def excerpt(story: Story) -> Excerpt:
+def failure_sample(summary: Summary) -> FailureSample:
     """The largest causes; of each the first failures, as many of all as there is room for."""
-    causes = story.ledger.causes(MOST_CAUSES)
+    causes = summary.ledger.causes(MOST_CAUSES)
     groups = {cause.example.failure.cause: Group(cause, []) for cause in causes}
     members: dict[Any, list[Failed]] = {same: [] for same in groups}
-    for failed in sorted(story.ledger.failed, key=attrgetter("order")):
+    for failed in sorted(summary.ledger.failed, key=attrgetter("order")):
         if failed.failure.cause in members:
             members[failed.failure.cause].append(failed)
     for shown, group in _within_budget(members, groups):
         group.shown.append(shown)
     _name_the_rest(members, groups)
-    found = Excerpt(list(groups.values()), story.ledger.n_causes - len(causes))
-    found.log_problem = _add_records(story, found)
+    found = FailureSample(list(groups.values()), summary.ledger.n_causes - len(causes))
+    found.log_problem = _add_records(summary, found)
     return found
 
 
@@ -154,13 +154,13 @@ def _bytes(text: str) -> int:
     return len(text.encode("utf-8", "backslashreplace")) + 4 * specials
 
 
-def _add_records(story: Story, found: Excerpt) -> str:
+def _add_records(summary: Summary, found: FailureSample) -> str:
     """Give each what the log says of it; why that is not all, or nothing."""
     every = [shown for group in found.groups for shown in group.shown]
     by_name = {name: shown for shown in every if (name := _name(shown)) is not None}
     if not by_name:
         return ""
-    facts = story.facts
+    facts = summary.facts
     start, stop = facts.log_part
     latest: dict[int, deque[Record]] = defaultdict(lambda: deque(maxlen=MOST_RECORDS))
     try:

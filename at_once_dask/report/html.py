@@ -9,9 +9,9 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from at_once_dask.report import svg_charts
-from at_once_dask.report.failure_sample import excerpt
+from at_once_dask.report.failure_sample import failure_sample
 from at_once_dask.report.ledger import Failed
-from at_once_dask.report.summary import Story, counted, elapsed, examples, message_line, named
+from at_once_dask.report.summary import Summary, counted, elapsed, examples, message_line, named
 from at_once_dask.user_code.text import safe_repr, sound
 
 if TYPE_CHECKING:
@@ -23,28 +23,28 @@ ENTRIES_IN_CARD = 10
 VALUE_LIMIT = 100  # characters of a key, a value or an input in a card
 
 
-def page(story: Story) -> str:
+def page(summary: Summary) -> str:
     """The whole report, as the text of an HTML file."""
     return _rendered(
         "report.html",
-        story=story,
-        begun=_local(story.facts.begun),
-        found=excerpt(story),
-        workers=svg_charts.workers(story.ledger),
-        histogram=svg_charts.histogram(story.ledger),
-        slowest=story.ledger.slowest(),
-        n_workers=len(story.ledger.names),
+        summary=summary,
+        begun=_local(summary.facts.begun),
+        found=failure_sample(summary),
+        workers=svg_charts.workers(summary.ledger),
+        histogram=svg_charts.histogram(summary.ledger),
+        slowest=summary.ledger.slowest(),
+        n_workers=len(summary.ledger.names),
     )
 
 
-def report_card(story: Story) -> str:
+def report_card(summary: Summary) -> str:
     """What one wants to see first of a run."""
-    causes = story.ledger.causes(CAUSES_IN_CARD)
+    causes = summary.ledger.causes(CAUSES_IN_CARD)
     return _rendered(
         "report_card.html",
-        story=story,
+        summary=summary,
         causes=causes,
-        n_causes_hidden=story.ledger.n_causes - len(causes),
+        n_causes_hidden=summary.ledger.n_causes - len(causes),
     )
 
 

@@ -12,7 +12,7 @@ from at_once_dask import files
 from at_once_dask.errors import InputError, cut_short
 from at_once_dask.protocol.failure import without_our_frames
 from at_once_dask.report.ledger import Failed
-from at_once_dask.report.summary import FINISHED, Story, counted
+from at_once_dask.report.summary import FINISHED, Summary, counted
 from at_once_dask.user_code import notebook
 from at_once_dask.user_code.text import printable, safe_repr
 
@@ -69,24 +69,24 @@ class Report:
     (0, True)
     """
 
-    def __init__(self, story: Story, replay: Callable[[Any], Any]) -> None:
-        self._story = story
+    def __init__(self, summary: Summary, replay: Callable[[Any], Any]) -> None:
+        self._summary = summary
         self._replay: Callable[[Any], Any] | None = replay
         self._again: Callable[[Any], Reduction[Any, Any]] | None = None
-        facts = story.facts
+        facts = summary.facts
         self.run = facts.run
         self.seconds = facts.seconds
         self.dashboard_link = facts.dashboard_link
         self.logfile = facts.logfile
-        self.n_inputs = story.n_inputs
-        self.n_skipped, self.n_processed = story.n_skipped, story.n_processed
-        self.n_failed, self.n_left = story.n_failed, story.n_left
-        self.n_keys_failed = story.n_keys_failed
+        self.n_inputs = summary.n_inputs
+        self.n_skipped, self.n_processed = summary.n_skipped, summary.n_processed
+        self.n_failed, self.n_left = summary.n_failed, summary.n_left
+        self.n_keys_failed = summary.n_keys_failed
 
     @property
     def ok(self) -> bool:
         """No input or key failed and none is left."""
-        return self._story.ok
+        return self._summary.ok
 
     @property
     def failures(self) -> pd.DataFrame:
@@ -103,7 +103,7 @@ class Report:
         """
         from at_once_dask.report import dataframes
 
-        return dataframes.failures_frame(self._story.ledger.failed)
+        return dataframes.failures_frame(self._summary.ledger.failed)
 
     @property
     def causes(self) -> pd.DataFrame:
@@ -117,7 +117,7 @@ class Report:
         """
         from at_once_dask.report import dataframes
 
-        return dataframes.causes_frame(self._story.ledger.causes())
+        return dataframes.causes_frame(self._summary.ledger.causes())
 
     @property
     def items(self) -> pd.DataFrame:
@@ -132,7 +132,7 @@ class Report:
         """
         from at_once_dask.report import dataframes
 
-        return dataframes.items_frame(self._story.ledger)
+        return dataframes.items_frame(self._summary.ledger)
 
     def replay(self, position: int) -> Any:
         """Run a failed input again here, in this process, with the functions of the run.
@@ -165,7 +165,7 @@ class Report:
         ZeroDivisionError: integer division or modulo by zero
         """
         failed = {
-            found.index: found for found in self._story.ledger.failed if found.index is not None
+            found.index: found for found in self._summary.ledger.failed if found.index is not None
         }
         if self._replay is None:
             raise InputError(
@@ -253,7 +253,7 @@ class Report:
         """
         from at_once_dask.report import bokeh_timeline
 
-        return bokeh_timeline.timeline_figure(self._story.ledger, self.run)
+        return bokeh_timeline.timeline_figure(self._summary.ledger, self.run)
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write the report as one HTML file, to be looked at anywhere, without a network.
@@ -289,23 +289,23 @@ class Report:
             )
         from at_once_dask.report import html
 
-        page = html.page(self._story)
+        page = html.page(self._summary)
         with files.atomic_write(path, encoding="utf-8") as file:
             file.write(page)
 
     def summary(self) -> str:
         """The run in a few lines: counts, largest causes with an example, log and next step."""
-        return self._story.summary
+        return self._summary.summary
 
     def __str__(self) -> str:
         return printable(self.summary())
 
     def _brief(self) -> str:
         """What there is to say beside the card."""
-        story = self._story
-        if story.facts.ended == FINISHED:
-            return story.ending + self._look_into()
-        return f"{story.ending} {story.counts}; the report is at_once_dask.last_report()"
+        summary = self._summary
+        if summary.facts.ended == FINISHED:
+            return summary.ending + self._look_into()
+        return f"{summary.ending} {summary.counts}; the report is at_once_dask.last_report()"
 
     def _look_into(self) -> str:
         """A line more at a prompt: how to get into the code where an input has failed."""
@@ -317,22 +317,22 @@ class Report:
 
     def _replayed(self) -> int | None:
         """Where an input failed that can be run again here: what ended a worker would end us."""
-        examples = [cause.example for cause in self._story.ledger.causes()]
+        examples = [cause.example for cause in self._summary.ledger.causes()]
         found = [e.index for e in examples if e.failure.kind == "exception" and e.index is not None]
         return found[0] if found else None
 
     def __repr__(self) -> str:
-        return f"<Report of run {self.run}: {self._story.counts}>"
+        return f"<Report of run {self.run}: {self._summary.counts}>"
 
     def _repr_html_(self) -> str:
         from at_once_dask.report import html
 
-        return html.report_card(self._story)
+        return html.report_card(self._summary)
 
     def __getstate__(self) -> dict[str, Any]:
-        ledger = self._story.ledger.changed(_portable)
+        ledger = self._summary.ledger.changed(_portable)
         return self.__dict__ | {
-            "_story": Story(self._story.facts, ledger),
+            "_story": Summary(self._summary.facts, ledger),
             "_replay": None,
             "_again": None,
         }

@@ -19,7 +19,7 @@ FINISHED, STOPPED, INTERRUPTED, BROKEN = "finished", "stopped early", "interrupt
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunFacts:
     """What is known of a run besides what the ledger holds.
 
     Attributes
@@ -71,10 +71,10 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Story:
+class Summary:
     """A run as it is told, wherever that is: in a terminal, a notebook, a file."""
 
-    facts: Facts
+    facts: RunFacts
     ledger: Ledger
 
     @property

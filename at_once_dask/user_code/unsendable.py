@@ -4,46 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Iterator, Mapping
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import cloudpickle.cloudpickle
 
 from at_once_dask.errors import InputError
-from at_once_dask.protocol.task import Job
 from at_once_dask.user_code import main_module
 from at_once_dask.user_code.text import first_line
 
 DEPTH = 8  # of helpers that use helpers
 
 
-def pickled_job(job: Job) -> tuple[bytes, frozenset[str], frozenset[str]]:
+def pickled(functions: Mapping[str, Any]) -> tuple[bytes, frozenset[str], frozenset[str]]:
     """As `main_module.pickled`; a function that cannot be pickled is bad input."""
     try:
-        return main_module.pickled(job.functions)
+        return main_module.pickled(tuple(functions.values()))
     except Exception as error:
-        raise InputError(_explained(job, error)) from error
+        raise InputError(_explained(functions, error)) from error
 
 
-def heaviest(job: Job) -> str:
-    """What makes the job large: the function and the variable, as somebody knows them."""
+def heaviest(functions: Mapping[str, Any]) -> str:
+    """What makes them large: the function and the variable, as somebody knows them."""
     sizes = [(0, "", "")]
-    for field in fields(job):
-        for name, used in _uses(getattr(job, field.name)):
+    for given, function in functions.items():
+        for name, used in _uses(function):
             with contextlib.suppress(Exception):  # as a part of something else it can be pickled
-                sizes.append((main_module.size(used), field.name, name))
+                sizes.append((main_module.size(used), given, name))
     _, function, name = max(sizes)
     return f"{function} takes `{name}` along" if name else "the functions take much along"
 
 
-def _explained(job: Job, error: Exception) -> str:
+def _explained(functions: Mapping[str, Any], error: Exception) -> str:
     """Which function it is, and which of the variables that it uses."""
-    for field in fields(job):
-        reason = _reason(getattr(job, field.name))
+    for given, function in functions.items():
+        reason = _reason(function)
         if reason is not None:
-            path = [field.name, *_path(getattr(job, field.name), DEPTH, set())]
+            path = [given, *_path(function, DEPTH, set())]
             break
     else:
         path, reason = ["what the functions share"], error

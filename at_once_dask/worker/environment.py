@@ -1,8 +1,7 @@
-"""The workers' surroundings are the driver's: directory, environment, import path, edited modules.
+"""What a function finds in a worker is as in the driver: directory, environment, import path.
 
-And the level of the root logger, so that ``logging.basicConfig(level=...)`` in a script counts.
-
-For the own cluster only; a borrowed one keeps its own.
+And edited modules, the level of the root logger, the interpreter's settings; asyncio and Dask work
+in it as in a plain loop. For the own cluster only; a borrowed one keeps its own.
 """
 
 from __future__ import annotations
@@ -25,14 +24,13 @@ import dask
 from dask.local import get_sync
 from distributed import get_client
 
-from at_once_dask.cluster import forkserver
 from at_once_dask.protocol import lease
-from at_once_dask.user_code.modules import current_directory, users_modules
+from at_once_dask.user_code.modules import users_modules
 from at_once_dask.worker import processes
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class Environment:
     """What a worker must share with the driver; crosses to each worker at each run.
 
     Attributes
@@ -53,19 +51,6 @@ class Surroundings:
     path: list[str]
     log_level: int
     start_method: str
-
-    @classmethod
-    def of_this_process(cls) -> Surroundings:
-        environment = forkserver.THREAD_LIMITS | dict(os.environ) | dict([processes.mark()])
-        path = [entry for entry in sys.path if isinstance(entry, str)]  # Python skips all others
-        method = multiprocessing.get_start_method(allow_none=True)
-        return cls(
-            current_directory(),
-            environment,
-            path,
-            logging.getLogger().level,
-            method or multiprocessing.get_all_start_methods()[0],
-        )
 
     def adopt(self) -> None:
         """Make them this process's; modules edited since they were imported are forgotten."""
@@ -122,7 +107,7 @@ def _stamp(file: str) -> tuple[int, int] | None:
 
 
 @dataclass(frozen=True)
-class Settings:
+class InterpreterSettings:
     """What a script sets at its top for all of its process, and what changes results: as it is now.
 
     Attributes
@@ -144,7 +129,7 @@ class Settings:
     numpy_errors: dict[str, str] | None
 
     @classmethod
-    def of_this_process(cls) -> Settings:
+    def of_this_process(cls) -> InterpreterSettings:
         known: dict[str, Any] = sys.modules
         return cls(
             sys.getrecursionlimit(),

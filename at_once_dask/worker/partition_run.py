@@ -1,14 +1,7 @@
-"""One partition on a worker: partition -> bag -> outcome. Knows no cluster.
+"""One partition on a worker, from its inputs to its outcome. Knows no cluster.
 
-::
-
-    Partition ──> Bag.map(check) ──> .filter(matters) ──> .map(process) ──> collect ──> Outcome
-    (opaque)      └───────────── lazy, one input at a time ───────────────┘             (opaque)
-
-The bag is built and optimised once a run and process. It becomes one linear, lazy chain, in which
-each input passes all steps before the next one is drawn; so check comes right before process, and
-stopping to draw stops everything behind. Partition and Outcome are opaque to Dask on purpose: it
-would walk lists and dicts element by element.
+Partition and Outcome are opaque to Dask on purpose: it would walk lists and dicts element by
+element.
 """
 
 from __future__ import annotations
@@ -16,23 +9,31 @@ from __future__ import annotations
 import os
 import sys
 import time
-from array import array
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import accumulate, takewhile
 from typing import Any
 
 from at_once_dask.logs import log_file, streams
+from at_once_dask.logs.log_file import RunLog
 from at_once_dask.protocol import lease
 from at_once_dask.protocol.failure import Failure, from_exception
-from at_once_dask.protocol.progress_file import CLOSING, FAILURE, STOP, VALUE, Crumb, Trail
+from at_once_dask.protocol.lease import Lease
+from at_once_dask.protocol.progress_file import ProgressFile, ProgressFolder
 from at_once_dask.protocol.return_values import Pairs
 from at_once_dask.protocol.status import COLLECT, FAILED, PENDING, PROCESSED, SEND
-from at_once_dask.protocol.task import Group, Job, Outcome, Partition, Piece
+from at_once_dask.protocol.task import (
+    Group,
+    MapOutcome,
+    Outcome,
+    Partition,
+    Piece,
+    ReduceOutcome,
+)
 from at_once_dask.reduction.map_side import Folds, Lists, alone
 from at_once_dask.reduction.reduce_side import Part, Reduced
 from at_once_dask.user_code import pickling
-from at_once_dask.worker.bag import _Stream
+from at_once_dask.worker.bag import Bags
 from at_once_dask.worker.steps import Item
 
 COLLECT_HINT = "return data that can be pickled: text, numbers, arrays, frames, not what is open"
@@ -41,127 +42,260 @@ FOLD_SECONDS = 0.02  # keys folded together take no longer than this, or fewer a
 
 
 def work(
-    job: Callable[[], Job],
-    book: log_file.Book,
+    bags: Callable[[], Bags],
+    run_log: RunLog,
     partition: Partition,
     worker: str,
-    trail: Trail | None = None,
-    shelves: str | None = None,
+    folder: ProgressFolder | None = None,
+    values_folder: str | None = None,
 ) -> Outcome:
     """Handle the inputs of `partition` until they end, are taken back, or time is up.
 
     Parameters
     ----------
-    job : callable
-        Gives the Job; what that ends is not blamed on any input.
-    book, partition, worker
-    trail : Trail or None
-        Where the crumb is left; None where nobody would look for it.
-    shelves : str or None
+    bags : callable
+        Gives the Bags of the run; what that ends is not blamed on any input.
+    run_log, partition, worker
+    folder : ProgressFolder or None
+        Where the progress file is left; None where nobody would look for it.
+    values_folder : str or None
         A folder for values that are too many bytes to cross, where all workers see it.
     """
-    functions = job()
-    _ = functions.folding if partition.reducing else functions.mapping  # no input's time
-    if trail is None:
-        crumb = Crumb(partition.start, partition.n)
+    ready = bags()
+    _ = ready.folding if partition.reducing else ready.mapping  # compiled in no input's time
+    if folder is None:
+        progress = ProgressFile(partition.start, partition.n)
     else:
-        crumb = trail.create(partition.id, partition.start, partition.n)
-        trail.forget(partition.delivered)
+        progress = folder.create(partition.id, partition.start, partition.n)
+        folder.forget(partition.delivered)
     mine = lease.take(partition.id, partition.start)
-    mine.enter(crumb)
+    mine.progress = progress
     mine.deadline = time.monotonic() + partition.seconds
-    mine.book, mine.worker = book, worker
+    mine.run_log, mine.worker = run_log, worker
     lease.enter(mine)
-    shelf = None if shelves is None else os.path.join(shelves, partition.id)
-    slice = _Slice(functions, partition, mine, crumb, shelf)
     try:
-        return slice.reduce() if partition.reducing else slice.map()
+        if partition.reducing:
+            return _ReduceRun(ready, partition, mine, progress).outcome()
+        values_file = None if values_folder is None else os.path.join(values_folder, partition.id)
+        return _MapRun(ready, partition, mine, progress, values_file).outcome()
     except UnreadableError:
         return Outcome(partition.start, worker, unreadable=True)
     finally:
-        crumb.head[STOP] = max(crumb.head[STOP], partition.start)
         mine.subject = None
         streams.settle(mine)
         lease.enter(None)
         lease.end(partition.id)
-        crumb.close()
+        progress.close()
 
 
 class UnreadableError(Exception):
     """The inputs of a partition could not be unpickled together."""
 
 
-class _Slice:
+class _PartitionRun:
     """The work on one partition, and what came of it so far."""
 
     def __init__(
-        self,
-        job: Job,
-        partition: Partition,
-        mine: lease.Lease,
-        crumb: Crumb,
-        shelf: str | None = None,
+        self, bags: Bags, partition: Partition, mine: Lease, progress: ProgressFile
     ) -> None:
-        self.job = job
-        self.shelf = shelf
+        self.bags = bags
         self.partition = partition
         self.mine = mine
-        self.crumb = crumb
+        self.progress = progress
         self.inputs: list[Any] = []
         self.failures: list[Failure] = []
-        self.apart: list[tuple[int, bytes]] = []
-        self.item: Item | None = None  # of the map pass, while and when it is drawn from
 
-    def map(self) -> Outcome:
-        job, partition, states = self.job, self.partition, self.crumb.states
-        reducing = job.reducing  # to look it up for each input would be felt
-        gathered = None
-        if reducing and not partition.careful:
-            gathered = Folds(job.combine_fn) if job.combine_fn else Lists()
-        for item in job.mapping(_Stream(self._claimed())):
+    def drawn(self) -> Iterator[Any]:
+        """The inputs; those that come singly are unpickled one by one, when they are drawn."""
+        if not self.partition.singly:
+            self.inputs = _read_together(self.partition.packs[0])
+            yield from self.inputs
+            return
+        for position, pack in enumerate(self.partition.packs, self.partition.start):
+            self.progress.turn_to(position, SEND)
+            subject, self.mine.subject = self.mine.subject, None
+            self.inputs.append(_read_alone(pack))
+            self.mine.subject = subject
+            yield self.inputs[-1]
+
+    def fail(self, failure: Failure, inp: object) -> None:
+        """Complete a failure and log it at once, however long its partition still goes on."""
+        mine, partition = self.mine, self.partition
+        offset = failure.position - partition.start
+        failure.worker = mine.worker
+        failure.seconds = self.progress.seconds_of(failure.position)
+        failure.attempts = partition.attempt
+        self.failures.append(failure)
+        self.progress.keep_failure(failure, pickling.dumps(failure))
+        self.progress.states[offset] = FAILED
+        index: int | None = None
+        if not partition.reducing:
+            indices = partition.indices
+            index = failure.position if indices is None else indices[offset]
+        assert mine.run_log is not None
+        streams.settle(mine)  # what it printed comes before its failure
+        attempts = failure.attempts if failure.final else partition.attempts
+        log_file.note_failure(failure, mine.run_log, inp, index, attempts)
+
+    def handled(self) -> dict[str, Any]:
+        """What every outcome says."""
+        stop = self.progress.stop
+        return {
+            "stop": stop,
+            "worker": self.mine.worker,
+            "states": bytearray(self.progress.states[: stop - self.partition.start]),
+            "marks": self.progress.marks(stop),
+            "epoch": time.time() - time.monotonic(),
+            "failures": self.failures,
+        }
+
+
+class _MapRun(_PartitionRun):
+    """A partition of inputs through check and process; their pairs are grouped by key."""
+
+    def __init__(
+        self,
+        bags: Bags,
+        partition: Partition,
+        mine: Lease,
+        progress: ProgressFile,
+        values_file: str | None,
+    ) -> None:
+        super().__init__(bags, partition, mine, progress)
+        self.values_file = values_file
+        self.item = Item(progress)  # the same for all: a new one for each input would be felt
+        self.item.compare = partition.compare
+        self.apart: list[tuple[int, bytes]] = []
+        self.grouped: Lists | Folds | None = None
+        combine_fn = bags.job.combine_fn
+        if bags.job.reducing and not partition.careful:
+            self.grouped = Lists() if combine_fn is None else Folds(combine_fn)
+
+    def outcome(self) -> MapOutcome:
+        self._handle_all()
+        streams.catch_up(self.mine.run_log)
+        self.mine.subject = None
+        piece = None
+        if self.grouped is not None:
+            with self.progress.closing():
+                piece = self._close(self.grouped)
+        item, difference = self.item, self.item.difference
+        if difference is not None:  # it is logged where it is known that it counts
+            difference.worker, difference.attempts = self.mine.worker, self.partition.attempt
+        return MapOutcome(
+            **self.handled(),
+            piece=piece,
+            apart=self.apart,
+            compared=item.compared,
+            difference=difference,
+            returned=item.returned,
+            note=item.note,
+        )
+
+    def _handle_all(self) -> None:
+        states, reducing = self.progress.states, self.bags.job.reducing
+        for item in self.bags.mapping(self._claimed()):
             if streams.is_child():
                 _end_child(item.value if item.state == FAILED else None)
             if reducing and item.state != FAILED:
-                self._collect(item, gathered)
-            if item.state == FAILED:
-                self._fail(item.value, item.inp)
-                # What is tried again has its own place in a map-reduce.
-                final = partition.final or item.value.final
-                if self._is_enough() if final else reducing:
-                    self.mine.end(item.position + 1)
-                    break
-            else:
+                self._collect(item)
+            if item.state != FAILED:
                 states[item.offset] = item.state
-        streams.catch_up(self.mine.book)
-        self.mine.subject = None
-        made = None
-        if gathered is not None:
-            self.crumb.head[CLOSING] = 1
-            made = self._close(gathered)
-            self.crumb.head[CLOSING] = 0
-        return self._outcome(made)
+                continue
+            self.fail(item.value, item.inp)
+            # What is tried again has its own place in a map-reduce.
+            final = self.partition.final or item.value.final
+            if self._is_enough() if final else reducing:
+                self.progress.end(item.position + 1)
+                return
 
-    def reduce(self) -> Outcome:
-        partition, mine = self.partition, self.mine
-        groups = [_group(read, n) for n, read in enumerate(self._drawn(), partition.start)]
-        made: list[tuple[int, bytes]] = []
+    def _claimed(self) -> Iterator[Item]:
+        """The inputs, each claimed before it is given out."""
+        partition, mine, item = self.partition, self.mine, self.item
+        mine.indices = partition.indices
+        if mine.indices is None:
+            mine.indices = range(partition.start, partition.start + partition.n)
+        drawn = self.drawn() if partition.singly else iter(list(self.drawn()))
+        mine.subject = item
+        for offset in self.progress.claims(mine, partial(streams.catch_up, mine.run_log)):
+            item.inp = inp = next(drawn)
+            item.offset = offset  # at once with the input, for `named`
+            item.state = PENDING
+            item.value = None
+            if type(inp) is _Unread:
+                item.fail(inp.error)
+            yield item
+
+    def _is_enough(self) -> bool:
+        allowed = self.partition.allowed
+        return allowed is not None and len(self.failures) >= allowed
+
+    def _collect(self, item: Item) -> None:
+        """Take the pairs of an input; one that cannot be pickled has failed."""
+        item.at(COLLECT)
+        try:
+            if self.grouped is not None:
+                self.grouped.add(self.progress, item.position, item.value)
+            else:
+                self._keep(item.position, item.value)
+        except BaseException as error:
+            item.at(COLLECT)
+            item.fail(error)
+            item.value.message += f"; {COLLECT_HINT}"
+
+    def _keep(self, position: int, pairs: Pairs) -> None:
+        piece = alone(pairs, combining=self.bags.job.combine_fn is not None)
+        self.apart.append((position, piece))
+        if self.partition.careful:
+            self.progress.keep_value(position, piece)
+
+    def _close(self, grouped: Lists | Folds) -> Piece | None:
+        """All values in one piece; where one of them cannot be pickled, each input's alone."""
+        try:
+            return self._close_together(grouped)
+        except BaseException:
+            assert isinstance(grouped, Lists)  # the other tries each value as it comes
+        for position, pairs in grouped.made:
+            try:
+                self._keep(position, pairs)
+            except BaseException as error:
+                failure = from_exception(position, "collect", error)
+                failure.message += f"; {COLLECT_HINT}"
+                self.fail(failure, self.inputs[position - self.partition.start])
+        return None
+
+    def _close_together(self, grouped: Lists | Folds) -> Piece:
+        try:
+            return grouped.close(self.values_file)
+        except OSError:
+            if self.values_file is None:
+                raise
+            return grouped.close()  # there is no space for a file: they cross
+
+
+class _ReduceRun(_PartitionRun):
+    """A partition of keys through the fold and `reduce_fn`."""
+
+    def outcome(self) -> ReduceOutcome:
+        partition = self.partition
+        groups = [_group(read, n) for n, read in enumerate(self.drawn(), partition.start)]
+        values: list[tuple[int, bytes]] = []
         for reduced in self._folded(groups):
             if streams.is_child():
                 _end_child(reduced.value if isinstance(reduced.value, Failure) else None)
-            if not reduced.begun:
+            if not reduced.started:
                 break
-            offset = reduced.position - partition.start
             pickled = reduced.pickled()
             if isinstance(pickled, Failure):
-                self._fail(pickled, groups[offset].key)
-            else:
-                made.append((reduced.position, pickled))
-                if partition.careful:
-                    self.crumb.keep(reduced.position, VALUE, pickled)
-                self.crumb.states[offset] = PROCESSED
+                self.fail(pickled, groups[reduced.position - partition.start].key)
+                continue
+            values.append((reduced.position, pickled))
+            if partition.careful:
+                self.progress.keep_value(reduced.position, pickled)
+            self.progress.states[reduced.position - partition.start] = PROCESSED
         else:
-            mine.end(partition.start + partition.n)
-        return self._outcome(pickling.dumps(made))
+            self.progress.end(partition.start + partition.n)
+        return ReduceOutcome(**self.handled(), values=values)
 
     def _folded(self, groups: list[Group]) -> Iterator[Reduced]:
         """The keys through the bag, a few at a time.
@@ -171,145 +305,14 @@ class _Slice:
         """
         first, n = 0, 1
         while first < len(groups):
-            begun = time.monotonic()
+            since = time.monotonic()
             few = _no_more_than(FOLD_BYTES, groups[first : first + n])
-            parts = [
-                Part(position, group, self.mine)
+            yield from self.bags.folding(
+                Part(position, group, self.mine, self.progress)
                 for position, group in enumerate(few, self.partition.start + first)
-            ]
-            yield from self.job.folding(_Stream(parts))
+            )
             first += len(few)
-            n = 2 * n if time.monotonic() - begun < FOLD_SECONDS else max(1, n // 2)
-
-    def _is_enough(self) -> bool:
-        allowed = self.partition.allowed
-        return allowed is not None and len(self.failures) >= allowed
-
-    def _drawn(self) -> Iterator[Any]:
-        """The inputs; those that come singly are unpickled one by one, when they are drawn."""
-        packs = self.partition.packs
-        if self.partition.singly:
-            for position, pack in enumerate(packs, self.partition.start):
-                self.mine.turn_to(position, SEND)
-                subject, self.mine.subject = self.mine.subject, None
-                self.inputs.append(_read_alone(pack))
-                self.mine.subject = subject
-                yield self.inputs[-1]
-            return
-        try:
-            self.inputs = pickling.loads(packs[0])
-        except BaseException as error:
-            raise UnreadableError from error
-        yield from self.inputs
-
-    def _claimed(self) -> Iterator[Item]:
-        """The inputs, each claimed before it is given out; the Item is the same for all.
-
-        In the chain there is one at a time, and a new one for each would be felt.
-        """
-        partition, mine = self.partition, self.mine
-        mine.indices = partition.indices
-        if mine.indices is None:
-            mine.indices = range(partition.start, partition.start + partition.n)
-        drawn = self._drawn() if partition.singly else iter(list(self._drawn()))
-        item = self.item = mine.subject = Item(mine)
-        item.compare = partition.compare
-        for offset in mine.claims(partition.n, partial(streams.catch_up, mine.book)):
-            item.inp = inp = next(drawn)
-            item.offset = offset  # at once with the input, for `named`
-            item.state = PENDING
-            item.value = None
-            if type(inp) is _Unread:
-                item.fail(inp.error)
-            yield item
-
-    def _collect(self, item: Item, gathered: Lists | Folds | None) -> None:
-        """Take the pairs of an input; one that cannot be pickled has failed."""
-        item.at(COLLECT)
-        try:
-            if gathered is not None:
-                gathered.add(self.mine, item.position, item.value)
-            else:
-                self._keep(item.position, item.value)
-        except BaseException as error:
-            item.at(COLLECT)
-            item.fail(error)
-            item.value.message += f"; {COLLECT_HINT}"
-
-    def _keep(self, position: int, pairs: Pairs) -> None:
-        piece = alone(pairs, combining=self.job.combine_fn is not None)
-        self.apart.append((position, piece))
-        if self.partition.careful:
-            self.crumb.keep(position, VALUE, piece)
-
-    def _close(self, gathered: Lists | Folds) -> Piece | None:
-        """All values in one piece; where one of them cannot be pickled, each input's alone."""
-        try:
-            return self._close_together(gathered)
-        except BaseException:
-            assert isinstance(gathered, Lists)  # the other tries each value as it comes
-        for position, pairs in gathered.made:
-            try:
-                self._keep(position, pairs)
-            except BaseException as error:
-                inp = self.inputs[position - self.partition.start]
-                failure = from_exception(position, "collect", error)
-                failure.message += f"; {COLLECT_HINT}"
-                self._fail(failure, inp)
-        return None
-
-    def _close_together(self, gathered: Lists | Folds) -> Piece:
-        try:
-            return gathered.close(self.shelf)
-        except OSError:
-            if self.shelf is None:
-                raise
-            return gathered.close()  # there is no space for a file: they cross
-
-    def _fail(self, failure: Failure, inp: object) -> None:
-        """Complete a failure and log it at once, however long its partition still goes on."""
-        mine, partition = self.mine, self.partition
-        offset = failure.position - partition.start
-        ended = self.crumb.marks[offset + 1] or time.monotonic()
-        failure.worker = mine.worker
-        failure.seconds = ended - self.crumb.marks[offset]
-        failure.attempts = partition.attempt
-        self.failures.append(failure)
-        self.crumb.keep(failure.position, FAILURE, pickling.dumps(failure))
-        self.crumb.states[offset] = FAILED
-        index: int | None = None
-        if not partition.reducing:
-            indices = partition.indices
-            index = failure.position if indices is None else indices[offset]
-        assert mine.book is not None
-        streams.settle(mine)  # what it printed comes before its failure
-        attempts = failure.attempts if failure.final else partition.attempts
-        log_file.note_failure(failure, mine.book, inp, index, attempts)
-
-    def _difference(self) -> Failure | None:
-        """Completed, as a failure; it is logged where it is known that it counts."""
-        failure = None if self.item is None else self.item.difference
-        if failure is not None:
-            failure.worker, failure.attempts = self.mine.worker, self.partition.attempt
-        return failure
-
-    def _outcome(self, made: Piece | bytes | None) -> Outcome:
-        crumb, stop = self.crumb, self.crumb.head[STOP]
-        handled = stop - self.partition.start
-        return Outcome(
-            stop=stop,
-            worker=self.mine.worker,
-            states=bytearray(crumb.states[:handled]),
-            marks=array("d", crumb.marks[: handled + 1]),
-            epoch=time.time() - time.monotonic(),
-            failures=self.failures,
-            made=made,
-            apart=self.apart,
-            compared=self.item is not None and self.item.compared,
-            difference=self._difference(),
-            returned=None if self.item is None else self.item.returned,
-            note=None if self.item is None else self.item.note,
-        )
+            n = 2 * n if time.monotonic() - since < FOLD_SECONDS else max(1, n // 2)
 
 
 def _end_child(failure: Failure | None) -> None:
@@ -343,6 +346,14 @@ class _Unread:
 
     def __repr__(self) -> str:
         return "<an input that could not be unpickled>"
+
+
+def _read_together(pack: bytes) -> list[Any]:
+    try:
+        inputs: list[Any] = pickling.loads(pack)
+    except BaseException as error:
+        raise UnreadableError from error
+    return inputs
 
 
 def _read_alone(pack: bytes) -> Any:

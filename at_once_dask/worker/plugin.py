@@ -15,24 +15,25 @@ from tornado.ioloop import PeriodicCallback
 
 from at_once_dask.logs import log_file, streams
 from at_once_dask.logs.descriptors import Descriptors
-from at_once_dask.logs.log_file import Book
+from at_once_dask.logs.log_file import RunLog
 from at_once_dask.protocol import events, lease
-from at_once_dask.protocol.progress_file import OVERDUE, Trail
+from at_once_dask.protocol.events import Running
+from at_once_dask.protocol.progress_file import ProgressFolder
 from at_once_dask.protocol.task import Job, Outcome, Partition
 from at_once_dask.user_code import pickling
 from at_once_dask.user_code.main_module import Main
+from at_once_dask.user_code.text import safe_repr
 from at_once_dask.worker import environment, last_stack, processes
-from at_once_dask.worker.environment import Settings, Surroundings
+from at_once_dask.worker.bag import Bags
+from at_once_dask.worker.environment import Environment, InterpreterSettings
 from at_once_dask.worker.partition_run import work
 
-TELL_SECONDS = 1.0  # how often a worker tells what it is working on
-COUNT_SECONDS = 0.4  # how often it looks whether something has failed
+REPORT_SECONDS = 1.0  # how often a worker reports what runs long
 TIDY_SECONDS = 0.5  # how often it looks after output that nobody brings to the log
-LOOK_SECONDS = 0.1  # how often the time of the running inputs is looked at, without a nanny
 LONG_SECONDS = 2.0  # when an input counts as one that runs long
 
 
-class OwnWorker(WorkerPlugin):
+class OwnWorkerPlugin(WorkerPlugin):
     """Prepares each process of the own cluster, replacements too.
 
     Parameters
@@ -61,36 +62,25 @@ class OwnWorker(WorkerPlugin):
         processes.end(processes.descendants(os.getpid()))
 
 
-class _Sealed:
+class _SealedJob:
     """A job as it came: opened by the first partition, by one thread, once a process."""
 
-    def __init__(
-        self,
-        job: bytes | str,
-        book: Book,
-        trail: Trail,
-        shelves: str | None,
-        folder: str,
-        settings: Settings | None,
-    ) -> None:
-        self.settings = settings
-        self.book = book
-        self.trail = trail
-        self.shelves = shelves
+    def __init__(self, run: RunPlugin, folder: str) -> None:
+        self.run = run
         self._main = Main(folder)
-        self._sealed = job
-        self._job: Job | None = None
+        self._sealed = run.job
+        self._bags: Bags | None = None
         self._lock = threading.Lock()
 
-    def open(self) -> Job:
-        """The job; from now on ``__main__`` is that of its run."""
+    def open(self) -> Bags:
+        """The functions; from now on ``__main__`` is that of their run."""
         with self._lock:
             self._main.take_place()
-            if self._job is None:
-                self._job = Job(*self._main.fill(self._unsealed()))
+            if self._bags is None:
+                self._bags = Bags(Job(*self._main.fill(self._unsealed())))
                 self._sealed = b""
                 pickling.share(vars(self._main))
-            return self._job
+            return self._bags
 
     def _unsealed(self) -> bytes | mmap.mmap:
         if isinstance(self._sealed, bytes):
@@ -102,7 +92,7 @@ class _Sealed:
         self._main.leave()
 
 
-_JOBS: dict[str, _Sealed] = {}  # of this process, by run
+_JOBS: dict[str, _SealedJob] = {}  # of this process, by run
 _while_there_are_jobs = contextlib.ExitStack()
 
 
@@ -114,16 +104,13 @@ class RunPlugin(WorkerPlugin):
     run : str
     job : bytes or str
         The pickled Job, or the path of a file with it.
-    book : Book
+    run_log : RunLog
         Where the log goes.
-    surroundings : Surroundings or None
-        What to adopt first; nothing on a borrowed cluster.
-    timeout : float or None
-        Seconds an input may take. A nanny sees to it; where there is none, the worker ends itself,
-        if it can: not while C code holds the GIL.
-    settings : Settings or None
-        Of the driver, for the threads that run inputs; nothing on a borrowed cluster.
-    shelves : str or None
+    surroundings : Environment or None
+        What the worker adopts first; nothing on a borrowed cluster.
+    settings : InterpreterSettings or None
+        What the threads that run inputs adopt; nothing on a borrowed cluster.
+    values_folder : str or None
         A folder for large values, where all workers see it; None: they cross to the driver.
     """
 
@@ -131,83 +118,71 @@ class RunPlugin(WorkerPlugin):
         self,
         run: str,
         job: bytes | str,
-        book: Book,
-        surroundings: Surroundings | None,
-        timeout: float | None = None,
-        shelves: str | None = None,
-        settings: Settings | None = None,
+        run_log: RunLog,
+        surroundings: Environment | None = None,
+        settings: InterpreterSettings | None = None,
+        values_folder: str | None = None,
     ) -> None:
         self.run = run
-        self.settings = settings
-        self.shelves = shelves
         self.job = job
-        self.book = book
+        self.run_log = run_log
         self.surroundings = surroundings
-        self.timeout = timeout
+        self.settings = settings
+        self.values_folder = values_folder
 
     def setup(self, worker: Any) -> None:
         if self.surroundings is not None:
             self.surroundings.adopt()
-        log_file.tell_by(worker.log_event)
-        self.book = self.book.here()
-        self._trail = Trail(os.path.dirname(worker.local_directory), self.run, worker.address)
-        folder = os.path.join(worker.local_directory, f"main-{self.run}")
-        if not _JOBS:
-            _while_there_are_jobs.enter_context(environment.computing_in_place())
-            _while_there_are_jobs.enter_context(processes.may_be_started())
-        _JOBS[self.run] = _Sealed(
-            self.job, self.book, self._trail, self.shelves, folder, self.settings
+        log_file.report_by(worker.log_event)
+        self.run_log = self.run_log.here()
+        self.progress = ProgressFolder(
+            os.path.dirname(worker.local_directory), self.run, worker.address
         )
-        self.job = b""
-        self._trail.open()
-        self._stack = self._trail.open_stack()
+        self._take_job(os.path.join(worker.local_directory, f"main-{self.run}"))
+        self.progress.open()
+        self._stack = self.progress.open_stack()
         self._writes_stack = last_stack.begin(self._stack)
         if not self._writes_stack:
-            os.unlink(self._trail.stack)  # so nobody asks for it
-        self._failing: dict[str, int] = {}
+            os.unlink(self.progress.stack)  # so nobody asks for it
         self._callbacks = [
-            PeriodicCallback(lambda: self._tell(worker), TELL_SECONDS * 1000),
-            PeriodicCallback(lambda: self._tell_failing(worker), COUNT_SECONDS * 1000),
             PeriodicCallback(lambda: streams.tidy(self.run), TIDY_SECONDS * 1000),
+            PeriodicCallback(lambda: self._report(worker), REPORT_SECONDS * 1000),
         ]
-        if worker.nanny is None and self.timeout is not None:
-            self._callbacks.append(PeriodicCallback(self._end_when_overdue, LOOK_SECONDS * 1000))
         for callback in self._callbacks:
             callback.start()
         self._descriptors = self._captured_descriptors(worker)
-        streams.begin(self.book, self._descriptors)
+        streams.begin(self.run_log, self._descriptors)
+
+    def _take_job(self, folder: str) -> None:
+        if not _JOBS:
+            _while_there_are_jobs.enter_context(environment.computing_in_place())
+            _while_there_are_jobs.enter_context(processes.may_be_started())
+        _JOBS[self.run] = _SealedJob(self, folder)
+        self.job = b""
 
     def _captured_descriptors(self, worker: Any) -> Descriptors | None:
         """In an own worker: in a borrowed one others write, too."""
-        if self.surroundings is None or not (self.book.captures and self.book.is_near):
+        if self.surroundings is None or not (self.run_log.captures and self.run_log.is_near):
             return None
         try:
-            return Descriptors(self.book, worker.address, self._trail)
+            return Descriptors(self.run_log, worker.address, self.progress)
         except OSError:  # the disk is full, or the kernel cannot tell of changes
             return None
 
-    def _end_when_overdue(self) -> None:
-        assert self.timeout is not None
-        for mine in lease.running():
-            if mine.id.startswith(self.run) and mine.seconds > self.timeout:
-                mine.head[OVERDUE] = 1
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    def _tell(self, worker: Any) -> None:
+    def _report(self, worker: Any) -> None:
+        """What runs long, where the driver does not see the progress files."""
+        if self.run_log.is_near:
+            return
         found = lease.longest_running(self.run)
         if found is not None and found[0] > LONG_SECONDS:
-            worker.log_event(events.topic(self.run), {"running": found, "worker": worker.address})
-
-    def _tell_failing(self, worker: Any) -> None:
-        """A failure counts at once in the progress, however long its partition goes on."""
-        before, self._failing = self._failing, lease.failing(self.run)
-        if self._failing != before and self._failing:
-            worker.log_event(events.topic(self.run), {"failing": self._failing})
+            seconds, stage, inp = found
+            event = Running(worker.address, seconds, stage, safe_repr(inp))
+            worker.log_event(events.topic(self.run), events.message(event))
 
     def teardown(self, worker: Any) -> None:
         for callback in self._callbacks:
             callback.stop()
-        streams.end(self.book)
+        streams.end(self.run_log)
         if self._descriptors is not None:
             self._descriptors.close()
         if self._writes_stack:
@@ -217,18 +192,19 @@ class RunPlugin(WorkerPlugin):
         if not _JOBS:
             _while_there_are_jobs.close()
         lease.forget(self.run)
-        self._trail.clear()
+        self.progress.clear()
 
 
 def run_partition(partition: Partition) -> Outcome:
     """The one task that Dask sees."""
-    sealed = _JOBS[partition.run]
+    job = _JOBS[partition.run]
+    run = job.run
     try:
         worker = get_worker().address
         environment.give_event_loop()
-        if sealed.settings is not None:
-            sealed.settings.adopt()
-        with streams.of_run(sealed.book, worker):
-            return work(sealed.open, sealed.book, partition, worker, sealed.trail, sealed.shelves)
+        if run.settings is not None:
+            run.settings.adopt()
+        with streams.of_run(run.run_log, worker):
+            return work(job.open, run.run_log, partition, worker, run.progress, run.values_folder)
     except (SystemExit, KeyboardInterrupt) as error:
         raise RuntimeError(f"{type(error).__name__}: {error}") from error  # or the worker would end

@@ -14,8 +14,6 @@ from typing import Any
 
 import psutil
 
-from at_once_dask.cluster import watchdog
-
 _MARK = "AT_ONCE_DASK_DRIVER"  # in the environment of all that the own cluster starts
 _WORKER_MARK = "AT_ONCE_DASK_WORKER"  # in that of what the inputs of one worker start
 
@@ -29,19 +27,13 @@ def mark() -> tuple[str, str]:
 
 def mark_as_worker() -> None:
     """What this process starts from now on can be told from what other workers start."""
-    os.environ[_WORKER_MARK] = _workers_value(os.environ[_MARK], os.getpid())
+    name, _, value = worker_mark(os.environ[_MARK], os.getpid()).partition("=")
+    os.environ[name] = value
 
 
-def end_what_worker_started(pid: int) -> None:
-    """What worker `pid` of this driver's has left in groups and sessions of their own.
-
-    A process that was forked, made a session of its own and did not call ``exec`` is not found.
-    """
-    watchdog.end_marked(f"{_WORKER_MARK}={_workers_value(mark()[1], pid)}")
-
-
-def _workers_value(driver: str, pid: int) -> str:
-    return f"{driver}-{pid}"
+def worker_mark(driver: str, pid: int) -> str:
+    """What is in the environment of all that a worker starts; `driver` is the driver's mark."""
+    return f"{_WORKER_MARK}={driver}-{pid}"
 
 
 def descendants(pid: int) -> list[psutil.Process]:
@@ -60,13 +52,6 @@ def end_group(pid: int) -> None:
     """The group that `pid` leads, when it leads one."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
-
-
-def groups_folder(scratch: str) -> str:
-    """Made in the cluster's folder, for the files of its workers' groups."""
-    folder = os.path.join(scratch, watchdog.GROUPS)
-    os.mkdir(folder)
-    return folder
 
 
 def group_file(folder: str, pid: int) -> str:
@@ -107,7 +92,7 @@ _Popen = _class_of_forked()
 _read_exit_code: Any = getattr(_Popen, "poll", None)
 _AT_ONCE = getattr(os, "WNOHANG", 1)
 _reading = threading.Lock()  # whoever comes second finds the code
-_readers = 0  # those who want it so: the own cluster, and guards of borrowed ones
+_readers = 0  # those who want it so: the own cluster, and nanny plugins of borrowed ones
 _counting = threading.Lock()
 
 

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from at_once_dask.protocol.failure import Failure, from_answer, from_exception
-from at_once_dask.protocol.lease import Lease
-from at_once_dask.protocol.progress_file import Crumb
+from at_once_dask.protocol.progress_file import ProgressFile
 from at_once_dask.protocol.return_values import (
     PAIRS_HINT,
     VALUE_HINT,
-    AnotherAnswer,
-    Answer,
+    DifferentValue,
+    InvalidReturn,
     Pairs,
     read_answer,
     read_pairs,
@@ -29,6 +28,7 @@ from at_once_dask.protocol.status import (
     VERIFY,
     stage,
 )
+from at_once_dask.protocol.task import Job
 from at_once_dask.user_code import main_module
 from at_once_dask.user_code.text import safe_repr
 
@@ -47,9 +47,9 @@ class Item:
         *("start", "state", "states", "value"),
     )
 
-    def __init__(self, lease: Lease) -> None:
-        self.start = lease.start
-        self.states = lease.states
+    def __init__(self, progress: ProgressFile) -> None:
+        self.start = progress.start
+        self.states = progress.states
         self.offset = 0
         self.inp: Any = None
         self.state = PENDING
@@ -65,16 +65,16 @@ class Item:
         return self.start + self.offset
 
     def at(self, state: int) -> None:
-        """Leave a crumb: this is what is being done with it."""
+        """Leave a progress file: this is what is being done with it."""
         self.states[self.offset] = state
 
     def fail(self, error: BaseException) -> None:
         """It has failed, at the stage it is in."""
         name = stage(self.states[self.offset])
         self.state = FAILED
-        if isinstance(error, Answer):
+        if isinstance(error, InvalidReturn):
             self.value = from_answer(self.position, name, str(error))
-            self.value.final = isinstance(error, AnotherAnswer)
+            self.value.final = isinstance(error, DifferentValue)
         else:
             self.value = from_exception(self.position, name, error)
             if isinstance(error, NameError) and main_module.is_left(error.name):
@@ -107,6 +107,10 @@ class Steps:
         self.reducing = reducing
         self.verify = verify
 
+    @classmethod
+    def of(cls, job: Job) -> Steps:
+        return cls(job.check_inp, job.process_inp, job.reducing, job.verify)
+
     def __dask_tokenize__(self) -> object:
         """Dask would pickle the functions, and all they carry along, to name its tasks."""
         return id(self)
@@ -137,9 +141,7 @@ class Steps:
 
     def replay(self, inp: Any) -> Any:
         """Both for one input, in the open: what goes wrong is raised, for a debugger to land in."""
-        lease = Lease("replay", 0)
-        lease.enter(Crumb(0, 1))
-        item = Item(lease)
+        item = Item(ProgressFile(0, 1))
         item.inp = inp
         if self.check_inp is not None:
             self._check(item)
@@ -147,7 +149,7 @@ class Steps:
             item.compare = self.reducing and self.check_inp is not None
             self._process(item)
         if item.difference is not None:
-            raise AnotherAnswer(item.difference.message)
+            raise DifferentValue(item.difference.message)
         pairs: Pairs | None = item.value
         return None if pairs is None else list(zip(*pairs, strict=True))
 
@@ -180,7 +182,7 @@ class Steps:
 
     def _done_value(self, value: Any) -> Pairs:
         if value is None:
-            raise Answer(
+            raise InvalidReturn(
                 "check_inp returned [True, None]: in a map-reduce run a done input counts with its"
                 " value; return [True, value], with the value that process_inp would give"
             )
@@ -190,7 +192,7 @@ class Steps:
         """After `process_inp`: done now? And, where that gave nothing, with which value?"""
         wanted = self.reducing and result is None
         if self.check_inp is None:
-            raise Answer(
+            raise InvalidReturn(
                 f"process_inp returned None and there is no check_inp to ask; {PAIRS_HINT}"
             )
         item.at(VERIFY if self.verify else CHECK)
@@ -200,7 +202,7 @@ class Steps:
                 item.at(PROCESS)  # that is where the value is missing
             what = "process_inp returned None, and" if wanted else "process_inp returned, but"
             hint = f", or {PAIRS_HINT}" if wanted else ""
-            raise Answer(
+            raise InvalidReturn(
                 f"{what} check_inp still says that the input is not done; save the result where"
                 f" check_inp finds it{hint}"
             )
@@ -230,7 +232,7 @@ class Steps:
             item.compared = True
             try:
                 self._refuse_another(item, later)
-            except AnotherAnswer as error:
+            except DifferentValue as error:
                 item.difference = from_answer(item.position, "verify", str(error))
                 item.difference.final = True
 
@@ -240,7 +242,7 @@ class Steps:
                 " ".join(safe_repr(list(zip(*pairs, strict=True)), 60).split())
                 for pairs in (item.value, later)
             )
-            raise AnotherAnswer(
+            raise DifferentValue(
                 f"process_inp returned {made}, and check_inp then gives {found} (JSON makes text of"
                 " keys, and lists of tuples), so a resumed run would give another result; save the"
                 " value in process_inp and return None, then each value comes from check_inp"

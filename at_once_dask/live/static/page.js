@@ -134,7 +134,7 @@
         run.causes.forEach((cause, n) => {
             const made = there.get(cause.id) ?? causeOf(run, cause);
             there.delete(cause.id);
-            made.querySelector(".count").textContent = number(cause.count) + (cause.at_least ? "+ ×" : " ×");
+            made.querySelector(".count").textContent = number(cause.count) + " ×";
             made.querySelector(".rest").textContent = " in " + cause.stage + ": " + cause.message.split("\n", 1)[0];
             const example = made.querySelector(".example");
             example.replaceChildren(make("span", "for example "), make("span", named(cause.example, cause.index), "input"));

@@ -1,0 +1,215 @@
+"""Brings a run to the workers and their nannies, also to those that come later."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import replace
+from typing import Any
+
+from distributed import Client
+
+from at_once_dask.cluster import dask_internals
+from at_once_dask.cluster.connect import Cluster
+from at_once_dask.cluster.dask_internals import listed
+from at_once_dask.cluster.own import Worker
+from at_once_dask.driver.interrupts import Interrupts
+from at_once_dask.errors import AtOnceError, InputError
+from at_once_dask.worker.nanny_plugin import RunNannyPlugin
+from at_once_dask.worker.plugin import RunPlugin
+
+ATTEMPTS = 10  # to bring a run to the workers, while some of them die
+MEET_SECONDS = 1.0  # for nannies to take their plugin, before the run goes on without them
+MEET_PAUSE_SECONDS = 0.05  # between two questions to a nanny that is replacing its worker
+FORGET_SECONDS = 5.0  # for workers and nannies to forget a run
+SILENT_SECONDS = 0.5  # instead, where somebody has not answered already
+_ALIVE = ("running", "connecting")
+
+
+class Registration:
+    """Which workers know the run, and are watched by their nannies.
+
+    Dask's own way of bringing a plugin to nannies goes by the workers, and passes by those that are
+    replacing theirs. So each nanny is asked by the address of its worker.
+
+    Parameters
+    ----------
+    cluster : Cluster
+    topic : str
+        The name of the run's plugins.
+    plugin : RunNannyPlugin
+        What each nanny gets.
+    interrupts : Interrupts
+    """
+
+    def __init__(
+        self, cluster: Cluster, topic: str, plugin: RunNannyPlugin, interrupts: Interrupts
+    ) -> None:
+        self._cluster = cluster
+        self._client: Client = cluster.client
+        self._loop: Any = cluster.client.loop
+        self._topic = topic
+        self._plugin = plugin
+        self._interrupts = interrupts
+        self.known: dict[str, Worker] = {}  # also those that are gone
+        self.occupied: set[str] = set()  # workers that could not be ended when a run stopped
+        self._there: dict[str, Worker] = {}  # at the last look
+        self._since = time.time()
+        # By address, and the directory of the process: what was met stays so as long as that lives.
+        self._asked: dict[str, str] = {}
+        self._met: dict[str, str] = {}  # workers that are watched, or have no nanny
+        self._meetings: set[asyncio.Future[None]] = set()
+        self._refused: AtOnceError | None = None
+        self._is_over = False
+
+    def introduce(self, plugin: RunPlugin) -> None:
+        """Bring `plugin` to the workers; those that are slow to answer join later."""
+        self._register(plugin)
+        workers: dict[str, Worker] = {}
+        with contextlib.suppress(OSError):  # one that has no time to answer is asked again
+            workers = self._cluster.workers()
+        self._client.sync(self._meet_all, workers)
+        if self._refused is not None:
+            raise self._refused
+
+    def _register(self, plugin: RunPlugin) -> None:
+        for attempt in range(ATTEMPTS):
+            try:
+                self._client.register_plugin(plugin, name=self._topic)
+                return
+            except ModuleNotFoundError as error:
+                raise InputError(
+                    f"the workers of this cluster cannot import {error.name}; install it there, for"
+                    " at_once_dask itself with pip install at_once_dask, and call run() again"
+                ) from error
+            except OSError as error:  # a worker died just now; the next one gets it by itself
+                if self._client.status != "running":
+                    raise connection_lost() from error
+                if attempt == ATTEMPTS - 1:
+                    raise AtOnceError(
+                        f"the run cannot be brought to the workers ({error}); see that they can be"
+                        " reached and started, or start the cluster anew, and run the same again"
+                    ) from error
+
+    def workers(self, is_at_work: bool) -> dict[str, Worker]:
+        """Who lives, by address; a scheduler that is slow to answer has changed nothing."""
+        self._look(is_at_work)
+        if self._refused is not None:
+            raise self._refused
+        self.known |= self._there
+        for address, worker in self._strangers():
+            self._asked[address] = worker.directory
+            self._loop.add_callback(self._begin_meeting, address, worker)
+        return {address: self._as_met(address, w) for address, w in self._there.items()}
+
+    def _look(self, is_at_work: bool) -> None:
+        if self._client.status not in _ALIVE:
+            raise connection_lost()
+        try:
+            with self._interrupts.at_once():
+                self._there = self._cluster.workers()
+                if not is_at_work:
+                    self._cluster.check_starts(self._since)
+        except OSError as error:
+            if self._client.status not in _ALIVE:
+                raise connection_lost() from error
+
+    def _strangers(self) -> list[tuple[str, Worker]]:
+        """The workers whose nannies were not asked yet."""
+        return [
+            (address, worker)
+            for address, worker in self._there.items()
+            if worker.ready and self._asked.get(address) != worker.directory
+        ]
+
+    def _as_met(self, address: str, worker: Worker) -> Worker:
+        """It takes partitions from when it was met; what still runs there starts nothing new."""
+        ready = worker.ready and self._met.get(address) == worker.directory
+        return replace(worker, ready=ready, paused=worker.paused or address in self.occupied)
+
+    async def _meet_all(self, workers: dict[str, Worker]) -> None:
+        self.known |= workers
+        self._there = workers
+        for address, worker in self._strangers():
+            self._asked[address] = worker.directory
+            self._begin_meeting(address, worker)
+        await self._meetings_end(MEET_SECONDS)
+
+    def _begin_meeting(self, address: str, worker: Worker) -> None:
+        meeting = asyncio.ensure_future(self._meet(address, worker))
+        self._meetings.add(meeting)
+        meeting.add_done_callback(self._meetings.discard)
+
+    async def _meetings_end(self, timeout: float) -> None:
+        if self._meetings:
+            await asyncio.wait(set(self._meetings), timeout=timeout)
+
+    async def _meet(self, address: str, worker: Worker) -> None:
+        """Put the plugin into its nanny, and wait until that is connected to it.
+
+        A worker that dies before it is connected is never replaced.
+        """
+        if worker.nanny is None and self._plugin.timeout is not None:
+            self._refused = _no_nanny(address, self._plugin.timeout)
+            return
+        watched = None if worker.nanny else address
+        while watched != address and self._client.status == "running" and not self._is_over:
+            try:
+                watched = await self._ask_nanny(address)
+            except (OSError, KeyError, ValueError):  # it is gone again
+                self._asked.pop(address, None)
+                return
+            except Exception as error:
+                self._refused = AtOnceError(
+                    f"the nanny of {address} cannot watch it: {type(error).__name__}: {error}; see"
+                    " that at_once_dask is installed there (pip install at_once_dask), start the"
+                    " cluster anew, and run the same again"
+                )
+                return
+            if watched != address:
+                await asyncio.sleep(MEET_PAUSE_SECONDS)
+        self._met[address] = worker.directory
+
+    async def _ask_nanny(self, address: str) -> str | None:
+        answers = await self._client.run(
+            dask_internals.add_nanny_plugin,
+            self._plugin,
+            self._topic,
+            workers=[address],
+            nanny=True,
+            on_error="raise",
+        )
+        (watched,) = answers.values()
+        found: str | None = watched
+        return found
+
+    def end(self) -> None:
+        """Workers, nannies and the scheduler forget the run."""
+        self._is_over = True
+        patience = SILENT_SECONDS if self.occupied else FORGET_SECONDS
+        with contextlib.suppress(OSError):
+            self._client.sync(self._meetings_end, patience)  # or a plugin came after its end
+        nannies = sorted({known.nanny for known in self.known.values() if known.nanny})
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            dask_internals.forget_run(self._client, self._topic, nannies, patience)
+
+    async def left(self, workers: set[str]) -> None:
+        """Wait until the scheduler knows that they are gone: it would still speak to them."""
+        while workers & (await listed(self._client)).keys():
+            await asyncio.sleep(0.02)
+
+
+def _no_nanny(worker: str, timeout: float) -> InputError:
+    return InputError(
+        f"timeout={timeout:g} needs a nanny, which ends a worker that takes longer, and the worker"
+        f" {worker} has none; start it without --no-nanny, or leave timeout out:"
+        " run(inp_list, check_inp, process_inp, client=client)"
+    )
+
+
+def connection_lost() -> AtOnceError:
+    return AtOnceError(
+        "the connection to the Dask scheduler is lost; start the cluster again, and run the same"
+        " again with a new Client"
+    )

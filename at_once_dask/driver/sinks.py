@@ -1,0 +1,166 @@
+"""Where outcomes go: into the ledger, into the groups of a map-reduce, into a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from operator import itemgetter
+from typing import Any
+
+from at_once_dask.driver.dispatcher import Sink
+from at_once_dask.protocol.failure import Failure, from_exception
+from at_once_dask.protocol.status import FAILED, PENDING, SKIPPED
+from at_once_dask.protocol.task import Group, MapOutcome, Outcome, ReduceOutcome
+from at_once_dask.reduction.groups import Groups
+from at_once_dask.report.ledger import Ledger
+from at_once_dask.report.report import Plan
+from at_once_dask.report.summary import MESSAGE_IN_TEXT
+from at_once_dask.user_code import pickling
+from at_once_dask.user_code.text import cut, safe_repr
+
+LogFailure = Callable[[Failure, Any, int | None], None]
+
+
+class MapSink(Sink):
+    """Outcomes of the map pass.
+
+    Parameters
+    ----------
+    ledger, groups
+    log_failure : callable
+        Called with a failure, its input and the position of that in the list as given.
+    note : callable
+        Called once, with what somebody should know.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        groups: Groups,
+        log_failure: LogFailure,
+        note: Callable[[str], None],
+    ) -> None:
+        self._ledger = ledger
+        self._groups = groups
+        self._log_failure = log_failure
+        self._note: Callable[[str], None] | None = note
+
+    def draw(self, n: int) -> None:
+        self._ledger.draw(n)
+
+    def record(self, start: int, outcome: Outcome, inputs: list[Any]) -> None:
+        assert isinstance(outcome, MapOutcome)
+        self._ledger.record(start, outcome, inputs)
+        self._say_once(start, outcome, inputs)
+        if outcome.piece is not None:
+            self._groups.add(start, outcome.piece)
+        for position, piece in outcome.apart:
+            self._groups.add(position, pickling.loads(piece))
+
+    def _say_once(self, start: int, outcome: MapOutcome, inputs: list[Any]) -> None:
+        text = outcome.note
+        if outcome.returned is not None:
+            position, value = outcome.returned
+            text = _dropped(inputs[position - start], value)
+        if text is not None and self._note is not None:
+            note, self._note = self._note, None
+            note(text)
+
+    def refuse(self, failure: Failure, inp: Any) -> None:
+        self._ledger.refuse(failure, inp)
+        self.log(failure, inp)
+
+    def log(self, failure: Failure, inp: Any) -> None:
+        self._log_failure(failure, inp, self._ledger.index(failure.position))
+
+
+def _dropped(inp: Any, value: str) -> str:
+    """What `process_inp` returns is dropped: people come from ``Pool.map``."""
+    return (
+        f"process_inp returns values, such as {cut(value, MESSAGE_IN_TEXT)} for input"
+        f" {safe_repr(inp)}, and in a map-only run they are dropped; save them in process_inp,"
+        " or get them back by position: run(enumerate(inp_list), None, lambda item: {item[0]:"
+        " process_inp(item[1])}, reduce_fn=lambda values: values[0])"
+    )
+
+
+class PlanSink(MapSink):
+    """Outcomes of a plan: which inputs are pending."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        groups: Groups,
+        log_failure: LogFailure,
+        note: Callable[[str], None],
+    ) -> None:
+        super().__init__(ledger, groups, log_failure, note)
+        self._pending: list[tuple[int, Any]] = []
+
+    def record(self, start: int, outcome: Outcome, inputs: list[Any]) -> None:
+        super().record(start, outcome, inputs)
+        self._pending += [
+            (start + offset, inputs[offset])
+            for offset, state in enumerate(outcome.states)
+            if state == PENDING
+        ]
+
+    def plan(self) -> Plan[Any]:
+        ledger = self._ledger
+        return Plan(
+            n_inputs=sum(ledger.counts),
+            n_done=ledger.counts[SKIPPED],
+            pending=[inp for _, inp in sorted(self._pending, key=itemgetter(0))],
+            failed=tuple(ledger.failed),
+        )
+
+
+class ReduceSink(Sink):
+    """Outcomes of the reduce pass: values by key.
+
+    Parameters
+    ----------
+    ledger : Ledger
+        What became of the keys.
+    run_ledger : Ledger
+        That of the run, which has the keys that failed.
+    log_failure : callable
+
+    Attributes
+    ----------
+    reduced : dict of int to (key, value)
+        By position of the key.
+    """
+
+    def __init__(self, ledger: Ledger, run_ledger: Ledger, log_failure: LogFailure) -> None:
+        self._ledger = ledger
+        self._run_ledger = run_ledger
+        self._log_failure = log_failure
+        self.reduced: dict[int, tuple[Any, Any]] = {}
+
+    def draw(self, n: int) -> None:
+        self._ledger.draw(n)
+
+    def record(self, start: int, outcome: Outcome, inputs: list[Group]) -> None:
+        assert isinstance(outcome, ReduceOutcome)
+        keys = [group.key for group in inputs]
+        failures = outcome.failures[:]
+        for position, pickled in outcome.values:
+            try:
+                self.reduced[position] = keys[position - start], pickling.loads(pickled)
+            except Exception as error:
+                outcome.states[position - start] = FAILED
+                failures.append(from_exception(position, "reduce", error))
+                self.log(failures[-1], inputs[position - start])
+        failed = [keys[failure.position - start] for failure in failures]
+        self._run_ledger.fail_keys(failures, failed)
+        self._ledger.record(start, replace(outcome, failures=[]), keys)  # these are the run's
+
+    def refuse(self, failure: Failure, inp: Group) -> None:
+        failure.stage = "reduce"
+        self._ledger.refuse(failure, inp)
+        self._run_ledger.fail_keys([failure], [inp.key])
+        self.log(failure, inp)
+
+    def log(self, failure: Failure, inp: Group) -> None:
+        self._log_failure(failure, inp.key, None)
