@@ -16,7 +16,7 @@ import pytest
 from helpers import poll_for, typed
 from nbclient import NotebookClient
 
-ROOT = str(Path(__file__).parent.parent)
+ROOT = str(Path(at_once_dask.__file__).parents[1])
 
 SCRIPT = """
 import functools, os, sys

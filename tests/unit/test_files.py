@@ -121,7 +121,7 @@ def test_a_full_disk_leaves_nothing(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-ROOT = str(Path(__file__).parent.parent)
+ROOT = str(Path(at_once_dask.__file__).parents[1])
 
 DYING = """
 import os, signal

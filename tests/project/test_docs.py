@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from browser import chromium, complaints
+from chromium import chromium, complaints
 from helpers import poll_for
 
 import at_once_dask
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCUMENTED = re.compile(r"^\.\. auto(?:function|class|exception|data):: (\w+)", re.MULTILINE)
 
 

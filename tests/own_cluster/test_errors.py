@@ -22,7 +22,7 @@ from at_once_dask.protocol.failure import Failure
 from at_once_dask.report import report
 from at_once_dask.user_code import notebook
 
-ROOT = str(Path(__file__).parent.parent)
+ROOT = str(Path(at_once_dask.__file__).parents[1])
 run: Any = at_once_dask.run
 INNER = re.compile(r"at_once_dask/(?!errors\.py)[\w/]+\.py")
 

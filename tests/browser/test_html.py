@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import chromium, complaints
+from chromium import chromium, complaints
 from distributed import Client
 from helpers import poll_for
 from runs import ledger_of, mixed_ledger, report_of

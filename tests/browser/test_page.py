@@ -22,7 +22,7 @@ from urllib.parse import urlencode, urljoin, urlsplit
 import dask
 import psutil
 import pytest
-from browser import chromium, complaints
+from chromium import chromium, complaints
 from distributed import Client, LocalCluster
 from helpers import poll_for
 

@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 
 import at_once_dask
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 AT_CONDA_FORGE = {"dask[distributed]": ("dask", "distributed")}  # where the names are others
 

@@ -39,7 +39,7 @@ from at_once_dask.protocol.status import FAILED, PENDING, PROCESSED, SKIPPED
 from at_once_dask.report.ledger import Ledger
 from at_once_dask.report.summary import duration, speed
 
-ROOT = str(Path(__file__).parent.parent)
+ROOT = str(Path(at_once_dask.__file__).parents[1])
 
 
 class Clock:

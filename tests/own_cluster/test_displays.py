@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from browser import chromium, complaints
+from chromium import chromium, complaints
 from distributed import Client
 from runs import ledger_of, report_of
 

@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 from at_once_dask.user_code import notebook
 from at_once_dask.user_code.modules import is_users_file
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 DEFINED = """\
 import ctypes, json

@@ -1043,7 +1043,7 @@ def test_who_may_not_write_here_is_told_where_he_may(home: str | None) -> None:
             cwd=Path(base) / "here",
             env=os.environ
             | {
-                "PYTHONPATH": str(Path(__file__).parent.parent),
+                "PYTHONPATH": str(Path(at_once_dask.__file__).parents[1]),
                 "TMPDIR": str(Path(base) / "temporary"),
                 "HOME": "/nowhere" if home is None else str(where),
             },

@@ -244,7 +244,7 @@ def listed(*arguments: str) -> tuple[int, list[str], str]:
     """What ``python -m at_once_dask.failures`` answers: exit code, lines, and what it complains."""
     done = subprocess.run(
         [sys.executable, "-m", "at_once_dask.failures", *arguments],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "LC_ALL": "C"},
+        env=os.environ | {"PYTHONPATH": str(Path(at_once_dask.__file__).parents[1]), "LC_ALL": "C"},
         capture_output=True,
         text=True,
     )
