@@ -51,7 +51,7 @@ def client_address(cluster: LocalCluster) -> str:
 
 
 async def close_connections(scheduler: Any) -> None:
-    """Without this browsers keep connections open that nobody answers: Dask only stops listening."""
+    """Without this browsers keep connections that nobody answers: Dask only stops listening."""
     server = scheduler.http_server
     server.stop()
     await server.close_all_connections()
