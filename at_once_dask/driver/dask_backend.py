@@ -18,6 +18,7 @@ from typing import Any
 
 import dask
 from distributed import Future
+from toolz import valfilter, valmap
 from tornado.ioloop import IOLoop
 
 from at_once_dask.cluster import dask_internals
@@ -298,5 +299,5 @@ class DaskBackend:
 
 def _read(contents: dict[str, bytes]) -> dict[str, Progress]:
     """The progress of partitions that had started."""
-    found = {id: Progress.read(content) for id, content in contents.items()}
-    return {id: progress for id, progress in found.items() if progress is not None}
+    found: dict[str, Progress] = valfilter(bool, valmap(Progress.read, contents))
+    return found
