@@ -94,10 +94,10 @@ def read(written: str, exit: int, thread: int | None) -> Stack:
     if found is not None:
         written = written[found.start() :]
     headers = list(_THREAD.finditer(written))
-    starts = [header.start() for header in headers]
+    ends = [header.start() for header in headers[1:]] + [len(written)]
     threads = [
         (header, _FRAME.findall(written[header.end() : following]))
-        for header, following in zip(headers, [*starts[1:], len(written)], strict=True)
+        for header, following in zip(headers, ends, strict=False)
     ]
     if found:
         frames = next((frames for header, frames in threads if header[1] == "Current thread"), [])
