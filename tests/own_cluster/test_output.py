@@ -30,7 +30,7 @@ from helpers import poll_for
 from tqdm import tqdm
 
 import at_once_dask
-from at_once_dask.logs import log_file, streams
+from at_once_dask.logs import log_file, logging_records, streams
 from at_once_dask.protocol import lease
 from at_once_dask.protocol.progress_file import ProgressFile
 
@@ -458,8 +458,8 @@ def seen_in_worker() -> tuple[bool, bool, int]:
     """Whether the streams are ours, whether logging is, and the root logger's level."""
     ours = [type(stream).__module__ == streams.__name__ for stream in (sys.stdout, sys.stderr)]
     assert ours[0] == ours[1]
-    root = logging.getLogger()
-    return ours[0], root.parent is not None or bool(root.handlers), root.level
+    makes_records = type(logging.getLogRecordFactory()).__module__ == logging_records.__name__
+    return ours[0], makes_records, logging.getLogger().level
 
 
 def test_the_streams_are_put_back(cluster: Client) -> None:
@@ -551,7 +551,7 @@ def test_a_functions_own_configuration(cluster: Client, folder: Path) -> None:
     assert said_by(work) == [
         ("INFO", "mine: once"),
         ("INFO", "mine: also there"),
-        ("STDERR", "by its own handler"),
+        ("WARNING", "alone: by its own handler"),
     ]
     assert (folder / "own.log").read_text() == "also there\n"
 
@@ -733,7 +733,7 @@ def test_from_another_host_a_flood_is_bounded(afar: Client, folder: Path) -> Non
 def test_threads_that_are_gone_leave_nothing_open(folder: Path) -> None:
     """Of one of several inputs, nobody knows which: when the run ends is too late."""
     with working():
-        lease.take("r-2", 1).enter(ProgressFile(1, 1))
+        lease.take("r-2", 1).progress = ProgressFile(1, 1)
         for n in range(3):
             assert end_all(functools.partial(print, n, end=""))
         streams.tidy("r")
@@ -749,7 +749,7 @@ def working() -> Iterator[lease.Lease]:
     """Output is captured in this process: an input is at work, in whatever thread."""
     run_log = log_file.RunLog("r", str(Path.cwd() / "log.jsonl"), ("", 0, 0))
     mine = lease.take("r-1", 0)
-    mine.enter(ProgressFile(0, 1))
+    mine.progress = ProgressFile(0, 1)
     mine.run_log, mine.indices = run_log, range(1)
     streams.begin(run_log)
     with as_before():
