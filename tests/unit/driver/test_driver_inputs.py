@@ -21,8 +21,8 @@ from at_once_dask.driver.interrupts import Interrupts
 from at_once_dask.protocol.failure import Failure
 
 
-def failure(position: int = 7, **more: bool) -> Failure:
-    return Failure(position, "process", "exception", "ValueError", "no", **more)
+def failure(position: int = 7, final: bool = False) -> Failure:
+    return Failure(position, "process", "exception", "ValueError", "no", final=final)
 
 
 # ----- chunks
