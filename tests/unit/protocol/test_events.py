@@ -40,7 +40,7 @@ EVENTS: list[Event] = [
 
 def by_dask(sent: dict[str, Any]) -> Any:
     """As a connection of Dask takes it, with msgpack, and gives it."""
-    return loads(dumps(sent))  # type: ignore[no-untyped-call]
+    return loads(dumps(sent))
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
