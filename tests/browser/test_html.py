@@ -21,7 +21,7 @@ from chromium import chromium, complaints
 from distributed import Client
 from helpers import poll_for
 from runs import ledger_of, mixed_ledger, report_of
-from test_interrupts import HANGING, end_with, started
+from scripts import HANGING, end_with, started
 
 import at_once_dask
 from at_once_dask.logs import log_file

@@ -18,11 +18,11 @@ from typing import Any
 
 import deaths
 import pytest
+from dask_processes import client_of, dask_command
 from distributed import Client
 from helpers import oracle, poll_for, same
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from test_borrowed import client_of, dask_command
 
 import at_once_dask
 from at_once_dask.worker import last_stack

@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers import oracle, poll_for
-from test_cluster import is_alive
-from test_interrupts import SOON, Script, pause, seeded, started, told
+from scripts import SOON, Script, pause, seeded, started, told
+from traces import is_alive
 
 from at_once_dask.cluster import watchdog
 

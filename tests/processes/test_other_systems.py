@@ -12,7 +12,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from test_borrowed import dask_command
+from dask_processes import dask_command
 
 import at_once_dask
 

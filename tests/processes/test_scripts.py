@@ -15,8 +15,7 @@ import psutil
 import pytest
 from helpers import poll_for, typed
 from nbclient import NotebookClient
-
-ROOT = str(Path(at_once_dask.__file__).parents[1])
+from scripts import environment
 
 SCRIPT = """
 import functools, os, sys
@@ -79,10 +78,6 @@ def script(folder: Path) -> Path:
     path = folder / "script.py"
     path.write_text(SCRIPT)
     return path
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": ROOT, "PYTHONWARNINGS": "error"}
 
 
 def check(out: str, err: str, folder: Path) -> None:

@@ -252,7 +252,7 @@ def test_workers_that_no_limit_lets_start() -> None:
             "its worker is not ended",
         )
         with pytest.raises(at_once_dask.AtOnceError, match="ended for memory before it") as failed:
-            connect.Cluster(client, own=True).check_starts(since=0.0)
+            connect.Cluster(client, connect._own).check_starts(since=0.0)
         assert "may hold 60.00 MiB; allow more" in str(failed.value)
     finally:
         at_once_dask.close()
