@@ -228,9 +228,8 @@ def test_the_hung_input_stands_out(page: str, chrome: Any, folder: Path) -> None
 
 
 def test_a_traceback_after_a_click_that_stays_open(page: str, chrome: Any, folder: Path) -> None:
-    """Also while the partition with the failure has not come back: it holds what hangs."""
     see(chrome, page)
-    process = waiting(folder, 3, lambda evil: int(evil.n))
+    process = waiting(folder, 39, lambda evil: int(evil.n))
     with Going(folder, [Evil(n) for n in range(40)], None, process) as run:
         shows(chrome, "#causes", "ValueError")
         chrome.find_element("css selector", "#causes summary").click()
@@ -446,12 +445,8 @@ def test_many_failures_of_three_causes(page: str, chrome: Any, folder: Path, n: 
 
     see(chrome, page)
     with Going(folder, range(n + 1), None, process) as run:
-        poll_for(
-            lambda: facts(page)["run"]["inputs"]["left"] == 1,
-            "the others are not done",
-            seconds=60,
-        )
-        shows(chrome, '#counts [data-count="failed"] dd', f"{n:,}")
+        poll_for(lambda: n_failed() > 0.9 * n, "the others are not done", seconds=60)
+        shows_all_failures(chrome)
         look = "const begun = performance.now(); const done = arguments[0];"
         look += "fetch('at-once.json').then(a => a.text())"
         look += ".then(text => done([performance.now() - begun, text.length]))"
@@ -462,7 +457,7 @@ def test_many_failures_of_three_causes(page: str, chrome: Any, folder: Path, n: 
             assert size < 100_000
             begun = time.monotonic()
             chrome.get(page)
-            shows(chrome, '#counts [data-count="failed"] dd', f"{n:,}")
+            shows_all_failures(chrome)
             loads.append(time.monotonic() - begun)
         assert min(looks) < 1, looks
         assert min(loads) < 1, loads
@@ -474,6 +469,18 @@ def test_many_failures_of_three_causes(page: str, chrome: Any, folder: Path, n: 
     assert told["inputs"] == counts_of(report)
     assert [cause["count"] for cause in told["causes"]] == report.causes["count"].tolist()
     assert complaints(chrome) == []
+
+
+def n_failed() -> int:
+    """Inputs of the latest run."""
+    assert connect._own is not None
+    page: Any = connect._own.page
+    (latest, *_) = page.monitor.brief()
+    return int(latest["inputs"]["failed"])
+
+
+def shows_all_failures(chrome: Any) -> None:
+    poll_for(lambda: count(chrome, "failed") == f"{n_failed():,}", "it does not show all failures")
 
 
 # --- the JSON address
@@ -613,16 +620,17 @@ def test_it_answers_while_the_iterable_waits(page: str, folder: Path) -> None:
 
     with Going(folder, slowly(), None, process) as run:
         poll_for(
-            lambda: [cause["index"] for cause in seen(page, "causes")] == [0],
-            "the failure is not shown",
+            lambda: [at["input"] for at in seen(page, "workers")][:1] == ["'a name'"],
+            "the input is not shown",
             lambda: facts(page),
         )
         told = facts(page)["run"]
-        assert (told["workers"][0]["input"], told["workers"][0]["index"]) == ("'a name'", 1)
+        assert told["workers"][0]["index"] == 1
         assert (told["inputs"]["total"], told["inputs"]["left"], told["eta"]) == (None, None, None)
-        assert told["causes"][0]["example"] is None  # its repr is the user's code
         report = run.release()
-    assert facts(page)["run"]["inputs"] == counts_of(report)
+    told = facts(page)["run"]
+    assert told["inputs"] == counts_of(report)
+    assert [cause["index"] for cause in told["causes"]] == [0]
     assert (report.n_inputs, report.n_failed) == (9, 1)
 
 
