@@ -24,7 +24,7 @@ from at_once_dask.logs import log_file
 from at_once_dask.options import ClusterSettings, Options, checked_reduce_fn, function_name
 from at_once_dask.protocol.lease import running
 from at_once_dask.report import report as reports
-from at_once_dask.report.errors import RunFailed, RunStopped
+from at_once_dask.report.errors import RunFailed, RunStopped, brief
 from at_once_dask.report.report import Plan, Reduction, Report
 from at_once_dask.user_code import notebook
 
@@ -183,7 +183,7 @@ def _complete(error: BaseException, report: Report, progress: bool) -> None:
     """Let the end by a signal say how far the run came, and how it goes on."""
     if isinstance(error, KeyboardInterrupt):
         error.args = (report.summary(),)  # Python prints it behind the name
-        shown = partial(notebook.rendered, error, report._brief())
+        shown = partial(notebook.rendered, error, brief(report))
         error._render_traceback_ = shown  # type: ignore[attr-defined]
     elif isinstance(error, SystemExit) and progress:
         say(report.summary())

@@ -15,6 +15,8 @@ R = TypeVar("R")
 class AtOnceError(Exception):
     """Base of everything this library raises by itself."""
 
+    __module__ = "at_once_dask"  # as people import it
+
     def _render_traceback_(self) -> list[str]:
         """What IPython shows of it."""
         return notebook.rendered(self)
@@ -52,3 +54,5 @@ class InputError(AtOnceError, ValueError):
 
     Raised before anything starts: nothing has run and nothing is lost.
     """
+
+    __module__ = "at_once_dask"

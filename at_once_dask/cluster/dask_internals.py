@@ -1,7 +1,7 @@
 """What we lean on of Dask, and of `multiprocessing` below it, that is not public.
 
-Each has a line that says what breaks without it; ``tests/unit/cluster/test_dask_internals.py`` fails
-when it changes. What the worker leans on is in ``worker/dask_internals.py``.
+Each says what breaks without it; ``tests/unit/cluster/test_dask_internals.py`` fails when it
+changes. What the worker leans on is in ``worker/dask_internals.py``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ GIVEN_UP = (Status.failed, Status.closed)  # of a nanny: it will start no worker
 
 
 def import_nothing_to_find_out() -> None:
-    """Without this the driver imports NumPy and pandas, to see whether Dask can preload them."""
+    """Without this the driver imports NumPy and pandas, to see whether workers can."""
     distributed.utils._forkserver_preload_set = True
 
 
@@ -51,7 +51,7 @@ def client_address(cluster: LocalCluster) -> str:
 
 
 async def close_connections(scheduler: Any) -> None:
-    """Without this browsers keep connections open that nobody answers: Dask only stops listening."""
+    """Without this browsers keep connections that nobody answers: Dask only stops listening."""
     server = scheduler.http_server
     server.stop()
     await server.close_all_connections()

@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from at_once_dask.cluster import dask_internals
 from at_once_dask.driver.backend import Backend, Broken, Delivered, Died, Event, Reclaimed
@@ -26,36 +26,19 @@ from at_once_dask.driver.flights import DEPTH, Flights, InFlight
 from at_once_dask.driver.inputs import Chunk, Inputs, Retries
 from at_once_dask.driver.packing import Packer
 from at_once_dask.driver.partition_size import PartitionSizer
+from at_once_dask.driver.sinks import Collector, Sink
 from at_once_dask.driver.stop_rule import StopRule
 from at_once_dask.driver.workers_seen import NEWS_SECONDS, WorkersSeen
 from at_once_dask.errors import AtOnceError
 from at_once_dask.protocol.events import Running
-from at_once_dask.protocol.failure import Failure
 from at_once_dask.protocol.progress_file import BegunBeforeError, ProgressFolder
-from at_once_dask.protocol.status import FAILED, LEFT
-from at_once_dask.protocol.task import MapOutcome, Outcome, Partition
+from at_once_dask.protocol.task import Outcome, Partition
 
 TICK_SECONDS = 0.25
 GRACE_SECONDS = 1.0  # what running inputs get to finish when a run stops early
 
 # How Dask says that the worker of a partition is gone.
 _OF_DEATH = (*dask_internals.LOST, BegunBeforeError)
-
-
-class Sink(Protocol):
-    """Where outcomes go."""
-
-    def draw(self, n: int) -> None:
-        """`n` inputs are known by now."""
-
-    def record(self, start: int, outcome: Outcome, inputs: list[Any]) -> None:
-        """The partition that began at `start` with `inputs` came back."""
-
-    def refuse(self, failure: Failure, inp: Any) -> None:
-        """An input could not be sent."""
-
-    def log(self, failure: Failure, inp: Any) -> None:
-        """An input failed where nobody was left to log it."""
 
 
 class Watcher(Protocol):
@@ -133,9 +116,9 @@ class Dispatcher:
         self._sizer = PartitionSizer(stop_rule.is_cautious)
         self._packer = Packer(inputs, self._sizer, sink.refuse)
         self._retries = Retries(what.retries)
+        self._collector = Collector(sink, inputs, self._retries, clock, what.comparing)
         self._workers = WorkersSeen(clock)
         self._flights = Flights(backend, clock)
-        self._comparing = what.comparing
         self._careful = False  # values are delivered one by one: the combiner ends workers
 
     def run(self) -> str | None:
@@ -204,16 +187,13 @@ class Dispatcher:
 
         Such a partition shares its process with no other thread's.
         """
-        threads = self._workers.threads
+        slots = DEPTH * self._workers.n_threads
         while self._inputs.has_again():
-            held = self._flights.count(threads)
-            free = [w for w, n in threads.items() if held[w] < (DEPTH if n == 1 else 1)]
-            if not free:
-                shared = [w for w, n in threads.items() if n > 1]
-                return min(shared, key=lambda worker: held[worker], default=None)
-            slots = DEPTH * self._workers.n_threads
+            worker, reserved = self._flights.room_for_again(self._workers.threads)
+            if worker is None:
+                return reserved
             chunk = self._inputs.take_again(self._sizer.size(self._inputs.left, slots))
-            self._send(chunk, min(free, key=lambda worker: held[worker]))
+            self._send(chunk, worker)
         return None
 
     def _send(self, chunk: Chunk, worker: str) -> None:
@@ -242,7 +222,7 @@ class Dispatcher:
             allowed=self._stop_rule.allowed(),
             seconds=self._sizer.seconds,
             delivered=self._flights.take_delivered(worker),
-            compare=self._comparing,
+            compare=self._collector.comparing,
         )
         self._backend.send(worker, partition)
 
@@ -275,46 +255,14 @@ class Dispatcher:
                 self._bury(death)
 
     def _deliver(self, flight: InFlight, outcome: Outcome) -> None:
-        """A partition came back: it is in flight until it is recorded, or its failures would be
-        nowhere for as long as that takes.
-        """
-        chunk = flight.chunk
+        """A partition came back."""
         self._flights.delivered[flight.worker].append(flight.id)
-        if outcome.unreadable:
-            self._inputs.give_back(replace(flight.rest, singly=True))
-            return
-        if isinstance(outcome, MapOutcome):
-            self._compare(outcome, chunk)
-        self._record(chunk.start, outcome, chunk.inputs)
-        self._inputs.give_back(chunk.part(outcome.stop, flight.limit))
-        if outcome.stop > chunk.start:
+        self._collector.take(flight, outcome)
+        n = outcome.stop - flight.chunk.start
+        if n and not outcome.unreadable:
             self._stop_rule.handled()
         if outcome.marks:
-            seconds = outcome.marks[-1] - outcome.marks[0]
-            self._sizer.learn(outcome.stop - chunk.start, seconds, outcome.n_bytes)
-
-    def _compare(self, outcome: MapOutcome, chunk: Chunk) -> None:
-        """Of those partitions that were in flight together, one difference is enough."""
-        difference = outcome.difference
-        if difference is not None and self._comparing:
-            outcome.states[difference.position - chunk.start] = FAILED
-            outcome.failures.append(difference)
-            self._sink.log(difference, chunk.inputs[difference.position - chunk.start])
-        if outcome.compared:
-            self._comparing = False
-
-    def _record(self, start: int, outcome: Outcome, inputs: list[Any]) -> None:
-        """Into the sink, but what has attempts left: that waits."""
-        final = []
-        for failure in outcome.failures:
-            if self._retries.count(failure):
-                final.append(failure)
-                continue
-            offset = failure.position - start
-            outcome.states[offset] = LEFT
-            self._retries.wait(failure.position, inputs[offset], self._clock())
-        outcome.failures = final
-        self._sink.record(start, outcome, inputs)
+            self._sizer.learn(n, outcome.marks[-1] - outcome.marks[0], outcome.n_bytes)
 
     def _look_at_workers(self) -> str | None:
         """Now and then: which workers there are; why that is too few, or None."""
@@ -380,12 +328,7 @@ class Dispatcher:
             chunk = flight.rest
             settled = settle(flight.id, chunk, death, self._pass.reducing, self._pass.valued)
             for start, outcome in settled.outcomes:
-                inputs = chunk.part(start, outcome.stop).inputs
-                failures = outcome.failures
-                self._record(start, outcome, inputs)
-                for failure in failures:
-                    if failure.kind != "exception":  # those were logged where they happened
-                        self._sink.log(failure, inputs[failure.position - start])
+                self._collector.recover(chunk.part(start, outcome.stop), outcome)
             for part in settled.chunks:
                 self._inputs.give_back(part)
 

@@ -127,6 +127,15 @@ class Flights:
         worker = max(room, key=lambda worker: room[worker], default=None)
         return worker if worker is not None and room[worker] > 0 else None
 
+    def room_for_again(self, threads: Mapping[str, int]) -> tuple[str | None, str | None]:
+        """A worker for what runs a second time; without one, who is to be kept free for it."""
+        held = self.count(threads)
+        free = [w for w, n in threads.items() if held[w] < (DEPTH if n == 1 else 1)]
+        if free:
+            return min(free, key=held.__getitem__), None
+        shared = [worker for worker, n in threads.items() if n > 1]
+        return None, min(shared, key=held.__getitem__, default=None)
+
     def take_back(self, limits: Mapping[str, int]) -> Iterator[Chunk]:
         """What workers have given back: from each partition all from its new limit on."""
         for id, limit in limits.items():

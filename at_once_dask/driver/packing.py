@@ -1,4 +1,4 @@
-"""Pickled for the way: a run's functions; chunks, no larger than fits; what cannot go has failed."""
+"""Pickled for the way: the functions of a run, and chunks as large as fit."""
 
 from __future__ import annotations
 

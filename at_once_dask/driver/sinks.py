@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from operator import itemgetter
-from typing import Any
+from typing import Any, Protocol
 
-from at_once_dask.driver.dispatcher import Sink
+from at_once_dask.driver.flights import InFlight
+from at_once_dask.driver.inputs import Chunk, Inputs, Retries
 from at_once_dask.protocol.failure import Failure, from_exception
-from at_once_dask.protocol.status import FAILED, PENDING, SKIPPED
+from at_once_dask.protocol.status import FAILED, LEFT, PENDING, SKIPPED
 from at_once_dask.protocol.task import Group, MapOutcome, Outcome, ReduceOutcome
 from at_once_dask.reduction.groups import Groups
 from at_once_dask.report.ledger import Ledger
@@ -19,6 +20,87 @@ from at_once_dask.user_code import pickling
 from at_once_dask.user_code.text import cut, safe_repr
 
 LogFailure = Callable[[Failure, Any, int | None], None]
+
+
+class Sink(Protocol):
+    """Where outcomes go."""
+
+    def draw(self, n: int) -> None:
+        """`n` inputs are known by now."""
+
+    def record(self, start: int, outcome: Outcome, inputs: list[Any]) -> None:
+        """The partition that began at `start` with `inputs` came back."""
+
+    def refuse(self, failure: Failure, inp: Any) -> None:
+        """An input could not be sent."""
+
+    def log(self, failure: Failure, inp: Any) -> None:
+        """An input failed where nobody was left to log it."""
+
+
+class Collector:
+    """Takes outcomes in: what has attempts left waits, all else goes into the sink.
+
+    Attributes
+    ----------
+    comparing : bool
+        Whether it is still to be seen that `check_inp` gives what `process_inp` gave.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        inputs: Inputs,
+        retries: Retries,
+        clock: Callable[[], float],
+        comparing: bool,
+    ) -> None:
+        self._sink = sink
+        self._inputs = inputs
+        self._retries = retries
+        self._clock = clock
+        self.comparing = comparing
+
+    def take(self, flight: InFlight, outcome: Outcome) -> None:
+        """What a worker has sent; what it has not handled goes back to the inputs."""
+        chunk = flight.chunk
+        if outcome.unreadable:
+            self._inputs.give_back(replace(flight.rest, singly=True))
+            return
+        if isinstance(outcome, MapOutcome):
+            self._compare(outcome, chunk)
+        self._record(chunk.start, outcome, chunk.inputs)
+        self._inputs.give_back(chunk.part(outcome.stop, flight.limit))
+
+    def recover(self, part: Chunk, outcome: Outcome) -> None:
+        """What was put together of a worker that died."""
+        failures = outcome.failures
+        self._record(part.start, outcome, part.inputs)
+        for failure in failures:
+            if failure.kind != "exception":  # those were logged where they happened
+                self._sink.log(failure, part.inputs[failure.position - part.start])
+
+    def _compare(self, outcome: MapOutcome, chunk: Chunk) -> None:
+        """Of those partitions that were in flight together, one difference is enough."""
+        difference = outcome.difference
+        if difference is not None and self.comparing:
+            outcome.states[difference.position - chunk.start] = FAILED
+            outcome.failures.append(difference)
+            self._sink.log(difference, chunk.inputs[difference.position - chunk.start])
+        if outcome.compared:
+            self.comparing = False
+
+    def _record(self, start: int, outcome: Outcome, inputs: list[Any]) -> None:
+        final = []
+        for failure in outcome.failures:
+            if self._retries.count(failure):
+                final.append(failure)
+                continue
+            offset = failure.position - start
+            outcome.states[offset] = LEFT
+            self._retries.wait(failure.position, inputs[offset], self._clock())
+        outcome.failures = final
+        self._sink.record(start, outcome, inputs)
 
 
 class MapSink(Sink):

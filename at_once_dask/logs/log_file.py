@@ -195,6 +195,11 @@ def enter_run(run: str | None) -> None:
     _latest = run or _latest
 
 
+def latest_run() -> str | None:
+    """The latest run of this process."""
+    return _latest
+
+
 def log_path() -> str:
     """``at_once_dask.logfile``, absolute."""
     logfile = sys.modules["at_once_dask"].logfile

@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Container, Iterator
 from typing import TYPE_CHECKING, Any
 
-from at_once_dask.logs.log_file import COLUMNS, _latest, log_path
+from at_once_dask.logs import log_file
+from at_once_dask.logs.log_file import COLUMNS, log_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +64,7 @@ def read_log(path: str | os.PathLike[str] | None = None, run: str | None = None)
         if not os.path.lexists(path):  # the first record creates it
             path = os.devnull
     if run == "last":
-        run = _latest or latest_run(path)
+        run = log_file.latest_run() or latest_run(path)
     found = [record for record in records(path) if run is None or record["run"] == run]
     frame = pd.DataFrame(found, columns=list(COLUMNS))
     return frame.assign(

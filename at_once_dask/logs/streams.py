@@ -20,7 +20,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
-import logging
 import os
 import sys
 import threading
@@ -28,10 +27,9 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from types import FrameType
 from typing import Any, Protocol, TextIO, TypeVar
 
-from at_once_dask.logs import log_file
+from at_once_dask.logs import log_file, logging_records
 from at_once_dask.protocol import lease
 from at_once_dask.protocol.lease import Lease, Log
 from at_once_dask.user_code.text import cut, safe_repr
@@ -63,6 +61,7 @@ _runs: set[str] = set()  # those of this worker whose output is captured
 _posts: dict[str, _Post] = {}  # by run, where the driver is on another host
 _streams: dict[str, Stream] = {}  # in place, by name
 _descriptors: dict[str, Descriptors] = {}  # by run, where they are captured
+_records: logging_records.Factory | None = None  # in place
 _is_child = False  # of a worker: an input has forked it
 
 
@@ -315,7 +314,7 @@ class Stream(io.TextIOBase):
                 if not isinstance(text, str):
                     kind = type(text).__name__
                     raise TypeError(f"write() argument must be str, not {kind}")
-                if not _is_noted(sys._getframe(1)):
+                if not logging_records.is_noted(sys._getframe(1)):
                     page.write(self.level, str.__str__(text))
                 return len(text)
         written: int = self.original.write(text)
@@ -421,81 +420,13 @@ class _Buffer(io.BufferedIOBase):
         return getattr(self._stream.original.buffer, name)
 
 
-class _Records(logging.Handler):
-    """Takes the `logging` records of inputs, those that reach the root logger."""
-
-    def handle(self, record: logging.LogRecord) -> bool:
-        """Without the lock that handlers have for what they write to."""
-        self.emit(record)
-        return True
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            if not _is_captured():
-                _as_before(record)
-                return
-            text = self.format(record)
-            with _writing() as page:
-                if page is not None:
-                    page.note(record.levelname, [text])
-        except Exception:
-            self.handleError(record)
-
-
-_records = _Records()
-_records.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-
-
-class _Unseen(list[logging.Handler]):
-    """`logging` walks through it, and finds that there is none when it asks for its truth."""
-
-    def __bool__(self) -> bool:
-        return False
-
-
-# Above the root logger, not in it: where that has a handler, basicConfig() does nothing. And those
-# who ask hasHandlers() first, so as to call it, are to be told no.
-_above_root = logging.Logger("at_once_dask.logs.streams")
-_above_root.handlers = _Unseen([_records])
-
-
-def _as_before(record: logging.LogRecord) -> None:
-    """A record of somebody else for which there is no handler but this, which ends up on stderr."""
-    logger = _logger(record)
-    while logger is not None and logger is not _above_root:
-        if logger.handlers:
-            return
-        logger = logger.parent
-    last = logging.lastResort
-    if last is not None and record.levelno >= last.level:
-        last.handle(record)
-
-
-def _logger(record: logging.LogRecord) -> logging.Logger | None:
-    """The record's, looked up without the lock of `logging.getLogger`."""
-    if record.name == logging.root.name:
-        return logging.root
-    found = logging.root.manager.loggerDict.get(record.name)
-    return found if isinstance(found, logging.Logger) else None
-
-
-_EMIT = logging.StreamHandler.emit.__code__
-
-
-def _is_noted(caller: FrameType) -> bool:
-    """Whether it is a handler that writes, of a record that comes to `_records`, too.
-
-    Only where it writes as `StreamHandler` does. What a handler's own ``emit`` writes may say more
-    than the record, and is logged beside it.
-    """
-    if caller.f_code is not _EMIT:
-        return False
-    logger = _logger(caller.f_locals["record"])
-    while logger is not None and logger.propagate:
-        logger = logger.parent
-        if logger is _above_root:
-            return True
-    return False
+def _write_record(level: str, text: str) -> bool:
+    """A `logging` record was made; whether it is an input's."""
+    with _writing() as page:
+        if page is None:
+            return False
+        page.note(level, [text])
+    return True
 
 
 @contextlib.contextmanager
@@ -572,6 +503,7 @@ def _current(name: str) -> Any:
 
 
 def _install(streams: Mapping[str, TextIO]) -> None:
+    global _records
     for name in _STREAMS:
         before = getattr(sys, name)
         original = streams.get(name, before)
@@ -579,7 +511,8 @@ def _install(streams: Mapping[str, TextIO]) -> None:
             original = open(os.devnull, "w")  # noqa: SIM115
         _streams[name] = Stream(name, original, before, name in streams)
         setattr(sys, name, _streams[name])
-    logging.getLogger().parent = _above_root
+    _records = logging_records.Factory(_write_record)
+    _records.install()
 
 
 def _uninstall() -> None:
@@ -588,7 +521,8 @@ def _uninstall() -> None:
         if getattr(sys, name) is stream:
             setattr(sys, name, stream.before)
     _streams.clear()
-    logging.getLogger().parent = None
+    if _records is not None:
+        _records.uninstall()
 
 
 def _tell_original(level: str, texts: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 
@@ -74,6 +74,6 @@ def message(event: Event) -> dict[str, Any]:
 
 
 def read(message: dict[str, Any]) -> Event:
-    """The event that `message` was made of."""
-    fields = {name: value for name, value in message.items() if name != "kind"}
-    return _KINDS[message["kind"]](**fields)
+    """The event that `message` was made of; Dask may have added to it who sent it."""
+    kind = _KINDS[message["kind"]]
+    return kind(*(message[field.name] for field in fields(kind)))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from at_once_dask.errors import AtOnceError
+from at_once_dask.report import report as reports
+from at_once_dask.report.report import Reduction, Report
+from at_once_dask.report.summary import FINISHED
 from at_once_dask.user_code import notebook
-
-if TYPE_CHECKING:
-    from at_once_dask.report.report import Reduction, Report
 
 
 class RunFailed(AtOnceError):
@@ -22,6 +22,8 @@ class RunFailed(AtOnceError):
         What succeeded, reduced; ``None`` in a map-only run.
     """
 
+    __module__ = "at_once_dask"  # as people import it
+
     @property
     def report(self) -> Report:
         report: Report = self.args[0]
@@ -33,7 +35,7 @@ class RunFailed(AtOnceError):
         return partial
 
     def __str__(self) -> str:
-        return str(self.report) + self._where_the_rest_is() + self.report._look_into()
+        return str(self.report) + self._where_the_rest_is() + look_into(self.report)
 
     def _where_the_rest_is(self) -> str:
         """A line more where there are other results."""
@@ -44,7 +46,7 @@ class RunFailed(AtOnceError):
         return f"\nThe rest is reduced, {keys}: {error}.partial"
 
     def _render_traceback_(self) -> list[str]:
-        return notebook.rendered(self, self.report._brief() + self._where_the_rest_is())
+        return notebook.rendered(self, brief(self.report) + self._where_the_rest_is())
 
 
 class RunStopped(RunFailed):
@@ -56,7 +58,33 @@ class RunStopped(RunFailed):
         Why it stopped.
     """
 
+    __module__ = "at_once_dask"  # as people import it
+
     @property
     def reason(self) -> str:
         reason: str = self.args[2]
         return reason
+
+
+def brief(report: Report) -> str:
+    """What there is to say beside the card."""
+    summary = report._summary
+    if summary.facts.ended == FINISHED:
+        return summary.ending + look_into(report)
+    return f"{summary.ending} {summary.counts}; the report is at_once_dask.last_report()"
+
+
+def look_into(report: Report) -> str:
+    """A line more at a prompt: how to get into the code where an input has failed."""
+    debugger, position = notebook.debugger(), _to_replay(report)
+    if debugger is None or position is None or report is not reports.latest:
+        return ""
+    call = f"at_once_dask.last_report().replay({position})"
+    return f"\nLook into it: {call}, then {debugger}"
+
+
+def _to_replay(report: Report) -> int | None:
+    """Where an input failed that can be run again here: what ended a worker would end us."""
+    examples = [cause.example for cause in report._summary.ledger.causes()]
+    found = [e.index for e in examples if e.failure.kind == "exception" and e.index is not None]
+    return found[0] if found else None

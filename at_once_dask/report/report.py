@@ -12,8 +12,7 @@ from at_once_dask import files
 from at_once_dask.errors import InputError, cut_short
 from at_once_dask.protocol.failure import without_our_frames
 from at_once_dask.report.ledger import Failed
-from at_once_dask.report.summary import FINISHED, Summary, counted
-from at_once_dask.user_code import notebook
+from at_once_dask.report.summary import Summary, counted
 from at_once_dask.user_code.text import printable, safe_repr
 
 if TYPE_CHECKING:
@@ -24,69 +23,12 @@ T = TypeVar("T")
 K = TypeVar("K")
 V = TypeVar("V")
 
-latest: Report | None = None  # of this process's latest run, however it ended
 
+class Frames:
+    """What became of the inputs, as pandas frames."""
 
-class Unpicklable:
-    """Stands for an input that failed and could not be pickled with its report."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __repr__(self) -> str:
-        return self.text
-
-
-class Report:
-    """What became of a run.
-
-    Pickles, with the failed inputs that pickle; the others are replaced by their ``repr``.
-
-    Attributes
-    ----------
-    run : str
-        The run's id, also in the log.
-    n_inputs : int
-        Length of the list; of an iterator what was drawn.
-    n_skipped, n_processed, n_failed, n_left : int
-        Done before, done now, failed for good, not handled; they add up to `n_inputs`.
-    n_keys_failed : int
-        Keys whose reduction failed.
-    ok : bool
-        No input or key failed and none is left.
-    seconds : float
-        Wall-clock time of the run.
-    dashboard_link : str or None
-        Address of the Dask dashboard; None where no cluster was needed.
-    logfile : str
-        Absolute path of the log.
-
-    Examples
-    --------
-    >>> import at_once_dask
-    >>> report = at_once_dask.run([], None, print)
-    >>> report.n_inputs, report.ok
-    (0, True)
-    """
-
-    def __init__(self, summary: Summary, replay: Callable[[Any], Any]) -> None:
+    def __init__(self, summary: Summary) -> None:
         self._summary = summary
-        self._replay: Callable[[Any], Any] | None = replay
-        self._again: Callable[[Any], Reduction[Any, Any]] | None = None
-        facts = summary.facts
-        self.run = facts.run
-        self.seconds = facts.seconds
-        self.dashboard_link = facts.dashboard_link
-        self.logfile = facts.logfile
-        self.n_inputs = summary.n_inputs
-        self.n_skipped, self.n_processed = summary.n_skipped, summary.n_processed
-        self.n_failed, self.n_left = summary.n_failed, summary.n_left
-        self.n_keys_failed = summary.n_keys_failed
-
-    @property
-    def ok(self) -> bool:
-        """No input or key failed and none is left."""
-        return self._summary.ok
 
     @property
     def failures(self) -> pd.DataFrame:
@@ -133,6 +75,71 @@ class Report:
         from at_once_dask.report import dataframes
 
         return dataframes.items_frame(self._summary.ledger)
+
+
+latest: Report | None = None  # of this process's latest run, however it ended
+
+
+class Unpicklable:
+    """Stands for an input that failed and could not be pickled with its report."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+class Report(Frames):
+    """What became of a run.
+
+    Pickles, with the failed inputs that pickle; the others are replaced by their ``repr``.
+
+    Attributes
+    ----------
+    run : str
+        The run's id, also in the log.
+    n_inputs : int
+        Length of the list; of an iterator what was drawn.
+    n_skipped, n_processed, n_failed, n_left : int
+        Done before, done now, failed for good, not handled; they add up to `n_inputs`.
+    n_keys_failed : int
+        Keys whose reduction failed.
+    ok : bool
+        No input or key failed and none is left.
+    seconds : float
+        Wall-clock time of the run.
+    dashboard_link : str or None
+        Address of the Dask dashboard; None where no cluster was needed.
+    logfile : str
+        Absolute path of the log.
+
+    Examples
+    --------
+    >>> import at_once_dask
+    >>> report = at_once_dask.run([], None, print)
+    >>> report.n_inputs, report.ok
+    (0, True)
+    """
+
+    def __init__(self, summary: Summary, replay: Callable[[Any], Any]) -> None:
+        super().__init__(summary)
+        self._replay: Callable[[Any], Any] | None = replay
+        self._again: Callable[[Any], Reduction[Any, Any]] | None = None
+        facts = summary.facts
+        self.run = facts.run
+        self.seconds = facts.seconds
+        self.dashboard_link = facts.dashboard_link
+        self.logfile = facts.logfile
+        self.n_inputs = summary.n_inputs
+        self.n_skipped, self.n_processed = summary.n_skipped, summary.n_processed
+        self.n_failed, self.n_left = summary.n_failed, summary.n_left
+        self.n_keys_failed = summary.n_keys_failed
+
+    @property
+    def ok(self) -> bool:
+        """No input or key failed and none is left."""
+        return self._summary.ok
 
     def replay(self, position: int) -> Any:
         """Run a failed input again here, in this process, with the functions of the run.
@@ -299,27 +306,6 @@ class Report:
 
     def __str__(self) -> str:
         return printable(self.summary())
-
-    def _brief(self) -> str:
-        """What there is to say beside the card."""
-        summary = self._summary
-        if summary.facts.ended == FINISHED:
-            return summary.ending + self._look_into()
-        return f"{summary.ending} {summary.counts}; the report is at_once_dask.last_report()"
-
-    def _look_into(self) -> str:
-        """A line more at a prompt: how to get into the code where an input has failed."""
-        debugger, replayed = notebook.debugger(), self._replayed()
-        if debugger is None or replayed is None or self is not latest:
-            return ""
-        call = f"at_once_dask.last_report().replay({replayed})"
-        return f"\nLook into it: {call}, then {debugger}"
-
-    def _replayed(self) -> int | None:
-        """Where an input failed that can be run again here: what ended a worker would end us."""
-        examples = [cause.example for cause in self._summary.ledger.causes()]
-        found = [e.index for e in examples if e.failure.kind == "exception" and e.index is not None]
-        return found[0] if found else None
 
     def __repr__(self) -> str:
         return f"<Report of run {self.run}: {self._summary.counts}>"

@@ -30,7 +30,7 @@ from helpers import poll_for
 from tqdm import tqdm
 
 import at_once_dask
-from at_once_dask.logs import log_file, streams
+from at_once_dask.logs import log_file, logging_records, streams
 from at_once_dask.protocol import lease
 from at_once_dask.protocol.progress_file import ProgressFile
 
@@ -458,8 +458,8 @@ def seen_in_worker() -> tuple[bool, bool, int]:
     """Whether the streams are ours, whether logging is, and the root logger's level."""
     ours = [type(stream).__module__ == streams.__name__ for stream in (sys.stdout, sys.stderr)]
     assert ours[0] == ours[1]
-    root = logging.getLogger()
-    return ours[0], root.parent is not None or bool(root.handlers), root.level
+    makes_records = type(logging.getLogRecordFactory()).__module__ == logging_records.__name__
+    return ours[0], makes_records, logging.getLogger().level
 
 
 def test_the_streams_are_put_back(cluster: Client) -> None:
@@ -551,7 +551,7 @@ def test_a_functions_own_configuration(cluster: Client, folder: Path) -> None:
     assert said_by(work) == [
         ("INFO", "mine: once"),
         ("INFO", "mine: also there"),
-        ("STDERR", "by its own handler"),
+        ("WARNING", "alone: by its own handler"),
     ]
     assert (folder / "own.log").read_text() == "also there\n"
 
