@@ -49,6 +49,7 @@ from at_once_dask.driver import workers_seen
 from at_once_dask.options import ClusterSettings
 from at_once_dask.worker import processes
 
+
 def poll_until_gone(pids: list[int]) -> None:
     poll_for(
         lambda: not any(map(is_alive, pids)),
