@@ -275,7 +275,9 @@ def test_programs_of_the_older_library_go_on_working(folder: Path) -> None:
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize("seconds", [0, 0.01, 0.1, 0.3, 1.2])
+@pytest.mark.parametrize(
+    "seconds", [0, 0.1, 0.3, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.01, 1.2))]
+)
 def test_ctrl_c_while_the_cluster_starts(folder: Path, seconds: float) -> None:
     """As from a terminal, to the whole process group, at a moment of the start."""
     script = """

@@ -9,8 +9,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import cloudpickle
 from distributed import Client
 
 import at_once_dask
@@ -47,3 +49,15 @@ def dask_command(
 def client_of(scheduler_file: Path, **client_kwargs: Any) -> Iterator[Client]:
     with Client(scheduler_file=str(scheduler_file), timeout=30, **client_kwargs) as client:
         yield client
+
+
+@contextlib.contextmanager
+def by_value(*modules: ModuleType) -> Iterator[None]:
+    """The workers cannot import the tests: what the inputs' functions use goes with them."""
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)
