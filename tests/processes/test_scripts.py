@@ -307,13 +307,22 @@ at_once_dask.run(range(1000), None, lambda n: time.sleep(0.1), progress=False)
 def test_ctrl_c_between_the_imports_and_the_run(folder: Path) -> None:
     """There it once found Python's own handler: the end told nothing."""
     script = """
-import gc, os, signal
+import importlib.machinery, os, signal, sys
 import at_once_dask
-enable = gc.enable
-def pressed():
-    enable()
-    os.kill(os.getpid(), signal.SIGINT)
-gc.enable = pressed
+
+class Pressing:
+    def find_spec(self, name, path=None, target=None):
+        if name != "at_once_dask.call":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        execute = spec.loader.exec_module
+        def pressed(module):
+            execute(module)
+            os.kill(os.getpid(), signal.SIGINT)
+        spec.loader.exec_module = pressed
+        return spec
+
+sys.meta_path.insert(0, Pressing())
 at_once_dask.run(range(1000), None, print, progress=False)
 """
     done = subprocess.run(

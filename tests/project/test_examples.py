@@ -29,7 +29,8 @@ BLOCK = re.compile(
 )
 END_OF_BLOCK = "---- end of block ----"
 OF_A_RUN = re.compile(  # its id, how long it took, how fast it was
-    r"\b[Rr]un[ =](?:&#34;|\")?[0-9a-f]{12}\b(, [\d.:]+ \w+)?|\bin \d+\.\d s\b(, [\d,.]+/\w+)?"
+    r"\b[Rr]un[ =](?:&#34;|\")?[0-9a-f]{12}\b(, [\d.:]+ \w+)?"
+    r"|\bin [\d.:]+ (?:s|min|h)\b(, [\d,.]+/\w+)?"
 )
 LITTER = re.compile(  # paths, addresses, lines that were drawn anew
     r"/(home|root|tmp|work|Users)\b|site-packages|\b0x[0-9a-f]{8,}|127\.0\.0\.1:\d|\r|%\|"
