@@ -72,7 +72,7 @@ def error_of(outcome: tuple[int, str, str]) -> str:
     assert errors.count("Traceback") == 1
     assert "distributed" not in errors
     last = errors.strip().rpartition("\n")[2]
-    assert last.startswith("at_once_dask.errors.AtOnceError: ")
+    assert last.startswith("at_once_dask.AtOnceError: ")
     return last
 
 
