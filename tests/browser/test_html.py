@@ -285,7 +285,7 @@ def test_100_000_failures_of_three_causes(folder: Path, chrome: Any) -> None:
     assert "about 0" in text(chrome, "#failure-0 .log")
 
 
-def of_three_causes(n: int, log: Path) -> Report:
+def of_three_causes(n: int, log: Path, about: str = "about") -> Report:
     def failure(position: int) -> Failure:
         cause = position % 3
         error = ("ValueError", "KeyError", "OSError")[cause]
@@ -298,7 +298,7 @@ def of_three_causes(n: int, log: Path) -> Report:
     ledger = ledger_of(n, failure=failure)
     with log.open("w") as file:
         for position in range(0, n, 10):
-            record = log_file.entry("INFO", "0123456789ab", position, "", "", f"about {position}")
+            record = log_file.entry("INFO", "0123456789ab", position, "", "", f"{about} {position}")
             file.write(log_file.line(record))
     return report_of(ledger, logfile=str(log), log_part=(0, log.stat().st_size))
 
@@ -336,10 +336,10 @@ def test_many_records_have_a_budget(folder: Path) -> None:
     with log.open("w") as file:
         file.write("torn\n")
         for number in range(30):
-            for index in range(2_000):
+            for index in range(500):
                 record = log_file.entry("INFO", run, index, "", "", f"{number} " + "x" * 2_000)
                 file.write(log_file.line(record))
-    ledger = ledger_of(2_000, failure=lambda n: Failure(n, "process", "exception", "E", "no"))
+    ledger = ledger_of(500, failure=lambda n: Failure(n, "process", "exception", "E", "no"))
     report = report_of(ledger, logfile=str(log), log_part=(0, log.stat().st_size))
 
     report.to_html(folder / "report.html")
@@ -372,12 +372,10 @@ def test_the_last_records_of_an_input_are_shown(folder: Path) -> None:
 def test_where_the_log_is_too_long_the_page_says_so(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(failure_sample, "LOG_BYTES", 2**18)
-    report = of_three_causes(20_000, folder / "log.jsonl")
+    monkeypatch.setattr(failure_sample, "LOG_BYTES", 2**20)
+    report = of_three_causes(3_000, folder / "log.jsonl", "about" * 1_000)
     report.to_html("report.html")
-    assert "only its first 256 kiB were looked through" in (folder / "report.html").read_text(
-        "utf-8"
-    )
+    assert "only its first 1 MiB were looked through" in (folder / "report.html").read_text("utf-8")
 
 
 def test_of_keys_that_are_called_the_same_no_record_is_shown(cluster: Client, folder: Path) -> None:
