@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from at_once_dask.protocol.failure import Failure
 
 COLUMNS = ("time", "level", "run", "index", "input", "worker", "pid", "msg")
-
-
 _latest: str | None = None  # run that the driver was in
 _run: str | None = None  # the run that the driver is in
 _torn: set[str] = set()  # logs in which this process has left a line without an end

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COUNTED_BYTES = 2**24  # of the log of a run, to count what it has printed
-
-
 _LINE_BYTES = 2**20  # a longer one is passed over by those who look for single records
 
 

@@ -24,17 +24,11 @@ class Pairs(NamedTuple):
 
 
 PAIR_HINT = "return [is_done, value], for example `return [path.exists(), None]`"
-
-
 VALUE_HINT = (
     "in a map-reduce run return [is_done, value], for example `return [path.exists(),"
     " json.loads(path.read_text()) if path.exists() else None]`"
 )
-
-
 FLAG_HINT = "is_done is True or False, as in `return [path.exists(), None]`"
-
-
 PAIRS_HINT = (
     "in a map-reduce run return a mapping or (key, value) pairs, for example "
     "`return {key: value}` or `return [(key, value)]`"

@@ -25,8 +25,6 @@ _FAILURE_COLUMNS = {
     "attempts": "int64",
     "exit": "object",
 }
-
-
 _CAUSE_COLUMNS = {
     "kind": "object",
     "stage": "object",

@@ -84,8 +84,6 @@ def _can_be_imported(name: str, file: str, where: object) -> bool:
 
 
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-
-
 _NOT_THE_USERS = tuple(
     path + os.sep
     for path in {

@@ -11,11 +11,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 REPR_LIMIT = 200  # characters, the log's
-
-
 REPR_DEPTH = 6  # of containers in containers
-
-
 NAME_LIMIT = 200  # characters of a type's name
 
 
@@ -72,8 +68,6 @@ class _Text(str):
 
 
 _COLON = _Text(": ")
-
-
 _OF_NAMEDTUPLE = namedtuple("_OF_NAMEDTUPLE", "").__repr__.__code__  # all of them have this one
 
 

@@ -26,20 +26,10 @@ def _class_of_forked() -> Any:
 
 
 _Popen = _class_of_forked()
-
-
 _read_exit_code: Any = getattr(_Popen, "poll", None)
-
-
 _AT_ONCE = getattr(os, "WNOHANG", 1)
-
-
 _reading = threading.Lock()  # whoever comes second finds the code
-
-
 _readers = 0  # those who want it so: the own cluster, and nanny plugins of borrowed ones
-
-
 _counting = threading.Lock()
 
 
