@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV = .venv
 LOWEST = .venv-lowest
+NEWEST = .venv-newest
 ARGS =
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -12,7 +13,7 @@ export PIP_NO_INPUT = 1
 RUN = $(VENV)/bin/python -m
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-slow test-lowest bench growth overhead crashes soak docs notebooks \
+.PHONY: help demo test test-fast test-slow test-lowest test-newest bench growth overhead crashes soak docs notebooks \
 	screenshots lint types format clean
 
 help: ## list these words
@@ -25,11 +26,18 @@ demo: $(VENV)/.installed ## see it at work on real files; ARGS="FOLDER" names yo
 test: lint types ## lint, types, then the tests; ARGS goes to pytest
 	$(RUN) pytest $(ARGS)
 
+test-fast: $(VENV)/.installed-test ## the tests that start no cluster: under a minute
+	$(RUN) pytest tests/unit $(ARGS)
+
 test-slow: $(VENV)/.installed-test ## the tests that take minutes
 	$(RUN) pytest -m slow $(ARGS)
 
 test-lowest: $(LOWEST)/.installed-test ## the tests, on the oldest versions we say we work with
 	$(LOWEST)/bin/python -m pytest $(ARGS)
+
+test-newest: $(NEWEST)/.installed-test ## the tests, on the newest Dask that there is today
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade dask distributed
+	$(NEWEST)/bin/python -m pytest $(ARGS)
 
 bench: $(VENV)/.installed-bench ## how fast, beside other tools; ARGS="--scenario ms --peer pool-map"
 	$(VENV)/bin/python benchmarks/speed.py $(ARGS)
@@ -57,9 +65,10 @@ notebooks: $(VENV)/.installed-test ## run the notebooks, and store what they sho
 screenshots: $(VENV)/.installed-test ## take the pictures in the README; needs a browser
 	$(VENV)/bin/python docs/screenshots.py
 
-lint: $(VENV)/.installed-test ## ruff: mistakes, and the format
+lint: $(VENV)/.installed-test ## ruff: mistakes, and the format; which room imports from which
 	$(RUN) ruff check
 	$(RUN) ruff format --check
+	$(VENV)/bin/lint-imports --no-cache
 
 types: $(VENV)/.installed-test ## mypy
 	$(RUN) mypy
@@ -69,7 +78,7 @@ format: $(VENV)/.installed-test ## let ruff put the format right
 	$(RUN) ruff format
 
 clean: ## remove the environments and all that was made here
-	rm -rf .venv .venv-lowest build dist *.egg-info .*_cache .hypothesis
+	rm -rf .venv .venv-* build dist *.egg-info .*_cache .hypothesis
 	rm -rf at_once_demo at_once_log.jsonl docs/_build
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
@@ -88,6 +97,10 @@ $(VENV)/.installed-bench: pyproject.toml | $(VENV)/bin/pip
 $(VENV)/.installed-docs: pyproject.toml | $(VENV)/bin/pip
 	$(RUN) pip install --quiet --editable '.[docs]'
 	@touch $(VENV)/.installed $@
+
+$(NEWEST)/.installed-test: pyproject.toml | $(NEWEST)/bin/pip
+	$(NEWEST)/bin/python -m pip install --quiet --editable '.[test]'
+	@touch $@
 
 # Each dependency at its lower bound: `>=` in pyproject.toml becomes `==`.
 $(LOWEST)/.installed-test: pyproject.toml | $(LOWEST)/bin/pip

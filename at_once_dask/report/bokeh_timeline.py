@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from at_once_dask.protocol.status import FAILED, NAMES, PROCESSED, SKIPPED
-from at_once_dask.report.svg_charts import took
+from at_once_dask.report.summary import took
 from at_once_dask.report.timeline import Timeline, drawn_last, timeline
 
 if TYPE_CHECKING:

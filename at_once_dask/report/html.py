@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 from at_once_dask.report import svg_charts
 from at_once_dask.report.failure_sample import failure_sample
 from at_once_dask.report.ledger import Failed
-from at_once_dask.report.summary import Summary, counted, elapsed, examples, message_line, named
+from at_once_dask.report.summary import (
+    Summary,
+    counted,
+    elapsed,
+    examples,
+    message_line,
+    named,
+    took,
+)
 from at_once_dask.user_code.text import safe_repr, sound
 
 if TYPE_CHECKING:
@@ -86,7 +94,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"number": "{:,}".format, "took": svg_charts.took, "elapsed": elapsed}
+    made.filters |= {"number": "{:,}".format, "took": took, "elapsed": elapsed}
     made.globals |= {
         "counted": counted,
         "examples": examples,

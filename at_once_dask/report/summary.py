@@ -253,6 +253,18 @@ def message_line(failed: Failed) -> str:
     return cut(first_line(failed.failure.message), MESSAGE_IN_TEXT)
 
 
+def took(seconds: float) -> str:
+    """How long one thing took, for people: as `elapsed`, but short ones in milliseconds.
+
+    >>> took(0.00042), took(0.25), took(7.26), took(75)
+    ('0.42 ms', '250 ms', '7.3 s', '1:15')
+    """
+    if 0 < seconds < 0.9995:
+        thousandths = seconds * 1e3
+        return f"{thousandths:.0f} ms" if thousandths >= 10 else f"{thousandths:.2g} ms"
+    return elapsed(seconds) if seconds else "0 s"
+
+
 def elapsed(seconds: float) -> str:
     """How long something took, for people.
 
@@ -268,14 +280,11 @@ def duration(seconds: float) -> str:
     >>> duration(3.2), duration(75), duration(3_700)
     ('3 s', '1:15', '1:01:40')
     """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes}:{rest:02}"
+    minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"
+    if hours:
+        return f"{hours}:{minutes:02}:{rest:02}"
+    return f"{minutes}:{rest:02}" if minutes else f"{rest} s"
 
 
 def speed(rate: float) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from at_once_dask.protocol.status import FAILED, PROCESSED
+from at_once_dask.report.summary import took
 from at_once_dask.report.timeline import timed, timeline
 
 if TYPE_CHECKING:
@@ -123,28 +124,6 @@ def time_ticks(span: float, most: int = 5) -> list[Tick]:
     step = next((step for step in _steps(span) if span / step <= most), span)
     n = int(span / step * (1 + 1e-9))
     return [Tick(100 * number * step / span, took(number * step)) for number in range(n + 1)]
-
-
-def took(seconds: float) -> str:
-    """How long something took, for people.
-
-    >>> took(0.00042), took(0.25), took(7.26), took(75), took(3_700)
-    ('0.42 ms', '250 ms', '7.3 s', '1:15 min', '1:01:40 h')
-    """
-    if seconds == 0:
-        return "0 s"
-    if seconds < 0.9995:
-        return f"{_rounded(seconds * 1e3)} ms"
-    if seconds < 59.95:
-        return f"{_rounded(seconds)} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"
-
-
-def _rounded(number: float) -> str:
-    """Two digits, or all of those before the point."""
-    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def _steps(span: float) -> Sequence[float]:

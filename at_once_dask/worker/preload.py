@@ -27,7 +27,7 @@ def adopt_orphans() -> None:
 
 gc.disable()  # nothing that an import makes is garbage
 try:
-    import at_once_dask.worker  # noqa: F401
+    import at_once_dask.worker.plugin  # noqa: F401
 
     if is_fork_server():
         adopt_orphans()

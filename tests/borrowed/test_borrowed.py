@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import helpers
 import pytest
+from dask_processes import by_value, client_of, dask_command
 from distributed import Client
 from helpers import oracle, poll_for, same, statuses
 
@@ -26,47 +26,10 @@ import at_once_dask
 from at_once_dask.logs import log_file
 
 
-@contextlib.contextmanager
-def dask_command(
-    name: str, scheduler_file: Path, *options: str, **environment: str
-) -> Iterator[subprocess.Popen[Any]]:
-    """``dask scheduler`` or ``dask worker``, in a session, folder and import path of its own."""
-    environment["PYTHONPATH"] = str(Path(at_once_dask.__file__).parents[1])
-    with (scheduler_file.parent / f"{name}.log").open("a") as log:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", f"distributed.cli.dask_{name}"),
-                *("--scheduler-file", str(scheduler_file), "--host", "127.0.0.1"),
-                *("--no-dashboard", *options),
-            ],
-            stdout=log,
-            stderr=log,
-            cwd=scheduler_file.parent,
-            env=os.environ | environment,
-            start_new_session=True,
-        )
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # SIGTERM it could outlive for minutes
-        process.wait()
-
-
-@contextlib.contextmanager
-def client_of(scheduler_file: Path, **client_kwargs: Any) -> Iterator[Client]:
-    with Client(scheduler_file=str(scheduler_file), timeout=30, **client_kwargs) as client:
-        yield client
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _by_value() -> Iterator[None]:
-    """These workers cannot import the tests: what the inputs' functions use goes with them."""
-    for module in (helpers, sys.modules[__name__]):
-        cloudpickle.register_pickle_by_value(module)
-    yield
-    for module in (helpers, sys.modules[__name__]):
-        cloudpickle.unregister_pickle_by_value(module)
+    with by_value(helpers, sys.modules[__name__]):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -542,16 +505,12 @@ def client_of_spare(spare: tuple[Path, subprocess.Popen[Any]]) -> Iterator[Clien
         yield client
 
 
-def test_no_workers(client_of_spare: Client) -> None:
+def test_no_workers_and_what_to_do(client_of_spare: Client) -> None:
     with pytest.raises(at_once_dask.RunStopped, match="the cluster has no workers") as run:
         run_a_few(client_of_spare)
+    assert "`dask worker ADDRESS`" in str(run.value)
     assert run.value.report.n_left == 8
     assert run.value.report.seconds < 5
-
-
-def test_no_workers_and_what_to_do(client_of_spare: Client) -> None:
-    with pytest.raises(at_once_dask.RunStopped, match="`dask worker ADDRESS`"):
-        run_a_few(client_of_spare)
 
 
 def test_a_worker_without_a_nanny(
@@ -560,6 +519,7 @@ def test_a_worker_without_a_nanny(
     """It is left alone when a run stops; when it dies, the run ends, and knows of what."""
     with dask_command("worker", spare[0], "--no-nanny", "--nthreads", "2") as worker:
         client_of_spare.wait_for_workers(1, timeout=30)
+        check_no_time_limit(client_of_spare, folder)
         report = stopped(client_of_spare, folder)
         assert report.seconds < 5
         assert (report.n_failed, report.n_left) == (1, 1)
@@ -575,6 +535,27 @@ def test_a_worker_without_a_nanny(
         report = run.value.report
         assert report.seconds < 8
         assert report.n_failed + report.n_left >= 1
+
+
+def check_no_time_limit(client: Client, folder: Path) -> None:
+    """Nobody could hold it to one: that is said before anything runs, and nothing is left of it."""
+    (worker,) = client.nthreads()
+    with pytest.raises(at_once_dask.InputError) as refused:
+        at_once_dask.run(
+            range(8),
+            None,
+            lambda n: (folder / "begun").touch(),
+            timeout=60,
+            client=client,
+            progress=False,
+        )
+    assert str(refused.value) == (
+        "timeout=60 needs a nanny, which ends a worker that takes longer, and the worker"
+        f" {worker} has none; start it without --no-nanny, or leave timeout out:"
+        " run(inp_list, check_inp, process_inp, client=client)"
+    )
+    assert not (folder / "begun").exists()
+    assert run_a_few(client).ok
 
 
 @pytest.mark.parametrize("silent", ["worker", "scheduler"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import multiprocessing
 import multiprocessing.popen_forkserver
 import multiprocessing.spawn
@@ -18,7 +17,6 @@ import sys
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,44 +26,28 @@ import dask
 import numpy
 import psutil
 import pytest
+import traces
 from dask.system import CPU_COUNT
 from distributed import Client, WorkerPlugin, get_worker
 from distributed.security import Security
 from helpers import poll_for
+from scripts import ROOT
+from traces import (
+    ANY_PORT,
+    is_alive,
+    pids_of,
+    poll_until_same,
+    run_a_few,
+    snapshot,
+    sockets_of,
+    start_run_close,
+)
 
 import at_once_dask
-from at_once_dask.cluster import connect as own
-from at_once_dask.cluster import watchdog
-from at_once_dask.driver import dispatcher
-from at_once_dask.options import DASHBOARD
-from at_once_dask.worker import processes
-
-ANY_PORT = "127.0.0.1:0"
-HERE = Path(__file__).parent
-
-
-def nothing(inp: object) -> None:
-    """The smallest `process_inp`."""
-
-
-def run_a_few(**run_kwargs: Any) -> at_once_dask.Report:
-    report: at_once_dask.Report = at_once_dask.run(
-        range(4), None, nothing, progress=False, **run_kwargs
-    )
-    return report
-
-
-def pids_of(client: Client) -> dict[str, int]:
-    pids: dict[str, int] = client.run(os.getpid)
-    return pids
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended may stay in the table as a zombie."""
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+from at_once_dask.cluster import connect, own, watchdog
+from at_once_dask.driver import workers_seen
+from at_once_dask.options import ClusterSettings
+from at_once_dask.worker import dask_internals
 
 
 def poll_until_gone(pids: list[int]) -> None:
@@ -89,12 +71,6 @@ def listening(address: str = ANY_PORT) -> Iterator[str]:
 
 
 # ----- who can reach it
-
-
-def sockets_of(process: psutil.Process) -> list[Any]:
-    """What waits for others, TCP or UDP, in the operating system's table."""
-    waiting = (psutil.CONN_LISTEN, psutil.CONN_NONE)
-    return [c for c in process.net_connections(kind="inet") if c.status in waiting]
 
 
 def test_every_port_is_on_loopback(cluster: Client) -> None:
@@ -224,7 +200,7 @@ def test_the_client_closed_behind_our_back() -> None:
 
 def test_the_default_port_gives_way_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
     at_once_dask.close()
-    with listening(DASHBOARD):
+    with listening(ClusterSettings.dashboard_address):
         try:
             client = at_once_dask.start(1)
             assert client.dashboard_link.startswith("http://127.0.0.1:")
@@ -298,52 +274,6 @@ def test_workers_draw_different_numbers(cluster: Client, folder: Path) -> None:
 # ----- that nothing is left of it
 
 
-def snapshot() -> dict[str, Any]:
-    """All of this process that a cluster could leave changed."""
-    stay = ("multiprocessing.forkserver", "multiprocessing.resource_tracker")
-    children = psutil.Process().children(recursive=True)
-    environment = dict(os.environ)
-    environment.pop("__DASK_PARENT_PID", None)  # Dask's note for the names of processes
-    return {
-        "processes": [c for c in map(command, children) if not any(name in c for name in stay)],
-        # But the one that Dask starts once in a process and keeps.
-        "threads": sorted(t.name for t in threading.enumerate() if "Dask-Offload" not in t.name),
-        "sockets": [s.laddr for s in sockets_of(psutil.Process())],
-        "files": sorted(f for f in os.listdir(tempfile.gettempdir()) if not f.startswith("pymp-")),
-        "config": copy.deepcopy(dask.config.config),
-        "preparation": multiprocessing.spawn.get_preparation_data,
-        "filters": list(warnings.filters),
-        "environment": environment,
-        "path": list(sys.path),
-        "directory": os.getcwd(),
-        "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},
-    }
-
-
-def command(process: psutil.Process) -> str:
-    with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-        return " ".join(process.cmdline())
-    return ""
-
-
-def poll_until_same(before: dict[str, Any]) -> None:
-    def changed() -> dict[str, Any]:
-        return {name: value for name, value in snapshot().items() if value != before[name]}
-
-    poll_for(lambda: not changed(), "something is left", changed)
-
-
-def start_run_close() -> None:
-    """Seconds that `close` takes are few."""
-    client = at_once_dask.start(2, dashboard_address=ANY_PORT)
-    workers = list(pids_of(client).values())
-    assert run_a_few().ok
-    begun = time.monotonic()
-    at_once_dask.close()
-    assert time.monotonic() - begun < 3
-    assert not any(map(is_alive, workers))
-
-
 def test_nothing_is_left_in_a_process_that_goes_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,7 +297,7 @@ def temp(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def script(text: str) -> Iterator[subprocess.Popen[str]]:
     """A process that runs `text`; it can import what this module can."""
     Path("script.py").write_text(text)
-    roots = [str(Path(at_once_dask.__file__).parents[1]), str(HERE)]
+    roots = [ROOT, str(Path(traces.__file__).parent)]
     with subprocess.Popen(
         [sys.executable, "script.py"],
         stdout=subprocess.PIPE,
@@ -382,7 +312,7 @@ def script(text: str) -> Iterator[subprocess.Popen[str]]:
 
 
 UNGUARDED = """
-from test_cluster import poll_until_same, snapshot, start_run_close
+from traces import poll_until_same, snapshot, start_run_close
 import at_once_dask
 
 before = snapshot()
@@ -504,7 +434,7 @@ def test_only_living_workers_have_files_for_the_watchdog(folder: Path) -> None:
     """Its own is ended with each that dies, however early."""
 
     def with_files() -> set[int]:
-        running = own._own
+        running = connect._own
         assert running is not None
         return set(watchdog.groups(str(Path(running.scratch) / watchdog.GROUPS)))
 
@@ -543,8 +473,8 @@ def test_workers_that_cannot_be_started_again(monkeypatch: pytest.MonkeyPatch) -
             scratch.touch()
             os._exit(9)
 
-    monkeypatch.setattr(dispatcher, "PATIENCE_SECONDS", 2)
-    monkeypatch.setattr(at_once_dask.cluster, "START_SECONDS", 2)
+    monkeypatch.setattr(workers_seen, "PATIENCE_SECONDS", 2)
+    monkeypatch.setattr(own, "START_SECONDS", 2)
     at_once_dask.close()
     at_once_dask.start(1, dashboard_address=ANY_PORT)
     try:
@@ -576,12 +506,12 @@ def test_exit_codes_are_right_until_the_last_who_wants_it_so() -> None:
     """A guard of a borrowed cluster may come before the own cluster, and leave before it."""
     at_once_dask.close()
     popen = multiprocessing.popen_forkserver.Popen
-    assert popen.poll is processes._read_exit_code
+    assert popen.poll is dask_internals._read_exit_code
     with contextlib.ExitStack() as second:
-        with processes.exit_codes_read_once():
-            second.enter_context(processes.exit_codes_read_once())
-        assert popen.poll is processes._poll
-    assert popen.poll is processes._read_exit_code
+        with dask_internals.exit_codes_read_once():
+            second.enter_context(dask_internals.exit_codes_read_once())
+        assert popen.poll is dask_internals._poll
+    assert popen.poll is dask_internals._read_exit_code
 
 
 def test_a_fork_server_that_cannot_import_us_collects_garbage_all_the_same() -> None:
@@ -596,7 +526,7 @@ def test_a_fork_server_that_cannot_import_us_collects_garbage_all_the_same() -> 
     )
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(lines)],
-        env={**os.environ, "PYTHONPATH": str(HERE.parent)},
+        env={**os.environ, "PYTHONPATH": ROOT},
         stdout=subprocess.PIPE,
         check=True,
         text=True,
@@ -607,7 +537,7 @@ def test_a_fork_server_that_cannot_import_us_collects_garbage_all_the_same() -> 
 def test_what_was_sent_is_not_kept(cluster: Client) -> None:
     """Dask keeps its last messages to each worker, for its own developers: few of them here."""
     at_once_dask.run(range(400_000), None, lambda n: None, progress=False)
-    scheduler: Any = own._own._cluster.scheduler  # type: ignore[union-attr]
+    scheduler: Any = connect._own._cluster.scheduler  # type: ignore[union-attr]
     comms = scheduler.stream_comms.values()
     assert comms
     assert all(0 < comm.recent_message_log.maxlen <= 16 for comm in comms)

@@ -1,7 +1,8 @@
 """The crash table: every way to die, in every place where the user's code runs.
 
 In every cell the guilty input (or key) is named with the right kind and stage, all others are done,
-and a second run completes what can be completed.
+and a second run completes what can be completed. Ways of a kind share a run: each has an input, or
+a key, of its own.
 """
 
 from __future__ import annotations
@@ -13,14 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deaths import WAYS, Way
+from deaths import WAYS, Way, stop_iteration
 from helpers import oracle
 
 import at_once_dask
 
-N = 24
-GUILTY = 13
-GUILTY_KEY = GUILTY % 3
+KEYS = 7
+N = 4 * KEYS
+GUILTY = range(3, N, 4)  # each with a key of its own
+KINDS = {
+    "raises": (
+        "exception", "system_exit", "keyboard_interrupt", "stop_iteration", "unpicklable",
+        "speechless",
+    ),
+    "dies": ("os_exit", "sigkill", "segfault", "abort", "stack_overflow"),
+    "memory": ("memory",),
+    "hangs": ("hang", "hang_in_c"),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +49,19 @@ def print_nothing(inp: object) -> None:
 
 @dataclass(frozen=True)
 class Mine:
-    """What the functions of one cell use; `death` is for real until there is a file `fixed`."""
+    """What the functions of one cell use; deaths are for real until there is a file `fixed`."""
 
     folder: Path
-    die: Callable[[], Any]
+    ways: dict[int, Callable[[], Any]]  # by input
 
-    def death(self) -> None:
-        if not (self.folder / "fixed").exists():
-            self.die()
+    def meet(self, inp: int) -> None:
+        """Die of `inp`, if that is guilty."""
+        if inp in self.ways and not (self.folder / "fixed").exists():
+            self.ways[inp]()
+
+    def meet_key(self, value: int) -> None:
+        """The same for the key of a `value`."""
+        self.meet(next((inp for inp in self.ways if inp % KEYS == value % KEYS), -1))
 
     def done(self, inp: Any) -> Path:
         return self.folder / f"{int(inp)}.done"
@@ -60,29 +75,30 @@ class Mine:
 
 
 def pairs(inp: Any) -> list[tuple[int, Any]]:
-    return [(int(inp) % 3, int(inp))]
+    return [(int(inp) % KEYS, int(inp))]
 
 
 class Deadly:
     """An input or value that dies when it is pickled or unpickled."""
 
-    def __init__(self, mine: Mine, on_the_way_out: bool) -> None:
+    def __init__(self, mine: Mine, inp: int, on_the_way_out: bool) -> None:
         self.mine = mine
+        self.inp = inp
         self.on_the_way_out = on_the_way_out
 
     def __int__(self) -> int:
-        return GUILTY
+        return self.inp
 
     def __reduce__(self) -> Any:
         if self.on_the_way_out:
-            self.mine.death()
-            return int, (GUILTY,)
-        return revive, (self.mine,)
+            self.mine.meet(self.inp)
+            return int, (self.inp,)
+        return revive, (self.mine, self.inp)
 
 
-def revive(mine: Mine) -> int:
-    mine.death()
-    return GUILTY
+def revive(mine: Mine, inp: int) -> int:
+    mine.meet(inp)
+    return inp
 
 
 # ----- the places: what to run, and the stage that a death there belongs to
@@ -90,8 +106,7 @@ def revive(mine: Mine) -> int:
 
 def in_check(mine: Mine) -> dict[str, Any]:
     def check(inp: int) -> list[Any]:
-        if inp == GUILTY:
-            mine.death()
+        mine.meet(inp)
         return mine.check(inp)
 
     return {"check_inp": check}
@@ -99,8 +114,7 @@ def in_check(mine: Mine) -> dict[str, Any]:
 
 def in_process(mine: Mine) -> dict[str, Any]:
     def process(inp: int) -> Any:
-        if inp == GUILTY:
-            mine.death()
+        mine.meet(inp)
         return mine.process(inp)
 
     return {"process_inp": process}
@@ -108,8 +122,8 @@ def in_process(mine: Mine) -> dict[str, Any]:
 
 def in_verify(mine: Mine) -> dict[str, Any]:
     def check(inp: int) -> list[Any]:
-        if inp == GUILTY and mine.done(inp).exists():
-            mine.death()
+        if mine.done(inp).exists():
+            mine.meet(inp)
         return mine.check(inp)
 
     return {"check_inp": check, "verify": True}
@@ -118,23 +132,23 @@ def in_verify(mine: Mine) -> dict[str, Any]:
 def in_generator(mine: Mine) -> dict[str, Any]:
     def process(inp: int) -> Iterator[tuple[int, int]]:
         yield from mine.process(inp)
-        if inp == GUILTY:
+        if inp in mine.ways:
             mine.done(inp).unlink()
-            mine.death()
+            mine.meet(inp)
             mine.done(inp).touch()
 
     return {"process_inp": process}
 
 
 def in_unpickling(mine: Mine) -> dict[str, Any]:
-    inputs = [Deadly(mine, on_the_way_out=False) if n == GUILTY else n for n in range(N)]
+    inputs = [Deadly(mine, n, on_the_way_out=False) if n in mine.ways else n for n in range(N)]
     return {"inp_list": inputs}
 
 
 def in_pickling(mine: Mine) -> dict[str, Any]:
     def process(inp: int) -> Any:
-        if inp == GUILTY:
-            return [(GUILTY_KEY, Deadly(mine, on_the_way_out=True))]
+        if inp in mine.ways:
+            return [(inp % KEYS, Deadly(mine, inp, on_the_way_out=True))]
         return mine.process(inp)
 
     return {"process_inp": process}
@@ -142,8 +156,7 @@ def in_pickling(mine: Mine) -> dict[str, Any]:
 
 def in_reduce(mine: Mine) -> dict[str, Any]:
     def reduce(values: list[int]) -> int:
-        if values[0] % 3 == GUILTY_KEY:
-            mine.death()
+        mine.meet_key(values[0])
         return max(values)
 
     return {"reduce_fn": reduce}
@@ -151,8 +164,7 @@ def in_reduce(mine: Mine) -> dict[str, Any]:
 
 def in_combine(mine: Mine) -> dict[str, Any]:
     def combine(a: int, b: int) -> int:
-        if a % 3 == GUILTY_KEY:
-            mine.death()
+        mine.meet_key(a)
         return max(a, b)
 
     return {"reduce_fn": None, "combine_fn": combine}
@@ -178,21 +190,28 @@ def expected(failed: set[int], failed_keys: set[int]) -> dict[int, int]:
 def cells() -> Iterator[Any]:
     """Those that wait for a second are for `make test-slow` where their place is like another."""
     alike = ("check", "verify", "generator")  # the code of one input, as "process" is
-    for way, place in itertools.product(WAYS, PLACES):
-        slow = way in ("hang_in_c", "memory") and place in alike
-        yield pytest.param(way, place, marks=[pytest.mark.slow] if slow else [])
+    for kind, place in itertools.product(KINDS, PLACES):
+        slow = kind in ("hangs", "memory") and place in alike
+        yield pytest.param(kind, place, marks=[pytest.mark.slow] if slow else [])
 
 
-@pytest.mark.parametrize(("way", "place"), list(cells()))
-def test_a_death(limited: None, folder: Path, way: str, place: str) -> None:
-    mine, death = Mine(folder, WAYS[way].die), WAYS[way]
+def test_each_way_is_of_one_kind() -> None:
+    assert sorted(itertools.chain(*KINDS.values())) == sorted(WAYS)
+    assert all(len(ways) <= len(GUILTY) for ways in KINDS.values())
+
+
+@pytest.mark.parametrize(("kind", "place"), list(cells()))
+def test_deaths(limited: None, folder: Path, kind: str, place: str) -> None:
+    ways = dict(zip(GUILTY, (WAYS[way] for way in KINDS[kind]), strict=False))
+    mine = Mine(folder, {inp: way.die for inp, way in ways.items()})
     deadly, stage = PLACES[place]
+    (timeout,) = {way.timeout for way in ways.values()}
     call: dict[str, Any] = {
         "inp_list": range(N),
         "check_inp": mine.check,
         "process_inp": mine.process,
         "reduce_fn": max,
-        "timeout": death.timeout,
+        "timeout": timeout,
         "on_error": "return",
         "progress": False,
     } | deadly(mine)
@@ -202,31 +221,38 @@ def test_a_death(limited: None, folder: Path, way: str, place: str) -> None:
     of_key = stage == "reduce"
     report = first.report
     done = report.n_processed + report.n_skipped  # a bystander that runs again may be done by then
-    assert (done, report.n_left) == (N - (not of_key), 0)
-    assert dict(first) == expected(set() if of_key else {GUILTY}, {GUILTY_KEY} if of_key else set())
-    if (way, place) == ("stop_iteration", "generator"):  # Python makes another one of it
-        death = replace(death, error="RuntimeError")
-    named_rightly(report, death, stage, of_key)
+    assert (done, report.n_left) == (N - (0 if of_key else len(ways)), 0)
+    keys = {inp % KEYS for inp in ways}
+    assert dict(first) == expected(set() if of_key else set(ways), keys if of_key else set())
+    if place == "generator":  # Python makes another one of it
+        ways = {
+            inp: replace(way, error="RuntimeError") if way.die is stop_iteration else way
+            for inp, way in ways.items()
+        }
+    named_rightly(report, ways, stage, of_key)
 
     (folder / "fixed").touch()
     second = at_once_dask.run(**call)
     assert second.report.ok, str(second.report)
     assert dict(second) == expected(set(), set())
-    assert second.report.n_skipped >= N - 1
+    assert second.report.n_skipped >= N - len(ways)
 
 
-def named_rightly(report: at_once_dask.Report, death: Way, stage: str, of_key: bool) -> None:
-    assert len(report.failures) == 1
-    failure = report.failures.iloc[0]
+def named_rightly(
+    report: at_once_dask.Report, ways: dict[int, Way], stage: str, of_key: bool
+) -> None:
+    assert len(report.failures) == len(ways)
     if of_key:
-        assert failure["key"] == GUILTY_KEY
-        assert failure["input"] is None
+        named = dict(zip(report.failures["key"], report.failures.to_dict("records"), strict=True))
+        assert set(report.failures["input"]) == {None}
     else:
-        assert report.failures.index.tolist() == [GUILTY]
-        assert int(failure["input"]) == GUILTY
-    told = failure[["stage", "kind", "error", "exit"]].tolist()
-    assert told == [stage, death.kind, death.error, death.exit]
-    assert failure["attempts"] == 1
-    assert failure["worker"].startswith("tls://127.0.0.1:")
-    if death.timeout is not None:
-        assert death.timeout <= failure["seconds"] < death.timeout + 1
+        named = dict(zip(report.failures.index, report.failures.to_dict("records"), strict=True))
+        assert [int(inp) for inp in report.failures["input"]] == list(named)
+    for inp, way in ways.items():
+        failure = named[inp % KEYS if of_key else inp]
+        told = [failure[name] for name in ("stage", "kind", "error", "exit")]
+        assert told == [stage, way.kind, way.error, way.exit]
+        assert failure["attempts"] == 1
+        assert failure["worker"].startswith("tls://127.0.0.1:")
+        if way.timeout is not None:
+            assert way.timeout <= failure["seconds"] < way.timeout + 1

@@ -13,42 +13,48 @@ from distributed import Client, LocalCluster
 from helpers import poll_for, statuses
 
 import at_once_dask
-from at_once_dask.cluster import connect as own
-from at_once_dask.driver import dispatcher
-from at_once_dask.driver.dask_backend import DaskBackend
+from at_once_dask.cluster import connect, dask_internals
+from at_once_dask.driver import dispatcher, workers_seen
+from at_once_dask.driver.registration import Registration
 
 NEWS_SECONDS = 1.0
+
+
+def short_news(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """The news of a death may not take longer."""
+    for module in (dispatcher, workers_seen):
+        monkeypatch.setattr(module, "NEWS_SECONDS", seconds)
 
 
 @pytest.fixture
 def slow_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the second one on, a meeting takes longer than the news of a death may."""
-    monkeypatch.setattr(dispatcher, "NEWS_SECONDS", NEWS_SECONDS)
-    meet: Any = DaskBackend._meet
+    short_news(monkeypatch, NEWS_SECONDS)
+    meet: Any = Registration._meet
     met: list[object] = []
 
-    async def slowly(self: DaskBackend, *worker: Any) -> None:
+    async def slowly(self: Registration, *worker: Any) -> None:
         if len(met) >= 2:
             await asyncio.sleep(3 * NEWS_SECONDS)
         met.append(worker)
         await meet(self, *worker)
 
-    monkeypatch.setattr(DaskBackend, "_meet", slowly)
+    monkeypatch.setattr(Registration, "_meet", slowly)
 
 
 @pytest.fixture
 def empty_answers(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[float]:
     """When the file `blink` comes, the next answer is without any worker; when that was."""
-    tell: Any = own.Cluster.workers
+    tell: Any = connect.Cluster.workers
     blinks: list[float] = []
 
-    def workers(self: own.Cluster) -> Any:
+    def workers(self: connect.Cluster) -> Any:
         if (folder / "blink").exists() and not blinks:
             blinks.append(time.monotonic())
             return {}
         return tell(self)
 
-    monkeypatch.setattr(own.Cluster, "workers", workers)
+    monkeypatch.setattr(connect.Cluster, "workers", workers)
     return blinks
 
 
@@ -124,8 +130,8 @@ def test_an_own_process_that_lives_has_not_died(
     cluster: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though the scheduler does not list it for longer than the news of a death may take."""
-    monkeypatch.setattr(dispatcher, "NEWS_SECONDS", 0.3)
-    tell: Any = own.listed
+    short_news(monkeypatch, 0.3)
+    tell: Any = dask_internals.listed
     since: list[float] = []
 
     async def listed(client: Client) -> Any:
@@ -139,6 +145,6 @@ def test_an_own_process_that_lives_has_not_died(
         (folder / "runs").touch()
         time.sleep(4 if n < 2 else 0)
 
-    monkeypatch.setattr(own, "listed", listed)
+    monkeypatch.setattr(connect, "listed", listed)
     report = at_once_dask.run(range(20), None, work, on_error="return", progress=False)
     assert statuses(report) == ["processed"] * 20

@@ -18,12 +18,12 @@ from distributed import Client
 from helpers import oracle, same, statuses
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from inline_backend import InlineBackend
 
 import at_once_dask
 from at_once_dask import call
 from at_once_dask.driver import partition_size
 from at_once_dask.driver.backend import Backend
-from at_once_dask.driver.dask_backend import InlineBackend
 
 
 class Colour(enum.Enum):
@@ -85,12 +85,12 @@ def inline(monkeypatch: pytest.MonkeyPatch, threads: int, first: int) -> Iterato
     """Runs go through this process, on Dask's synchronous scheduler, with partitions so large."""
 
     @contextmanager
-    def backend(this: Any) -> Iterator[Backend]:
-        with InlineBackend(this.job, this.run_log, threads) as found:
+    def backend(this: call.Call) -> Iterator[Backend]:
+        with InlineBackend(this.run.job.pickled, this.run.run_log, threads) as found:
             yield found
 
     with monkeypatch.context() as patch:
-        patch.setattr(call, "_crew", backend)
+        patch.setattr(call, "_backend", backend)
         patch.setattr(partition_size, "FIRST", first)
         patch.setattr(partition_size, "GROWTH", 1)
         yield

@@ -18,8 +18,9 @@ from distributed import Client
 from helpers import poll_for, same
 
 import at_once_dask
-from at_once_dask.driver import dispatcher
+from at_once_dask.driver import inputs
 from at_once_dask.live.console import let_inspect
+from at_once_dask.protocol.failure import Failure
 
 run: Any = at_once_dask.run
 
@@ -27,7 +28,7 @@ run: Any = at_once_dask.run
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries come after hundredths of a second."""
-    monkeypatch.setattr(dispatcher, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(inputs, "BACKOFF_SECONDS", 0.01)
 
 
 def failing(folder: Path, n: int, times: int) -> Callable[[int], list[tuple[str, int]]]:
@@ -86,12 +87,16 @@ def test_others_go_on_while_one_waits(cluster: Client, folder: Path) -> None:
 
 
 def test_back_off_doubles_and_has_jitter() -> None:
-    def waits(failed: int) -> list[float]:
-        return [dispatcher._due(failed) - time.monotonic() for _ in range(200)]
+    def wait(failed: int) -> float:
+        retries = inputs.Retries(failed)
+        for _ in range(failed):
+            retries.count(Failure(0, "process", "exception", "ValueError", "", "", ""))
+        retries.wait(0, "input", now=100.0)
+        return retries.seconds(now=100.0)
 
     for failed in (1, 2, 3, 20):
-        expected = min(dispatcher.BACKOFF_LIMIT, dispatcher.BACKOFF_SECONDS * 2 ** (failed - 1))
-        found = waits(failed)
+        expected = min(inputs.BACKOFF_LIMIT, inputs.BACKOFF_SECONDS * 2 ** (failed - 1))
+        found = [wait(failed) for _ in range(200)]
         assert 0.49 * expected < min(found) < 0.7 * expected
         assert 1.3 * expected < max(found) < 1.51 * expected
 

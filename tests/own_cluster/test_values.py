@@ -15,12 +15,12 @@ from distributed import Client
 from helpers import oracle, same
 
 import at_once_dask
-from at_once_dask.cluster import connect as own
-from at_once_dask.protocol.lease import Lease
+from at_once_dask.cluster import connect
+from at_once_dask.protocol.progress_file import ProgressFile
 from at_once_dask.protocol.return_values import Pairs
 from at_once_dask.protocol.task import Group, Piece, Place
 from at_once_dask.reduction.groups import Groups
-from at_once_dask.reduction.map_side import SHELF_BYTES, Lists, alone
+from at_once_dask.reduction.map_side import FILED_BYTES, Lists, alone
 from at_once_dask.user_code import pickling
 from at_once_dask.worker.partition_run import _no_more_than
 
@@ -45,8 +45,8 @@ def digest(values: list[bytes]) -> list[int]:
 
 def values_folder() -> list[Path]:
     """The files with values that there are."""
-    assert own._own is not None
-    return list(Path(own._own.scratch).glob("values-*/*"))
+    assert connect._own is not None
+    return list(Path(connect._own.scratch).glob("values-*/*"))
 
 
 def expected(inputs: Any) -> dict[str, list[int]]:
@@ -56,13 +56,13 @@ def expected(inputs: Any) -> dict[str, list[int]]:
 @pytest.fixture(autouse=True)
 def _no_shelf_left(cluster: Client) -> Iterator[None]:
     yield
-    assert own._own is not None
-    assert not list(Path(own._own.scratch).glob("values-*"))
+    assert connect._own is not None
+    assert not list(Path(connect._own.scratch).glob("values-*"))
 
 
 def test_large_values_lie_in_files_that_workers_read(cluster: Client, folder: Path) -> None:
-    assert own._own is not None
-    scratch = own._own.scratch
+    assert connect._own is not None
+    scratch = connect._own.scratch
 
     def reduce(values: list[bytes]) -> list[int]:
         (folder / f"seen {len(list(Path(scratch).glob('values-*/*')))}").touch()
@@ -75,8 +75,8 @@ def test_large_values_lie_in_files_that_workers_read(cluster: Client, folder: Pa
 
 
 def test_where_no_file_can_be_made_values_cross(cluster: Client) -> None:
-    assert own._own is not None
-    scratch = own._own.scratch
+    assert connect._own is not None
+    scratch = connect._own.scratch
 
     def take_away(n: int) -> list[tuple[str, bytes]]:
         for found in Path(scratch).glob("values-*"):
@@ -140,7 +140,7 @@ def test_large_totals_of_a_combiner_one_of_which_cannot_be_pickled(cluster: Clie
 def piece(*pairs: tuple[Any, Any], values_file: str | None = None) -> Piece:
     gathered = Lists()
     keys, values = zip(*pairs, strict=True)
-    gathered.add(Lease("p", 0), 0, Pairs(list(keys), list(values)))
+    gathered.add(ProgressFile(0, 1), 0, Pairs(list(keys), list(values)))
     return gathered.close(values_file)
 
 
@@ -201,7 +201,7 @@ def test_groups_of_nothing() -> None:
 
 
 def test_a_shelf_holds_what_is_too_much(tmp_path: Path) -> None:
-    values = [(n, bytes([n]) * (SHELF_BYTES // 2)) for n in range(5)]
+    values = [(n, bytes([n]) * (FILED_BYTES // 2)) for n in range(5)]
     path = str(tmp_path / "shelf")
     shelved = piece(*values, values_file=path)
     assert shelved.data == path
@@ -218,7 +218,7 @@ def test_a_shelf_holds_what_is_too_much(tmp_path: Path) -> None:
 def test_small_values_are_not_shelved(tmp_path: Path) -> None:
     """There may be many of them, but each is too small to be worth a look into a file."""
     path = str(tmp_path / "shelf")
-    small = piece(*[(n, bytes(100)) for n in range(SHELF_BYTES // 50)], values_file=path)
+    small = piece(*[(n, bytes(100)) for n in range(FILED_BYTES // 50)], values_file=path)
     assert isinstance(small.data, bytes)
     assert not os.path.exists(path)
 
@@ -226,5 +226,5 @@ def test_small_values_are_not_shelved(tmp_path: Path) -> None:
 def test_a_shelf_that_fails_leaves_no_file(tmp_path: Path) -> None:
     path = str(tmp_path / "shelf")
     with pytest.raises(TypeError):
-        piece(*[(n, bytes(SHELF_BYTES)) for n in range(3)], (3, threading.Lock()), values_file=path)
+        piece(*[(n, bytes(FILED_BYTES)) for n in range(3)], (3, threading.Lock()), values_file=path)
     assert not os.path.exists(path)

@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers import oracle, poll_for
-from test_cluster import is_alive
-from test_interrupts import SOON, Script, pause, seeded, started, told
+from scripts import SOON, Script, pause, seeded, started, told
+from traces import is_alive
 
 from at_once_dask.cluster import watchdog
 
@@ -93,17 +93,22 @@ def kill(script: Script) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "children"), [("Python", "none"), ("C", "children"), ("Python", "bare")]
+    ("how", "children"),
+    [("Python", "bare"), pytest.param("Python", "none", marks=pytest.mark.slow)],
 )
 def test_while_inputs_hang(folder: Path, how: str, children: str) -> None:
-    """In Python or in C with the GIL held; with processes of their own; these without our marks."""
+    """With processes of their own, these without our marks."""
     with hanging(folder, how, children) as script:
-        assert commands(script, "watchdog.py") == 1
-        assert commands(script, "multiprocessing.forkserver") == 3  # it, and two workers
-        assert len(children_of(script)) == {"none": 0, "children": 4, "bare": 2}[children]
-        assert all(map(is_alive, children_of(script)))
-        assert len(script.clusters()) == 1
+        check_all_there(script, {"none": 0, "bare": 2}[children])
         kill(script)
+
+
+def check_all_there(script: Script, n_children: int) -> None:
+    assert commands(script, "watchdog.py") == 1
+    assert commands(script, "multiprocessing.forkserver") == 3  # it, and two workers
+    assert len(children_of(script)) == n_children
+    assert all(map(is_alive, children_of(script)))
+    assert len(script.clusters()) == 1
 
 
 def test_with_all_of_its_group(folder: Path) -> None:
@@ -136,11 +141,12 @@ def test_the_worker_was_faster(folder: Path) -> None:
     poll_for(lambda: not is_alive(child), "the child is left")
 
 
-def test_files_of_inputs_are_not_the_watchdogs(folder: Path) -> None:
-    """In their worker's own folder anything may lie, under any name."""
+def test_while_inputs_hang_in_c(folder: Path) -> None:
+    """The GIL held. And in their worker's own folder anything may lie, under any name."""
     others = subprocess.Popen(["sleep", "600"], start_new_session=True)
     try:
-        with hanging(folder, "C") as script:
+        with hanging(folder, "C", "children") as script:
+            check_all_there(script, 4)
             (cluster,) = script.clusters()
             workers = list(cluster.glob("dask-scratch-space/worker-*/"))
             assert len(workers) == 2
@@ -174,7 +180,7 @@ def test_an_error_in_one_round_ends_no_more_than_that_round(
     assert not (folder / "scratch").exists()
 
 
-@pytest.mark.parametrize("how", ["Python", "C"])
+@pytest.mark.parametrize("how", ["C", pytest.param("Python", marks=pytest.mark.slow)])
 def test_with_a_fork_server_of_its_own(folder: Path, how: str) -> None:
     """The program had used one before: it, and the workers, are not marked as ours."""
     with hanging(folder, how, "children", before="forkserver") as script:
@@ -236,7 +242,7 @@ class Folders:
         self.now.mkdir()
 
 
-@pytest.mark.parametrize("n_kills", [4, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_kills", [3, pytest.param(50, marks=pytest.mark.slow)])
 def test_at_any_moment(folder: Path, n_kills: int) -> None:
     """Killed and started again each time: no wrong total, no torn output."""
     rng = seeded()

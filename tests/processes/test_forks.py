@@ -64,11 +64,15 @@ def run_script(folder: Path, text: str, *arguments: str, is_terminated: bool = F
     return done.stdout
 
 
+NAMES = ("child", "first", "second", "third")
+
+
 def result_of(folder: Path, name: str = "child") -> str:
     return (folder / name).read_text()
 
 
-def test_a_forked_child_that_ends_leaves_all_to_its_parent(folder: Path) -> None:
+def test_forked_children_leave_all_to_their_parent(folder: Path) -> None:
+    """One that only ends, one with a cluster of its own, and one whose parent has closed its."""
     printed = run_script(
         folder,
         """
@@ -77,72 +81,51 @@ def test_a_forked_child_that_ends_leaves_all_to_its_parent(folder: Path) -> None
         child = os.fork()
         if child == 0:
             sys.exit(7)
-        print(end_of(child), before == pids())
-        job("second")
-        """,
-    )
-    assert printed == "7 True\n"
-    assert result_of(folder, "first") == result_of(folder, "second") == "{'sum': 1225}"
+        print(end_of(child), before == pids(), flush=True)
 
-
-def test_a_forked_child_runs_with_a_cluster_of_its_own(folder: Path) -> None:
-    printed = run_script(
-        folder,
-        """
-        job("first")
-        before = pids()
         child = os.fork()
         if child == 0:
             job()
             print(len(before & pids()), flush=True)
             sys.exit(0)
-        print(end_of(child), before == pids())
+        print(end_of(child), before == pids(), flush=True)
         job("second")
-        """,
-    )
-    assert printed == "0\n0 True\n"
-    assert result_of(folder) == result_of(folder, "second") == "{'sum': 1225}"
 
-
-def test_a_child_of_a_parent_that_has_closed_its_cluster(folder: Path) -> None:
-    """The fork server is still the parent's."""
-    printed = run_script(
-        folder,
-        """
-        job("first")
-        at_once_dask.close()
+        at_once_dask.close()  # the fork server is still the parent's
         child = os.fork()
         if child == 0:
-            job()
+            job("third")
             sys.exit(0)
         print(end_of(child))
         """,
     )
-    assert printed == "0\n"
-    assert result_of(folder) == "{'sum': 1225}"
+    assert printed == "7 True\n0\n0 True\n0\n"
+    assert {result_of(folder, name) for name in NAMES} == {"{'sum': 1225}"}
 
 
-@pytest.mark.parametrize("first", ["a run before", "no run before"])
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-def test_a_run_in_a_process_of_multiprocessing_ends(folder: Path, method: str, first: str) -> None:
+def test_a_run_in_a_process_of_multiprocessing_ends(folder: Path, method: str) -> None:
+    """Before and after the first run of its parent."""
     printed = run_script(
         folder,
         """
-        if __name__ == "__main__":
-            if sys.argv[2] == "a run before":
-                job("first")
-            child = multiprocessing.get_context(sys.argv[1]).Process(target=job)
+        def run_in_child(name):
+            child = multiprocessing.get_context(sys.argv[1]).Process(target=job, args=(name,))
             child.start()
             child.join(20)
-            print(child.exitcode)
+            print(child.exitcode, flush=True)
             child.kill()
-            job("second")
+
+        if __name__ == "__main__":
+            run_in_child("child")
+            job("first")
+            run_in_child("second")
+            job("third")
         """,
         method,
-        first,
     )
-    assert printed == "0\n"
-    assert result_of(folder) == result_of(folder, "second") == "{'sum': 1225}"
+    assert printed == "0\n0\n"
+    assert {result_of(folder, name) for name in NAMES} == {"{'sum': 1225}"}
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

@@ -5,189 +5,40 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import re
 import secrets
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import psutil
 import pytest
 from helpers import poll_for
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
-from test_scripts import environment
+from runs import ending_of
+from scripts import (
+    HANGING,
+    MARK,
+    SOON,
+    Script,
+    alive,
+    end_with,
+    environment,
+    pause,
+    seeded,
+    started,
+    told,
+)
 
 import at_once_dask
 from at_once_dask.driver.dispatcher import GRACE_SECONDS
 
-SOON = 5.0  # seconds, for a run to stop and for all of it to be gone
-PATIENCE = 60.0  # seconds, for a script to come as far as it should, where the machine is busy
-MARK = "AT_ONCE_TEST_SCRIPT"  # in the environment of a script and of all that comes of it
-
-
-class Script:
-    """A running program, and all processes that come of it.
-
-    Parameters
-    ----------
-    text : str
-        The program; `arguments` are its ``sys.argv[1:]``.
-    folder : Path
-        Its current directory; its temporary one is made there.
-    """
-
-    def __init__(self, text: str, folder: Path, *arguments: str) -> None:
-        self.folder = folder
-        self._token = secrets.token_hex(8)
-        # Sockets lie there: their paths must be short.
-        self.temporary = Path(tempfile.mkdtemp(prefix="", dir=folder))
-        self._out, self._err = folder / f"{self._token}.out", folder / f"{self._token}.err"
-        with open(self._out, "w") as out, open(self._err, "w") as err:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", text, *arguments],
-                cwd=folder,
-                env=self.environment(),
-                stdin=subprocess.PIPE,
-                stdout=out,
-                stderr=err,
-                text=True,
-                start_new_session=True,
-            )
-
-    def environment(self) -> dict[str, str]:
-        return {**environment(), MARK: self._token, "TMPDIR": str(self.temporary)}
-
-    @property
-    def out(self) -> list[str]:
-        """The whole lines that it has printed."""
-        return self._out.read_text().split("\n")[:-1]
-
-    @property
-    def err(self) -> str:
-        return self._err.read_text()
-
-    def wait_for(self, condition: Callable[[], object], what: str) -> None:
-        """Until `condition()` is true; it may not have ended before, nor take for ever."""
-        end = time.monotonic() + PATIENCE
-        while not condition():
-            ended = self.process.poll() is not None
-            if (ended and not condition()) or time.monotonic() > end:
-                raise AssertionError(f"{what}: not so; {ended=}, {self.out}\n{self.err}")
-            time.sleep(0.01)
-
-    def wait_for_file(self, *names: str) -> None:
-        for name in names:
-            self.wait_for((self.folder / name).exists, f"{name} is there")
-
-    def send(self, number: int) -> None:
-        """As `kill` does it: to this process only."""
-        self.process.send_signal(number)
-
-    def press_ctrl_c(self) -> None:
-        """As a terminal does it: to the whole process group."""
-        os.killpg(self.process.pid, signal.SIGINT)
-
-    def alive(self) -> list[psutil.Process]:
-        """All processes that came of it and run, it among them."""
-        return alive(self._token)
-
-    def check_all_gone(self, since: float) -> None:
-        """No process, and no folder of the cluster, `SOON` after the moment `since`."""
-        poll_for(lambda: not self.alive(), "processes are left", lambda: told(self.alive()))
-        poll_for(lambda: not self.clusters(), "the cluster's folder is left", self.clusters)
-        assert time.monotonic() - since < SOON
-
-    def clusters(self) -> list[Path]:
-        """The folders of own clusters."""
-        return list(self.temporary.glob("at_once_dask-*"))
-
-    def end(self) -> None:
-        """SIGKILL for all that is left."""
-        while left := self.alive():
-            for process in left:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
-        self.process.wait(10)
-
-
-@contextlib.contextmanager
-def started(text: str, folder: Path, *arguments: str) -> Iterator[Script]:
-    script = Script(text, folder, *arguments)
-    try:
-        yield script
-    finally:
-        script.end()
-
-
-def alive(token: str) -> list[psutil.Process]:
-    """The processes with this `token` for their mark; those that have ended show none."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(MARK) == token:
-                found.append(process)
-    return found
-
-
-def told(processes: list[psutil.Process]) -> list[str]:
-    found = []
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            found.append(f"{process.pid}: {' '.join(process.cmdline())}")
-    return found
-
-
-def seeded() -> random.Random:
-    """Other moments in each session; pytest shows the seed when the test fails."""
-    seed = secrets.randbits(32)
-    print("seed", seed)
-    return random.Random(seed)
-
-
-def pause(seconds: float) -> None:
-    """Not to wait for something: to be somewhere in the middle."""
-    time.sleep(seconds)
-
-
 # ----- scripts
-
-# The inputs that are named on the command line hang, with processes of their own.
-HANGING = """
-import ctypes, json, os, subprocess, sys, time
-import at_once_dask
-
-children = []
-
-def start_children():
-    for in_session in False, True:
-        child = subprocess.Popen(["sleep", "600"], start_new_session=in_session)
-        children.append(child)
-
-def process_inp(inp):
-    if inp.isdigit():
-        return
-    start_children()
-    open(f"{inp} hangs", "w").close()
-    if inp == "Python":
-        time.sleep(600)
-    if inp == "C":
-        ctypes.PyDLL(None).sleep(600)
-
-inputs = [*map(str, range(5)), *sys.argv[1:], *map(str, range(5))]
-at_once_dask.start(2, dashboard_address="127.0.0.1:0")
-"""
 
 REPORTING = """
 def tell(error):
@@ -208,27 +59,16 @@ CAUGHT = f"""
 {HANGING}
 {REPORTING}
 try:
-    at_once_dask.run(inputs, None, process_inp, progress=False)
+    at_once_dask.run(inputs, None, process_inp, report_path="report.html", progress=False)
 except BaseException as error:
     tell(error)
     raise
 """
 
 
-def end_with(script: Script, number: int) -> float:
-    """Send a signal, as Ctrl-C or `kill` would; returns when, after the script has ended."""
-    before = time.monotonic()
-    if number == signal.SIGINT:
-        script.press_ctrl_c()
-    else:
-        script.send(number)
-    script.process.wait(SOON)
-    return before
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_ends_while_inputs_hang(folder: Path, number: int) -> None:
-    """One in Python, one in C with the GIL held, both with processes of their own."""
+    """One in Python, one in C with the GIL held, both with processes; the report is written."""
     with started(CAUGHT, folder, "Python", "C") as script:
         script.wait_for_file("Python hangs", "C hangs")
         before = [" ".join(process.cmdline()) for process in script.alive()]
@@ -249,6 +89,8 @@ def test_it_ends_while_inputs_hang(folder: Path, number: int) -> None:
             "sum": 12,
             "failed": 0,
         }
+        name = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}[signal.Signals(number)]
+        assert ending_of(folder / "report.html") == f"Interrupted: {name}."
         if number == signal.SIGINT:
             assert script.process.returncode in (-signal.SIGINT, 130)
             check_one_interrupt(script)
@@ -299,7 +141,9 @@ at_once_dask.run(inputs, None, process_inp, progress=False)
 """
 
 
-@pytest.mark.parametrize("span", [0.02, GRACE_SECONDS / 2, GRACE_SECONDS])
+@pytest.mark.parametrize(
+    "span", [0.02, GRACE_SECONDS, pytest.param(GRACE_SECONDS / 2, marks=pytest.mark.slow)]
+)
 def test_further_ctrl_c_during_the_stop(folder: Path, span: float) -> None:
     """Inputs that hang keep the stop going for as long as they are given to end by themselves."""
     moments = sorted(seeded().uniform(0, span) for _ in range(2))
@@ -377,7 +221,7 @@ import json, os, time
 from pathlib import Path
 import at_once_dask
 
-N = 1000
+N = 600
 folder = Path("out")
 folder.mkdir()
 
@@ -413,7 +257,7 @@ print(json.dumps(result), flush=True)
 """
 
 
-@pytest.mark.parametrize("n_times", [4, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_times", [3, pytest.param(10, marks=pytest.mark.slow)])
 def test_again_in_the_same_process(folder: Path, n_times: int) -> None:
     """At any moment; the next run begins at once, the last one is complete and right."""
     rng = seeded()
@@ -428,9 +272,9 @@ def test_again_in_the_same_process(folder: Path, n_times: int) -> None:
         script.process.wait(60)
         script.check_all_gone(time.monotonic())
         assert script.err == ""
-        assert lines(script, "interrupted") == [["1000", "1000", "0"]] * n_times
-        assert json.loads(script.out[-1]) == {"sum": sum(range(1000)), "0": 334, "1": 333, "2": 333}
-        check_files(folder / "out", 1000)
+        assert lines(script, "interrupted") == [["600", "600", "0"]] * n_times
+        assert json.loads(script.out[-1]) == {"sum": sum(range(600)), "0": 200, "1": 200, "2": 200}
+        check_files(folder / "out", 600)
         begun = sorted(map(float, (folder / "begun").read_text().split()))
         assert max(delays([float(line[0]) for line in lines(script, "run")], begun)) < 3
 
@@ -579,9 +423,9 @@ except BaseException as error:
     ("how", "n", "shuffled"),
     [
         ("pipe", 0, "in order"),
-        ("pipe", 20, "shuffled"),
-        ("event", 20, "in order"),
-        ("event", 0, "shuffled"),
+        ("event", 20, "shuffled"),
+        pytest.param("pipe", 20, "in order", marks=pytest.mark.slow),
+        pytest.param("event", 0, "shuffled", marks=pytest.mark.slow),
     ],
 )
 def test_an_iterator_blocks(folder: Path, how: str, n: int, shuffled: str) -> None:
@@ -765,7 +609,7 @@ print(report.ok, bool(came), others, flush=True)
 """
 
 
-@pytest.mark.parametrize("own", ["ignored", "handled"])
+@pytest.mark.parametrize("own", ["handled", pytest.param("ignored", marks=pytest.mark.slow)])
 def test_own_handlers_are_left_alone_while_the_cluster_starts(folder: Path, own: str) -> None:
     with started(COLD, folder, own) as script:
         script.process.wait(30)

@@ -287,7 +287,11 @@ def python(folder: Path, *arguments: str, stdin: str = "") -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("way", ["script", "-m", "-c", "stdin"])
+# As in a notebook, ``__main__`` has no file then; the four ways themselves are in test_scripts.
+NO_FILE = [pytest.param(way, marks=pytest.mark.slow) for way in ("-c", "stdin")]
+
+
+@pytest.mark.parametrize("way", ["script", "-m", *NO_FILE])
 def test_what_names_things_of_main_finds_them(folder: Path, way: str) -> None:
     (folder / "job.py").write_text(USES + CALL)
     arguments = {"script": ["job.py"], "-m": ["-m", "job"], "-c": ["-c", USES + CALL]}
@@ -306,15 +310,15 @@ def test_it_is_so_in_a_notebook(folder: Path) -> None:
 def test_it_is_so_in_workers_that_replace_dead_ones(folder: Path) -> None:
     death = """
 def deadly(n):
-    if n < 4:
+    if n < 2:
         os._exit(1)
     return all_uses(3)
 
 result = at_once_dask.run(
-    range(8), None, lambda n: deadly(n), reduce_fn=lambda values: values[-1], on_error="return",
+    range(4), None, lambda n: deadly(n), reduce_fn=lambda values: values[-1], on_error="return",
     progress=False,
 )
-assert result.report.n_failed == 4, result.report.summary()
+assert result.report.n_failed == 2, result.report.summary()
 want = {use.__name__: use(3) for use in USES} | EXPECTED
 print({k: (result.get(k), v) for k, v in want.items() if result.get(k) != v} or "all right")
 """

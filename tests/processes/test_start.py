@@ -72,7 +72,7 @@ def error_of(outcome: tuple[int, str, str]) -> str:
     assert errors.count("Traceback") == 1
     assert "distributed" not in errors
     last = errors.strip().rpartition("\n")[2]
-    assert last.startswith("at_once_dask.errors.AtOnceError: ")
+    assert last.startswith("at_once_dask.AtOnceError: ")
     return last
 
 
@@ -115,7 +115,10 @@ def test_files_of_the_current_directory_are_not_run(folder: Path) -> None:
     assert sorted(path.name for path in data.iterdir()) == before
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed",
+    ["<&- >&- 2>&-", *(pytest.param(c, marks=pytest.mark.slow) for c in ("<&-", ">&- 2>&-"))],
+)
 def test_closed_streams(folder: Path, closed: str) -> None:
     """Their numbers are not those of pipes into which inputs would print."""
     (folder / "closed.py").write_text(
@@ -231,12 +234,12 @@ def test_a_folder_too_long_for_a_socket_and_no_short_one(
 def test_any_other_failure_of_the_start(folder: Path) -> None:
     """Dask's and asyncio's own tracebacks are not shown."""
     before = """
-        from at_once_dask.cluster import connect
+        from at_once_dask.cluster import own
 
         def refuse(*args, **kwargs):
             raise OSError(28, "No space left on device")
 
-        connect._OwnNanny.__init__ = refuse
+        own.OwnNanny.__init__ = refuse
     """
     told = error_of(run_job(folder, before=before))
     assert "the cluster cannot be started: OSError: [Errno 28] No space left on device; see" in told
@@ -252,7 +255,7 @@ def test_workers_that_no_limit_lets_start() -> None:
             "its worker is not ended",
         )
         with pytest.raises(at_once_dask.AtOnceError, match="ended for memory before it") as failed:
-            connect.Cluster(client, own=True).check_starts(since=0.0)
+            connect.Cluster(client, connect._own).check_starts(since=0.0)
         assert "may hold 60.00 MiB; allow more" in str(failed.value)
     finally:
         at_once_dask.close()

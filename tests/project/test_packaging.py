@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tomllib
 import venv
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from email.parser import Parser
 from pathlib import Path
 
@@ -89,10 +92,41 @@ def test_the_sdist_has_what_its_tests_need_and_no_environment(sdist: Path) -> No
     assert not [name for name in names if name.startswith((".ci/", ".git/", ".venv", "dist/"))]
 
 
-def test_run_works_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> None:
+def test_what_is_imported_is_a_dependency() -> None:
+    """Or Python's own. The slow test below has nothing else installed."""
+    dependencies = {
+        re.split(r"[^\w-]", requirement)[0].replace("-", "_")
+        for requirement in PROJECT["dependencies"]
+    } | {"distributed", "markupsafe"}  # Dask's, and jinja2's
+    imported = {
+        name.partition(".")[0]
+        for path in (ROOT / "at_once_dask").rglob("*.py")
+        for name in imports_of(ast.parse(path.read_text("utf-8")))
+    }
+    optional = {"IPython", "ipykernel", "jupyter_server_proxy"}  # there when they are needed
+    assert imported - sys.stdlib_module_names - dependencies - optional == {"at_once_dask"}
+
+
+def imports_of(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            assert node.module is not None
+            yield node.module
+
+
+@pytest.mark.parametrize("alone", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_run_works_from_the_wheel(wheel: Path, tmp_path: Path, alone: bool) -> None:
+    """Alone: pip installs what the wheel says that it needs, and nothing else is there."""
     python = tmp_path / "venv" / "bin" / "python"
     venv.create(tmp_path / "venv", symlinks=True)
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-compile"]
+    if not alone:
+        pip.append("--no-deps")
+        (folder,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+        (folder / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     subprocess.run([*pip, "--quiet", str(wheel)], check=True)
     script = tmp_path / "script.py"
     script.write_text(SCRIPT, "utf-8")

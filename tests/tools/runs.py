@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from at_once_dask.protocol.failure import Failure
@@ -99,3 +101,10 @@ def mixed_ledger(n: int, n_workers: int = 2, n_failed: int = 1_000) -> Ledger:
         ]
         ledger.record(start, outcome, list(range(start, start + size)))
     return ledger
+
+
+def ending_of(path: Path) -> str:
+    """How the run ended, as its report in a file says."""
+    found = re.search("<h1[^>]*>(.*?)</h1>", path.read_text("utf-8"))
+    assert found is not None
+    return found[1].replace("&#39;", "'")
