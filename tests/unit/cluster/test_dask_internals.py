@@ -35,6 +35,7 @@ from distributed.scheduler import KilledWorker
 from distributed.utils import LoopRunner
 
 from at_once_dask.cluster import dask_internals
+from at_once_dask.worker import dask_internals as in_worker
 
 TOPIC = "at_once_dask-test"
 
@@ -331,6 +332,61 @@ def test_a_client_or_cluster_that_says_it_is_closed_is_not_closed_again() -> Non
     assert "status" in spec.close_clusters.__code__.co_consts  # asked for with getattr
 
 
+# ----- what workers and nannies lean on
+
+
+def test_who_wants_it_hears_of_the_end_of_a_nannys_workers_and_then_the_nanny_does() -> None:
+    async def main() -> None:
+        nanny: Any = Nanny("tcp://127.0.0.1:1", nthreads=1)
+        nanny.process = process = Running()
+        process.on_exit = usual = nanny._on_worker_exit_sync
+        heard: list[tuple[str, int]] = []
+        in_worker.watch_exits(nanny, "first", lambda code: heard.append(("first", code)))
+        in_worker.watch_exits(nanny, "second", lambda code: heard.append(("second", code)))
+
+        process.on_exit(-9)
+        in_worker.forget_exits(nanny, "first")
+        nanny._on_worker_exit_sync(3)  # as for the next process
+        assert heard == [("first", -9), ("second", -9), ("second", 3)]
+
+        in_worker.forget_exits(nanny, "second")
+        assert "_on_worker_exit_sync" not in vars(nanny)
+        assert process.on_exit == nanny._on_worker_exit_sync == usual
+        nanny.process = None
+        await nanny.close()
+
+    asyncio.run(main())
+
+
+class Running:
+    """A worker process, to its nanny."""
+
+    on_exit: Any = None
+
+
+def test_exit_codes_are_read_where_we_can_put_a_lock_around_it() -> None:
+    popen: Any = multiprocessing.popen_forkserver.Popen
+    assert list(inspect.signature(in_worker._read_exit_code).parameters) == ["self", "flag"]
+    assert {"returncode", "sentinel"} <= names_in(in_worker._read_exit_code)
+    with in_worker.exit_codes_read_once():
+        assert popen.poll is in_worker._poll
+    assert popen.poll is in_worker._read_exit_code
+
+
+def test_a_daemonic_process_may_start_others_meanwhile() -> None:
+    config: Any = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
+    start = inspect.unwrap(multiprocessing.process.BaseProcess.start)
+    assert "_config" in names_in(start)
+    assert "daemon" in start.__code__.co_consts
+    config["daemon"] = True
+    try:
+        with in_worker.may_be_started():
+            assert not config["daemon"]
+        assert config["daemon"]
+    finally:
+        del config["daemon"]
+
+
 # ----- bags
 
 
@@ -339,7 +395,7 @@ def test_a_bag_leaves_the_keys_alone_that_it_is_told_not_to_fuse() -> None:
     source = ("partition", 0)
     bag = Bag({source: [1, 2]}, "partition", 1).map(abs).map_partitions(list)
     keys = bag.__dask_keys__()
-    kept = Bag.__dask_optimize__(bag.dask, keys, fuse_keys=[source])
+    kept = in_worker.optimised(bag, source)
     fused = Bag.__dask_optimize__(bag.dask, keys)
     assert source in kept
     assert source not in fused

@@ -724,3 +724,22 @@ def test_a_worker_that_dies_in_that_second_takes_what_it_held_along(
     assert this.dispatcher.run() == "an input failed, and on_error is 'stop'"
     assert backend.ended == [set()]
     assert this.statuses == ["failed", "left", "left", "left"]
+
+
+@pytest.mark.parametrize("error", [CancelledError(), ImportError("no module named that")])
+def test_what_breaks_in_that_second_is_waited_for_no_more(
+    backend: ScriptedBackend, clock: Clock, error: Exception
+) -> None:
+    """And ends nothing: the run has ended."""
+    this = stopping(backend, clock)
+    fail = backend.idle
+
+    def break_down(this: ScriptedBackend) -> None:
+        fail(this)
+        if any(stopping for _, _, stopping in this.asked):
+            this.events.append(Broken("run-m1", error))
+
+    backend.idle = break_down
+    assert this.dispatcher.run() == "an input failed, and on_error is 'stop'"
+    assert clock.now == 1_000
+    assert this.statuses == ["failed", "left", "left", "left"]

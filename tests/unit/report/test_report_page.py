@@ -94,10 +94,10 @@ def test_many_records_have_a_budget(folder: Path) -> None:
     with log.open("w") as file:
         file.write("torn\n")
         for number in range(30):
-            for index in range(2_000):
+            for index in range(300):
                 record = log_file.entry("INFO", run, index, "", "", f"{number} " + "x" * 2_000)
                 file.write(log_file.line(record))
-    ledger = ledger_of(2_000, failure=lambda n: Failure(n, "process", "exception", "E", "no"))
+    ledger = ledger_of(300, failure=lambda n: Failure(n, "process", "exception", "E", "no"))
     report = report_of(ledger, logfile=str(log), log_part=(0, log.stat().st_size))
 
     report.to_html(folder / "report.html")

@@ -12,11 +12,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
-from distributed import Client
 from hypothesis import given
 from hypothesis import strategies as st
 
-import at_once_dask
 from at_once_dask.protocol.failure import WHERE_LIMIT, Failure, from_exception
 from at_once_dask.user_code.text import NAME_LIMIT, safe_repr
 
@@ -193,42 +191,6 @@ def test_nothing_is_raised(name: str) -> None:
 def test_a_broken_element_is_named_in_its_place() -> None:
     text = "[1, <Nameless object whose repr raised RuntimeError>, 2]"
     assert safe_repr([1, Nameless(), 2]) == text
-
-
-def test_odd_inputs_break_no_run(cluster: Client) -> None:
-    inputs = [NoLength("x" * 1_000), NoClass(), Nameless(), 1]
-    report: Any = at_once_dask.run(inputs, None, fail, on_error="return", progress=False)
-    assert report.n_failed == 4
-    assert list(report.failures["error"].iloc[[0, 3]]) == ["ValueError"] * 2
-
-
-class Shown:
-    """A key that counts, in the driver, who wants to know its repr."""
-
-    n = 0
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Shown)
-
-    def __hash__(self) -> int:
-        return 1
-
-    def __repr__(self) -> str:
-        Shown.n += 1
-        return "shown"
-
-
-def test_nobody_asks_for_the_reprs_of_keys(cluster: Client) -> None:
-    """Only of the map pass the slowest are told."""
-    Shown.n = 0
-    process = lambda inp: {Shown(): inp}  # noqa: E731
-    sums = at_once_dask.run(range(5), None, process, reduce_fn=sum, progress=False)
-    assert sums[Shown()] == 10
-    assert Shown.n == 0
-
-
-def fail(inp: object) -> None:
-    raise ValueError("bad")
 
 
 def test_names_are_bounded() -> None:
