@@ -318,7 +318,7 @@ class Report(Frames):
     def __getstate__(self) -> dict[str, Any]:
         ledger = self._summary.ledger.changed(_portable)
         return self.__dict__ | {
-            "_story": Summary(self._summary.facts, ledger),
+            "_summary": Summary(self._summary.facts, ledger),
             "_replay": None,
             "_again": None,
         }
