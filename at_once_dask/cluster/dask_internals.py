@@ -101,7 +101,7 @@ async def add_nanny_plugin(plugin: Any, name: str, dask_worker: Any) -> str | No
     if name not in dask_worker.plugins:
         answer = await dask_worker.plugin_add(plugin=plugin, name=name)
         if answer["status"] != "OK":
-            raise RuntimeError(f"its plugin cannot be set up: {answer.get('text', answer)}")
+            raise RuntimeError(f"its plugin cannot be set up: {answer.get('exception_text', answer)}")
     address: str | None = dask_worker.worker_address
     return address
 

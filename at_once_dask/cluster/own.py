@@ -29,6 +29,7 @@ from at_once_dask.cluster.dashboard import Page
 from at_once_dask.errors import AtOnceError, InputError
 from at_once_dask.options import ClusterSettings
 from at_once_dask.worker import processes
+from at_once_dask.worker.dask_internals import exit_codes_read_once, may_be_started
 from at_once_dask.worker.plugin import OwnWorkerPlugin
 from at_once_dask.worker.processes import mark, worker_mark
 
@@ -97,8 +98,8 @@ class OwnCluster:
         # which are the workers, which end with the cluster only.
         finalizer = multiprocessing.util.Finalize(None, self._at_exit, exitpriority=100)
         self._undo.callback(finalizer.cancel)
-        self._undo.enter_context(processes.may_be_started())
-        self._undo.enter_context(processes.exit_codes_read_once())
+        self._undo.enter_context(may_be_started())
+        self._undo.enter_context(exit_codes_read_once())
         forkserver.keep_main_out_of_workers()
         self._undo.callback(forkserver.let_main_into_processes)
         self._config = dask.config.set(_CONFIG | dashboard.link_setting())

@@ -18,6 +18,7 @@ from typing import Any
 
 import dask
 from distributed import Future
+from toolz import valfilter, valmap
 from tornado.ioloop import IOLoop
 
 from at_once_dask.cluster import dask_internals
@@ -212,7 +213,7 @@ class DaskBackend:
 
     async def _died(self, seen: WorkerDied) -> None:
         """Put together what is known of a death."""
-        memory = None
+        memory, stack = None, last_stack.NOWHERE
         with contextlib.suppress(Exception):  # the news must arrive, whatever else fails
             memory = await self._memory_of(seen)
             # The scheduler keeps what it passes on: files of thousands of deaths, with values.
@@ -220,6 +221,9 @@ class DaskBackend:
         progress = None if seen.progress is None else _read(seen.progress)
         overdue = None if seen.overdue is None else (seen.overdue[0], seen.overdue[1])
         blamed = None if overdue is None else (progress or {}).get(overdue[0])
+        with contextlib.suppress(Exception):
+            thread = None if blamed is None else blamed.thread
+            stack = last_stack.read(seen.stack, seen.exit, thread)
         death = Death(
             worker=seen.worker,
             at=seen.at,
@@ -229,7 +233,7 @@ class DaskBackend:
             overdue=overdue,
             timeout=seen.timeout,
             memory=memory,
-            stack=last_stack.read(seen.stack, seen.exit, blamed.thread if blamed else None),
+            stack=stack,
             last_words=seen.last_words,
         )
         self._events.put(Died(death))
@@ -298,5 +302,5 @@ class DaskBackend:
 
 def _read(contents: dict[str, bytes]) -> dict[str, Progress]:
     """The progress of partitions that had started."""
-    found = {id: Progress.read(content) for id, content in contents.items()}
-    return {id: progress for id, progress in found.items() if progress is not None}
+    found: dict[str, Progress] = valfilter(bool, valmap(Progress.read, contents))
+    return found

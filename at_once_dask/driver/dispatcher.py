@@ -19,6 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from toolz import keyfilter
+
 from at_once_dask.cluster import dask_internals
 from at_once_dask.driver.backend import Backend, Broken, Delivered, Died, Event, Reclaimed
 from at_once_dask.driver.blame import Death, settle
@@ -77,6 +79,11 @@ class Pass:
     valued: bool = False
     retries: int = 0
     comparing: bool = False
+
+    @property
+    def prefix(self) -> str:
+        """So the ids of its partitions begin."""
+        return f"{self.run}-{'r' if self.reducing else 'm'}"
 
 
 class Dispatcher:
@@ -183,10 +190,7 @@ class Dispatcher:
             self._send(chunk, worker)
 
     def _fill_again(self) -> str | None:
-        """Send what runs a second time; the worker that is to be kept free for it, if any.
-
-        Such a partition shares its process with no other thread's.
-        """
+        """Send what runs a second time, alone in its process; who is to be kept free for it."""
         slots = DEPTH * self._workers.n_threads
         while self._inputs.has_again():
             worker, reserved = self._flights.room_for_again(self._workers.threads)
@@ -201,12 +205,8 @@ class Dispatcher:
         if packed is None:
             return
         chunk, packs = packed
-        flight = self._flights.add(
-            f"{self._pass.run}-{'r' if self._pass.reducing else 'm'}",
-            chunk,
-            worker,
-            self._workers.alive[worker].directory,
-        )
+        directory = self._workers.alive[worker].directory
+        flight = self._flights.add(self._pass.prefix, chunk, worker, directory)
         partition = Partition(
             id=flight.id,
             run=self._pass.run,
@@ -276,16 +276,13 @@ class Dispatcher:
                 flight.id in self._flights.held
             ):  # else it was settled with another one of its worker
                 self._look_for(flight)
-        is_held = any(f.worker in self._workers.alive and self._lives(f) for f in self.in_flight())
+        is_held = any(self._workers.lives(f.worker, f.directory) for f in self.in_flight())
         return self._workers.why_nobody_works(is_held, self._backend.awaits_workers())
-
-    def _lives(self, flight: InFlight) -> bool:
-        return self._workers.lives(flight.worker, flight.directory)
 
     def _look_for(self, flight: InFlight) -> None:
         """See whether this partition may still come; never give up a worker that lives."""
         worker = flight.worker
-        if self._lives(flight):
+        if self._workers.lives(worker, flight.directory):
             if worker in self._workers.paused and flight.limit == flight.chunk.start:
                 self._flights.drop(flight)
             elif flight.lost is not None and self._workers.alive[worker].ready:
@@ -313,8 +310,7 @@ class Dispatcher:
         held = [flight for flight in self.in_flight() if flight.worker == death.worker]
         if death.progress is not None:  # others are of one that was here before, at its address
             ids = {flight.id for flight in held}
-            mine = {id: progress for id, progress in death.progress.items() if id in ids}
-            death = replace(death, progress=mine)
+            death = replace(death, progress=keyfilter(ids.__contains__, death.progress))
         self._careful = self._careful or death.combining()
         if held:
             self._stop_rule.died(death)
@@ -335,10 +331,9 @@ class Dispatcher:
     def _reclaim_when_idle(self) -> None:
         """What busy workers have not started goes to those that have nothing to do."""
         busy = self._flights.workers()
-        if len(busy) == len(self._workers.threads) or not self._inputs.is_empty():
-            return
-        for worker in busy:
-            self._flights.ask_back(worker)
+        if len(busy) != len(self._workers.threads) and self._inputs.is_empty():
+            for worker in busy:
+                self._flights.ask_back(worker)
 
 
 def _broken(error: BaseException) -> AtOnceError:

@@ -11,7 +11,10 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from typing import Any
+
+from toolz import partition_all
 
 from at_once_dask.driver.interrupts import Interrupts
 from at_once_dask.protocol.failure import Failure
@@ -53,8 +56,8 @@ class Chunk:
 
     def split(self, n: int) -> list[Chunk]:
         """Chunks of `n` inputs, the last one perhaps of fewer."""
-        starts = range(self.start, self.stop, n)
-        return [self.part(first, min(first + n, self.stop)) for first in starts]
+        parts = zip(count(self.start, n), partition_all(n, self.inputs), strict=False)
+        return [replace(self, start=first, inputs=list(inputs)) for first, inputs in parts]
 
     def pack(self) -> tuple[bytes, ...]:
         """Pickled for the way to a worker; raises when an input cannot be pickled."""

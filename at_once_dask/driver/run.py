@@ -20,6 +20,7 @@ import dask
 import distributed
 from dask.utils import format_bytes
 from distributed import Client
+from toolz import valfilter
 
 from at_once_dask.driver.backend import Backend
 from at_once_dask.driver.dispatcher import Dispatcher, Pass, Watcher
@@ -125,7 +126,8 @@ class Links:
     @property
     def by_name(self) -> dict[str, str]:
         links = {"Dask dashboard": self.dashboard, "This run": self.page}
-        return {name: link for name, link in links.items() if link is not None}
+        found: dict[str, str] = valfilter(bool, links)
+        return found
 
 
 class Run:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 import numbers
 from collections.abc import Awaitable, Iterable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from numbers import Number
 from types import GeneratorType
 from typing import Any, NamedTuple
+
+from toolz import compose, first, groupby, pluck, valmap
 
 from at_once_dask.user_code import pickling
 from at_once_dask.user_code.text import safe_repr
@@ -191,9 +193,7 @@ def same_pairs(one: Iterable[tuple[Any, Any]], other: Iterable[tuple[Any, Any]])
 
 
 def _grouped(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, list[Any]]:
-    groups: dict[Any, list[Any]] = {}
-    for key, value in pairs:
-        groups.setdefault(key, []).append(value)
+    groups: dict[Any, list[Any]] = valmap(compose(list, partial(pluck, 1)), groupby(first, pairs))
     return groups
 
 

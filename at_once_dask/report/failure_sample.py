@@ -7,9 +7,10 @@ from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import chain, zip_longest
 from operator import attrgetter
 from typing import Any
+
+from toolz import groupby, interleave
 
 from at_once_dask.logs import reader
 from at_once_dask.protocol.failure import Failure
@@ -81,10 +82,9 @@ def failure_sample(summary: Summary) -> FailureSample:
     """The largest causes; of each the first failures, as many of all as there is room for."""
     causes = summary.ledger.causes(MOST_CAUSES)
     groups = {cause.example.failure.cause: Group(cause, []) for cause in causes}
-    members: dict[Any, list[Failed]] = {same: [] for same in groups}
-    for failed in sorted(summary.ledger.failed, key=attrgetter("order")):
-        if failed.failure.cause in members:
-            members[failed.failure.cause].append(failed)
+    failed = sorted(summary.ledger.failed, key=attrgetter("order"))
+    by_cause = groupby(lambda one: one.failure.cause, failed)
+    members = {same: by_cause[same] for same in groups}
     for shown, group in _within_budget(members, groups):
         group.shown.append(shown)
     _name_the_rest(members, groups)
@@ -97,10 +97,9 @@ def _within_budget(
     members: dict[Any, list[Failed]], groups: dict[Any, Group]
 ) -> Iterator[tuple[Shown, Group]]:
     """The first of every cause, then the second of every cause, and so on."""
-    by_rank = chain.from_iterable(zip_longest(*members.values()))
     known: dict[tuple[Any, str], Shown] = {}
     room = FAILURE_BYTES
-    for number, failed in enumerate(filter(None, by_rank)):
+    for number, failed in enumerate(interleave(members.values())):
         group = groups[failed.failure.cause]
         inp = group.cause.inp if failed is group.cause.example else safe_repr(failed.inp)
         shown = Shown(number, failed.failure, failed.index, inp, _is_unique(failed.inp, inp))
@@ -201,7 +200,7 @@ def _records_within_budget(every: list[Shown], latest: dict[int, deque[Record]])
     """The last record of each, which explains most, then the one before; whether all fit."""
     room = RECORD_BYTES
     of_each = [[(shown, record) for record in reversed(latest[shown.number])] for shown in every]
-    for shown, record in filter(None, chain.from_iterable(zip_longest(*of_each))):
+    for shown, record in interleave(of_each):
         room -= _bytes(record.msg)
         if room < 0:
             return False

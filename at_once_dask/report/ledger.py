@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 from array import array
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -221,9 +220,9 @@ class Ledger:
 
     def _named(self, failed: list[Failed]) -> dict[Same, Cause]:
         """The causes with these `failed` in them; reprs are made of the first of each alone."""
-        equal: dict[Same, list[Failed]] = defaultdict(list)
-        for one in failed:
-            equal[one.failure.cause].append(one)
+        from toolz import groupby  # importing this module must bring in nothing heavy
+
+        equal = groupby(lambda one: one.failure.cause, failed)
         return {same: self._cause_with(same, some) for same, some in equal.items()}
 
     def _cause_with(self, same: Same, failed: list[Failed]) -> Cause:

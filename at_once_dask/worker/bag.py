@@ -20,6 +20,7 @@ from dask.local import get_sync
 
 from at_once_dask.protocol.task import Job
 from at_once_dask.reduction.reduce_side import Fold
+from at_once_dask.worker.dask_internals import optimised
 from at_once_dask.worker.steps import Steps
 
 Chain = Callable[[Iterable[Any]], Iterator[Any]]
@@ -54,8 +55,7 @@ def compiled(bag: Bag) -> Chain:
     """
     lazy = bag.map_partitions(Stream)
     keys = lazy.__dask_keys__()
-    # The partition stays a key of its own, or it would be fused into the chain for good.
-    graph = Bag.__dask_optimize__(lazy.dask, keys, fuse_keys=[_SOURCE])
+    graph = optimised(lazy, keep=_SOURCE)  # the partition stays a key of its own
 
     def chain(partition: Iterable[Any]) -> Iterator[Any]:
         (stream,) = get_sync({**graph, _SOURCE: Stream(partition)}, keys)

@@ -93,9 +93,11 @@ def read(written: str, exit: int, thread: int | None) -> Stack:
     found = fatal[-1] if fatal else None
     if found is not None:
         written = written[found.start() :]
+    headers = list(_THREAD.finditer(written))
+    ends = [header.start() for header in headers[1:]] + [len(written)]
     threads = [
         (header, _FRAME.findall(written[header.end() : following]))
-        for header, following in _with_next(list(_THREAD.finditer(written)), len(written))
+        for header, following in zip(headers, ends, strict=False)
     ]
     if found:
         frames = next((frames for header, frames in threads if header[1] == "Current thread"), [])
@@ -118,8 +120,3 @@ def read(written: str, exit: int, thread: int | None) -> Stack:
     own = next((frame for frame in users if is_users_file(frame[0])), users[0])
     where = cut_start(f"{own[0]}:{own[1]} in {own[2]}", WHERE_LIMIT)
     return Stack("".join(lines) + (found[0] if found else ""), where)
-
-
-def _with_next(headers: list[re.Match[str]], end: int) -> list[tuple[re.Match[str], int]]:
-    starts = [header.start() for header in headers] + [end]
-    return list(zip(headers, starts[1:], strict=True))

@@ -18,11 +18,10 @@ from at_once_dask.logs.descriptors import last_words
 from at_once_dask.protocol import events
 from at_once_dask.protocol.events import WorkerDied
 from at_once_dask.protocol.progress_file import ProgressFolder
+from at_once_dask.worker import dask_internals
 from at_once_dask.worker.last_stack import ASK, is_written
-from at_once_dask.worker.processes import end_tree, exit_codes_read_once
+from at_once_dask.worker.processes import end_tree
 
-_PLUGINS = "at_once_dask_guards"  # an attribute of a nanny
-_READING = "at_once_dask_reading"  # another one: what is undone when the last nanny plugin leaves
 LOOK_SECONDS = 0.1  # how often the time of the running inputs is looked at
 STACK_SECONDS = 2  # a worker has at most this long to write down where it is: a machine may be busy
 STACK_LOOK_SECONDS = 0.01  # how often it is looked whether it has
@@ -50,17 +49,14 @@ class RunNannyPlugin(NannyPlugin):
     def setup(self, nanny: Any) -> None:
         self._nanny = nanny
         self._base: str = nanny.local_directory
-        _plugins(nanny)[self.run] = self
+        dask_internals.watch_exits(nanny, self.run, self.ended)
         self._looker = PeriodicCallback(self._look, LOOK_SECONDS * 1000)
         if self.timeout is not None:
             self._looker.start()
 
     def teardown(self, nanny: Any) -> None:
         self._looker.stop()
-        plugins = _plugins(nanny)
-        plugins.pop(self.run, None)
-        if not plugins:
-            _leave(nanny)
+        dask_internals.forget_exits(nanny, self.run)
         for progress_folder in self._progress_folders.values():
             progress_folder.clear()
 
@@ -144,35 +140,3 @@ class RunNannyPlugin(NannyPlugin):
             last_words=last_words(progress_folder),
         )
         self._nanny.loop.add_callback(self._report, death, progress_folder)
-
-
-def _plugins(nanny: Any) -> dict[str, RunNannyPlugin]:
-    """Our plugins of a nanny, by run: several drivers may share it. Each hears of a death."""
-    if not hasattr(nanny, _PLUGINS):
-        plugins: dict[str, RunNannyPlugin] = {}
-        setattr(nanny, _PLUGINS, plugins)
-        reading = contextlib.ExitStack()
-        reading.enter_context(exit_codes_read_once())
-        setattr(nanny, _READING, reading)
-        tell_exit = nanny._on_worker_exit_sync
-
-        def ended(exit: int) -> None:
-            for plugin in list(plugins.values()):
-                plugin.ended(exit)
-            tell_exit(exit)
-
-        nanny._on_worker_exit_sync = ended  # for the processes to come
-        if nanny.process is not None:
-            nanny.process.on_exit = ended  # for the one that runs
-    found: dict[str, RunNannyPlugin] = getattr(nanny, _PLUGINS)
-    return found
-
-
-def _leave(nanny: Any) -> None:
-    """The nanny is as it was."""
-    delattr(nanny, _PLUGINS)
-    getattr(nanny, _READING).close()
-    delattr(nanny, _READING)
-    del nanny._on_worker_exit_sync
-    if nanny.process is not None:
-        nanny.process.on_exit = nanny._on_worker_exit_sync

@@ -23,7 +23,7 @@ from at_once_dask.protocol.task import Job, Outcome, Partition
 from at_once_dask.user_code import pickling
 from at_once_dask.user_code.main_module import Main
 from at_once_dask.user_code.text import safe_repr
-from at_once_dask.worker import environment, last_stack, processes
+from at_once_dask.worker import dask_internals, environment, last_stack, processes
 from at_once_dask.worker.bag import Bags
 from at_once_dask.worker.environment import Environment, InterpreterSettings
 from at_once_dask.worker.partition_run import work
@@ -156,7 +156,7 @@ class RunPlugin(WorkerPlugin):
     def _take_job(self, folder: str) -> None:
         if not _JOBS:
             _while_there_are_jobs.enter_context(environment.computing_in_place())
-            _while_there_are_jobs.enter_context(processes.may_be_started())
+            _while_there_are_jobs.enter_context(dask_internals.may_be_started())
         _JOBS[self.run] = _SealedJob(self, folder)
         self.job = b""
 

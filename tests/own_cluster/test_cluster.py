@@ -44,10 +44,11 @@ from traces import (
 )
 
 import at_once_dask
-from at_once_dask.cluster import connect, own, watchdog
-from at_once_dask.driver import workers_seen
-from at_once_dask.options import ClusterSettings
-from at_once_dask.worker import processes
+from at_once_dask.cluster import connect as own
+from at_once_dask.cluster import watchdog
+from at_once_dask.driver import dispatcher
+from at_once_dask.options import DASHBOARD
+from at_once_dask.worker import dask_internals
 
 
 def poll_until_gone(pids: list[int]) -> None:
@@ -506,12 +507,12 @@ def test_exit_codes_are_right_until_the_last_who_wants_it_so() -> None:
     """A guard of a borrowed cluster may come before the own cluster, and leave before it."""
     at_once_dask.close()
     popen = multiprocessing.popen_forkserver.Popen
-    assert popen.poll is processes._read_exit_code
+    assert popen.poll is dask_internals._read_exit_code
     with contextlib.ExitStack() as second:
-        with processes.exit_codes_read_once():
-            second.enter_context(processes.exit_codes_read_once())
-        assert popen.poll is processes._poll
-    assert popen.poll is processes._read_exit_code
+        with dask_internals.exit_codes_read_once():
+            second.enter_context(dask_internals.exit_codes_read_once())
+        assert popen.poll is dask_internals._poll
+    assert popen.poll is dask_internals._read_exit_code
 
 
 def test_a_fork_server_that_cannot_import_us_collects_garbage_all_the_same() -> None:

@@ -1,4 +1,4 @@
-"""This process in place of the workers: the same dispatcher, bag and reduction, without a cluster."""
+"""This process in place of the workers: the dispatcher, the bag and the reduction, no cluster."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,32 +11,19 @@ import pytest
 from at_once_dask.driver.blame import Death, exit_name, settle
 from at_once_dask.driver.inputs import Chunk
 from at_once_dask.protocol.failure import Failure
-from at_once_dask.protocol.progress_file import (
-    CLOSING,
-    CURRENT,
-    FAILURE,
-    STOP,
-    VALUE,
-    BegunBeforeError,
-    Progress,
-    ProgressFile,
-    ProgressFolder,
-    Step,
-)
+from at_once_dask.protocol.lease import Lease
+from at_once_dask.protocol.progress_file import Progress, ProgressFolder
 from at_once_dask.protocol.status import (
     CHECK,
-    COLLECT,
     COMBINE,
     FAILED,
-    LEFT,
     OPEN,
     PROCESS,
     PROCESSED,
     REDUCE,
     SKIPPED,
 )
-from at_once_dask.protocol.task import Job
-from at_once_dask.user_code import pickling
+from at_once_dask.protocol.task import MapOutcome
 
 START = 100
 CHUNK = Chunk(START, list("abcde"))
@@ -52,7 +39,6 @@ def progress(states: list[int], *, stop: int = -1, closing: bool = False, **more
         "current": START + len(states) - 1,
         "stop": stop,
         "closing": closing,
-        "overdue": False,
         "thread": 0,
         "marks": marks + array("d", [0.0] * (n + 1 - len(states))),
         "states": bytes(states) + bytes(n - len(states)),
@@ -92,7 +78,9 @@ def test_values_are_lost_unless_they_were_kept() -> None:
     settled = settle("p", CHUNK, death(progress={"p": left}), reducing=False, valued=True)
 
     assert outcomes(settled) == [(100, [PROCESSED]), (102, [FAILED])]
-    assert settled.outcomes[0][1].apart == [(100, b"kept")]
+    (_, recovered), _ = settled.outcomes
+    assert isinstance(recovered, MapOutcome)
+    assert recovered.apart == [(100, b"kept")]
     assert chunks(settled) == [(101, 102, True), (103, 105, False)]
 
 
@@ -131,8 +119,8 @@ def test_of_two_that_ran_each_runs_alone() -> None:
 
 
 def test_the_overdue_one_is_guilty_though_another_ran() -> None:
-    progress = {"p": progress([PROCESSED, PROCESS]), "q": progress([CHECK])}
-    died = death(progress=progress, overdue=("p", 101), timeout=5.0)
+    left = {"p": progress([PROCESSED, PROCESS]), "q": progress([CHECK])}
+    died = death(progress=left, overdue=("p", 101), timeout=5.0)
     (_, blamed) = settle("p", CHUNK, died, reducing=False, valued=False).outcomes
     assert blamed[1].failures[0].kind == "timeout"
     assert blamed[1].failures[0].message == "longer than timeout=5 s; its worker was ended"
@@ -214,128 +202,33 @@ def test_names_of_exits(code: int | None, name: str | None) -> None:
     assert exit_name(code) == name
 
 
-# ----- the progress file itself
+class Dying:
+    """The process ends between the claim and the note of it, which is when the limit is read."""
 
+    deadline = float("inf")
 
-def test_a_crumb_outlives_whoever_left_it(folder: Any) -> None:
-    progress_folder = ProgressFolder(str(folder), "run", "tls://127.0.0.1:1")
-    progress = progress_folder.create("run-m1", START, 5)
-    failure = Failure(100, "process", "exception", "ValueError", "no")
-    progress.states[0], progress.states[1] = FAILED, COLLECT
-    progress.marks[0], progress.marks[1] = 1.0, 2.0
-    progress.head[CURRENT] = START + 1
-    progress.keep(100, FAILURE, pickling.dumps(failure))
-    progress.keep(101, VALUE, b"value")
-    progress.close()
+    @property
+    def limit(self) -> int:
+        raise SystemExit
 
-    found = Progress.read(progress_folder.progress()["run-m1"])
-    assert found is not None
-    assert (found.start, found.n, found.current, found.stop) == (100, 5, 101, -1)
-    assert found.running
-    assert found.state == COLLECT
-    assert found.failures == {100: failure}
-    assert found.values == {101: b"value"}
-    assert list(progress_folder.current()) == [("run-m1", 101, 2.0)]
-    at = partial(Step, 101, COLLECT, 2.0, usual=1.0)
-    assert progress_folder.step("run-m1", 10_000) == at([failure])
-    assert progress_folder.step("run-m1", 20) == at([], more=True)  # of the record only a part
-    assert progress_folder.step("run-m2", 10_000) is None
-
-
-def test_a_torn_record_is_not_there(folder: Any) -> None:
-    progress_folder = ProgressFolder(str(folder), "run", "w")
-    progress = progress_folder.create("p", 0, 1)
-    progress.keep(0, VALUE, b"whole")
-    progress.keep(0, VALUE, b"torn")
-    progress.close()
-    content = progress_folder.progress()["p"]
-    whole = Progress.read(content[:-1])
-    assert whole is not None
-    assert whole.values == {0: b"whole"}
-
-
-def test_a_crumb_that_was_not_made_yet() -> None:
-    for n in range(200):
-        assert Progress.read(bytes(n)) is None
-
-
-def test_the_same_partition_is_not_begun_twice(folder: Any) -> None:
-    """By a worker that came back at the same address, say."""
-    progress_folder = ProgressFolder(str(folder), "run", "w")
-    progress_folder.create("p", 0, 1).close()
-    with pytest.raises(BegunBeforeError):
-        progress_folder.create("p", 0, 1)
-
-
-def test_of_what_ended_only_failures_are_told_and_what_is_closing_goes_on(folder: Any) -> None:
-    progress_folder = ProgressFolder(str(folder), "run", "w")
-    progress = progress_folder.create("p", 0, 2)
-    failure = Failure(0, "process", "exception", "ValueError", "no")
-    progress.keep(0, FAILURE, pickling.dumps(failure))
-    progress.states[:] = bytes([FAILED, SKIPPED])
-    progress.head[STOP] = 2
-    progress.marks[0], progress.marks[2] = 4.0, 7.0
-    assert list(progress_folder.current()) == []
-    told = progress_folder.step("p", 10_000)
-    assert told is not None
-    assert (told.ended, told.position, told.failures) == (True, None, [failure])
-    progress.head[CLOSING] = 1
-    assert list(progress_folder.current()) == [("p", 2, 7.0)]
-    assert progress_folder.step("p", 10_000) == Step(None, COLLECT, 7.0, [failure], usual=3.0)
-    progress.close()
-
-
-def test_workers_do_not_see_each_others_crumbs(folder: Any) -> None:
-    mine, other = (ProgressFolder(str(folder), "run", f"tcp://10.0.0.1:{port}") for port in (1, 11))
-    mine.create("p", 0, 1).close()
-    mine.open()
-    mine.open_stack().close()
-    assert (mine.is_open(), other.is_open()) == (True, False)
-    assert list(mine.progress()) == ["p"]
-    assert other.progress() == {}
-    other.clear()
-    assert list(mine.progress()) == ["p"]
-    mine.clear()
-    assert list(folder.glob("at_once_dask*")) == []
-
-
-def test_in_memory_there_is_nothing_to_keep() -> None:
-    progress = ProgressFile(0, 3)
-    progress.keep(0, VALUE, b"value")
-    progress.close()
-    assert list(progress.states) == [OPEN, LEFT, LEFT]
+    @limit.setter
+    def limit(self, limit: int) -> None: ...
 
 
 @pytest.mark.parametrize("claimed", [0, 2])
-def test_what_was_claimed_and_no_more_was_not_begun(folder: Any, claimed: int) -> None:
+def test_what_was_claimed_and_no_more_was_not_begun(folder: Path, claimed: int) -> None:
     """The process died before it could note what it was about to do."""
     progress_folder = ProgressFolder(str(folder), "run", "w")
-    progress = progress_folder.create("p", START, 5)
-    if claimed:
-        progress.states[:2] = bytes([PROCESSED, PROCESSED])
-        progress.head[CURRENT] = START + claimed
-    progress.close()
-    left = Progress.read(progress_folder.progress()["p"])
-    assert left is not None
-    died = death(progress={"p": left})
-    settled = settle("p", CHUNK, died, reducing=False, valued=False)
+    left = progress_folder.create("p", START, 5)
+    limits = Lease("p", START)
+    for position in range(START, START + claimed):
+        assert left.begin(position, limits)
+        left.note(PROCESSED)
+    with pytest.raises(SystemExit):
+        left.begin(START + claimed, Dying())
+    found = Progress.read(progress_folder.contents()["p"])
+    left.close()
+    assert found is not None
+    settled = settle("p", CHUNK, death(progress={"p": found}), reducing=False, valued=False)
     assert outcomes(settled) == ([(100, [PROCESSED, PROCESSED])] if claimed else [])
     assert chunks(settled) == [(100 + claimed, 105, False)]
-
-
-def test_a_guard_that_looks_early_sees_a_time(folder: Any) -> None:
-    progress = ProgressFolder(str(folder), "run", "w").create("p", START, 5)
-    assert progress.marks[0] > 0
-    progress.close()
-
-
-def test_naming_the_tasks_does_not_pickle_the_functions() -> None:
-    class Large:
-        def __reduce__(self) -> Any:
-            raise AssertionError("pickled for a name")
-
-        def __call__(self, *args: Any) -> Any: ...
-
-    job = Job(Large(), Large(), Large(), None)
-    assert callable(job.mapping)
-    assert callable(job.folding)

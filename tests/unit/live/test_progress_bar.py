@@ -2,93 +2,41 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import itertools
-import os
-import pty
 import re
-import struct
-import subprocess
 import sys
-import termios
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import IPython
 import IPython.display
-import nbformat
 import pytest
-from distributed import Client
-from helpers import poll_for
-from nbclient import NotebookClient
+from clock import Clock
+from terminal import Terminal, screen
 from tqdm import tqdm
 
-import at_once_dask
-from at_once_dask.driver.backend import Running
+from at_once_dask.driver.flights import InFlight
 from at_once_dask.driver.inputs import Chunk
-from at_once_dask.live import progress_bar
+from at_once_dask.live import console
 from at_once_dask.live.console import show_links
-from at_once_dask.live.monitor import Flight
 from at_once_dask.live.progress_bar import ProgressBar
+from at_once_dask.protocol.events import Running
 from at_once_dask.protocol.failure import Failure
 from at_once_dask.protocol.status import FAILED, PENDING, PROCESSED, SKIPPED
 from at_once_dask.report.ledger import Ledger
-from at_once_dask.report.summary import duration, speed
-
-ROOT = str(Path(at_once_dask.__file__).parents[1])
-
-
-class Clock:
-    """Seconds that pass when we say so."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Terminal(io.StringIO):
-    """A terminal that remembers all that was ever drawn."""
-
-    encoding = "utf-8"  # tqdm asks whether it knows blocks
-
-    def __init__(self, columns: int = 80) -> None:
-        super().__init__()
-        self._ours, self._theirs = pty.openpty()
-        self.resize(columns)
-
-    def close(self) -> None:
-        if not self.closed:
-            os.close(self._ours)
-            os.close(self._theirs)
-        super().close()
-
-    def resize(self, columns: int) -> None:
-        fcntl.ioctl(self._theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-
-    def fileno(self) -> int:
-        return self._theirs
-
-    def isatty(self) -> bool:
-        return True
-
-    @property
-    def frames(self) -> list[str]:
-        return [frame.rstrip() for frame in re.split("[\r\n]+", self.getvalue()) if frame.strip()]
 
 
 @pytest.fixture(autouse=True)
 def _no_links_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress_bar, "_links_told", set())
+    monkeypatch.setattr(console, "_links_told", set())
 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(0.0)
 
 
 @pytest.fixture
@@ -122,7 +70,7 @@ def test_instant_skips_do_not_fool_the_eta(
 ) -> None:
     """After 10,000 of them and 10 of 100 equal inputs it is within 30 %."""
     for seconds, apart in itertools.product((1.0, 7.0, 600.0), (0.0, 0.01)):
-        clock, ledger = Clock(), Ledger()
+        clock, ledger = Clock(0.0), Ledger()
         with ProgressBar(ledger, 10_100, "map", stream=terminal, clock=clock) as bar:
             for part in range(1, 11):
                 clock.now = skipping * part / 10
@@ -243,7 +191,7 @@ NAMES = ("'page.html'", "'/data/in/a/long/way/" + "漢字" * 50 + ".html'")
 def test_it_never_wraps(terminal: Terminal, columns: int) -> None:
     terminal.resize(columns)
     for total, name in itertools.product((None, 100, 10_000_000), NAMES):
-        clock, ledger = Clock(), Ledger()
+        clock, ledger = Clock(0.0), Ledger()
         with ProgressBar(ledger, total, "reduce", stream=terminal, clock=clock) as bar:
             for _ in range(10):
                 clock.now += 100
@@ -417,41 +365,6 @@ def test_a_narrow_terminal_has_room_for_the_end_of_the_name(
         assert terminal.frames[-1] == expected
 
 
-class Watched(Terminal):
-    """Lets the slow input go on once its name was shown."""
-
-    def __init__(self, go_on: Path) -> None:
-        super().__init__(120)
-        self._go_on = go_on
-
-    def write(self, text: str) -> int:
-        if "slowest: 'the slow one' in process for " in text:
-            self._go_on.touch()
-        return super().write(text)
-
-
-def test_a_slow_input_is_named_while_others_are_done(
-    cluster: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def work(inp: str) -> None:
-        end = threading.Event()
-        for _ in range(300):  # 30 s, if its name is never shown
-            if inp != "the slow one" or (folder / "go on").exists():
-                break
-            end.wait(0.1)
-
-    with Watched(folder / "go on") as stream:
-        monkeypatch.setattr(sys, "stderr", stream)
-        report = at_once_dask.run(["the slow one", *"abcdefghij"], None, work)
-        frames = stream.frames
-    assert (folder / "go on").exists()
-    assert 2 < report.items["seconds"].max() < 10
-    (named, *_) = [frame for frame in frames if "slowest" in frame]
-    assert named.startswith("map: 10 processed, 0 skipped, 0 failed, 1 left, ETA ")
-    assert "slowest" not in frames[-1]
-    assert sum(frame.startswith("Dask dashboard: ") for frame in frames) == 1
-
-
 @pytest.mark.parametrize(
     ("columns", "total", "expected"),
     [
@@ -472,7 +385,7 @@ def test_a_narrow_terminal_has_what_matters_most(
         assert terminal.frames[-1] == expected
 
 
-class InFlight:
+class Held:
     """Partitions that the workers hold."""
 
     def __init__(self, n: int) -> None:
@@ -481,9 +394,11 @@ class InFlight:
     def workers(self) -> list[str]:
         return []
 
-    def in_flight(self) -> list[Flight]:
+    def in_flight(self) -> list[InFlight]:
         chunks = [Chunk(position, [position]) for position in range(self._n)]
-        return [Flight(str(chunk.start), "tcp://1", chunk, True, 0) for chunk in chunks]
+        return [
+            InFlight(str(chunk.start), chunk, "tcp://1", "", 0.0, chunk.stop) for chunk in chunks
+        ]
 
     def progress_folder(self, worker: str) -> None:
         return None
@@ -493,7 +408,7 @@ def test_what_only_waits_promises_no_end(clock: Clock) -> None:
     ledger = Ledger()
     ledger.draw(3)
     bar = ProgressBar(ledger, 100, "map", stream=io.StringIO(), clock=clock)
-    bar.begin(InFlight(2))
+    bar.begin(Held(2))
     for _ in range(97):
         clock.now += 0.1
         put(ledger, processed=1)
@@ -501,7 +416,7 @@ def test_what_only_waits_promises_no_end(clock: Clock) -> None:
     clock.now += 60
     counts = "97 processed, 0 skipped, 0 failed, 3 left"
     assert bar.line() == f"{counts}, ETA 1:00, 10.0/s"  # one is not begun
-    bar.begin(InFlight(3))
+    bar.begin(Held(3))
     assert bar.line() == f"{counts}, waiting for 3 inputs"
     put(ledger, processed=2)
     bar.tick()
@@ -530,71 +445,6 @@ def test_a_plain_line_every_ten_seconds(clock: Clock) -> None:
         "map: 120 processed, 0 skipped, 0 failed, 880 left, ETA 3:40, 4.0/s",
         "map: 140 processed, 0 skipped, 0 failed, 860 left, in 35 s, 4.0/s",  # at the end
     ]
-
-
-SECONDS = r"in \d+\.\d s(, [\d,.]+/\w+)?"
-
-
-def test_what_a_run_shows(cluster: Client, capfd: pytest.CaptureFixture[str]) -> None:
-    at_once_dask.run(range(10), lambda n: [n < 3, {n: n}], lambda n: {n: n}, reduce_fn=sum)
-    out, err = capfd.readouterr()
-    assert out == ""
-    link, page, mapped, reduced = err.splitlines()
-    assert re.fullmatch(r"Dask dashboard: http://127\.0\.0\.1:\d+/status", link)
-    assert re.fullmatch(r"This run: http://127\.0\.0\.1:\d+/at-once", page)
-    assert re.fullmatch(f"map: 7 processed, 3 skipped, 0 failed, 0 left, {SECONDS}", mapped)
-    assert re.fullmatch(f"reduce: 10 processed, 0 skipped, 0 failed, 0 left, {SECONDS}", reduced)
-
-
-def test_what_a_plan_shows(cluster: Client, capfd: pytest.CaptureFixture[str]) -> None:
-    at_once_dask.plan(range(10), lambda n: [n < 3, None])
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert re.fullmatch(
-        "Dask dashboard: .*\nThis run: .*\n"
-        f"check: 7 pending, 3 skipped, 0 failed, 0 left, {SECONDS}\n",
-        err,
-    )
-
-
-@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
-def test_silence(
-    cluster: Client,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    stream: Callable[[], io.StringIO],
-) -> None:
-    shown = stream()
-    monkeypatch.setattr(sys, "stderr", shown)
-    with pytest.raises(at_once_dask.RunFailed):
-        at_once_dask.run([1, 0], None, lambda n: {n: 1 / n}, reduce_fn=sum, progress=False)
-    at_once_dask.plan([1, 0], lambda n: [1 / n, None], progress=False)
-    assert shown.getvalue() == ""
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_failure_is_shown_while_its_partition_goes_on(
-    cluster: Client, monkeypatch: pytest.MonkeyPatch, folder: Path
-) -> None:
-    """The input behind it ends when the progress tells of the failure, and would else fail too."""
-
-    class Seeing(Terminal):
-        def write(self, text: str) -> int:
-            if "1 failed" in text:
-                (folder / "seen").touch()
-            return super().write(text)
-
-    def work(n: int) -> None:
-        if n == 0:
-            raise ValueError("the first of two in a partition")
-        if n == 1:
-            poll_for((folder / "seen").exists, "nobody tells of the failure")
-
-    monkeypatch.setattr(sys, "stderr", Seeing())
-    report = at_once_dask.run(range(8), None, work, on_error="return")
-
-    assert report.failures.index.tolist() == [0]
-    assert at_once_dask.read_log()["index"].tolist() == [0]
 
 
 class Broken(io.StringIO):
@@ -706,9 +556,9 @@ def test_a_notebook_has_one_display_whose_last_line_stays(
     ((first, *_, while_it_runs, last),) = notebook.became
     assert first["text/plain"] == "map: 0 processed, 0 skipped, 0 failed, 4 left, ETA ?"
     assert len(notebook.became[0]) == 5  # every half second, and at the end
-    bar, below = while_it_runs["text/html"].split("<br>")
-    assert re.match('<progress value="3" max="4" style="accent-color: #d1443c; ', bar)
-    assert '<b style="color: #d1443c">1 failed</b>, 1 left, ETA ' in bar
+    drawn, below = while_it_runs["text/html"].split("<br>")
+    assert re.match('<progress value="3" max="4" style="accent-color: #d1443c; ', drawn)
+    assert '<b style="color: #d1443c">1 failed</b>, 1 left, ETA ' in drawn
     assert f'<a href="{LINKS["Dask dashboard"]}" target="_blank"' in below
     assert 'href="/proxy/8787/&#34;&gt;&lt;b&gt;"' in below
     told = "map: 3 processed, 0 skipped, 1 failed, 0 left, in 2.0 s, 1.5/s"
@@ -732,40 +582,6 @@ def test_first_failures_are_lines_of_the_display(notebook: Shown, clock: Clock) 
     ((_, while_it_runs, last),) = notebook.became
     assert "<br>first failure: &lt;b&gt; in process at" in while_it_runs["text/html"]
     assert "first failure" not in last["text/html"]
-
-
-CELL = """
-import warnings
-warnings.simplefilter("error")
-import at_once_dask
-client = at_once_dask.start(2, dashboard_address="127.0.0.1:0")
-result = at_once_dask.run(range(100), lambda n: [n < 30, {}], lambda n: {n: n}, reduce_fn=sum)
-at_once_dask.close()
-"""
-
-
-def executed(folder: Path, monkeypatch: pytest.MonkeyPatch, *cells: str) -> list[list[Any]]:
-    """The outputs of each cell, as they are stored."""
-    monkeypatch.setenv("PYTHONPATH", ROOT)
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
-    client = NotebookClient(notebook, timeout=60, kernel_name="python3", allow_errors=True)
-    client.execute(cwd=str(folder))
-    assert "widgets" not in notebook.metadata
-    return [cell.outputs for cell in notebook.cells]
-
-
-def test_what_a_kernel_stores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ((mapped, reduced),) = executed(folder, monkeypatch, CELL)
-    ends = r", in \d+\.\d s(, [\d,.]+/\w+)?"
-    counts = "map: 70 processed, 30 skipped, 0 failed, 0 left"
-    assert re.fullmatch(counts + ends, mapped.data["text/plain"])
-    counts = "reduce: 70 processed, 0 skipped, 0 failed, 0 left"
-    assert re.fullmatch(counts + ends, reduced.data["text/plain"])
-    for output in mapped, reduced:
-        assert output.output_type == "display_data"
-        assert set(output.data) == {"text/plain", "text/html"}
-        assert output.data["text/html"].startswith("<progress value=")
-        assert "http" not in output.data["text/html"]
 
 
 # --- what is told once
@@ -847,93 +663,3 @@ def test_when_nothing_works_it_says_so(
         " call goes on when it is fixed; max_failures=50 would end it by itself."
     )
     assert loud == [expected] * is_told
-
-
-# --- a real terminal
-
-
-SCRIPT = """
-import at_once_dask, threading
-
-def work(n):
-    threading.Event().wait(0.01)
-
-at_once_dask.start(2, dashboard_address="127.0.0.1:0")
-at_once_dask.run(range(100), lambda n: [n < 30, None], work)
-at_once_dask.run((n for n in range(10)), None, work)
-"""
-
-
-def test_a_script_in_a_terminal(folder: Path) -> None:
-    out, shown = in_a_terminal([sys.executable, "-c", SCRIPT], columns=80)
-    assert out == ""
-    assert "\x1b" not in shown  # nothing but text, and returns to the start of the line
-    lines = screen(shown, 80)
-    assert len(lines) == 4  # the links are those of the cluster: they are told once
-    assert re.fullmatch(r"Dask dashboard: http://127\.0\.0\.1:\d+/status", lines[0])
-    assert re.fullmatch(r"This run: http://127\.0\.0\.1:\d+/at-once", lines[1])
-    assert re.fullmatch(
-        rf"map: 70 processed, 30 skipped, 0 failed, 0 left, {SECONDS} 100%\|█+\|", lines[2]
-    )
-    assert re.fullmatch(f"map: 10 processed, 0 skipped, 0 failed, {SECONDS}", lines[3])
-    assert shown.endswith("\r\n")
-
-
-def in_a_terminal(command: list[str], columns: int) -> tuple[str, str]:
-    """What `command` writes to stdout, a pipe, and to stderr, a terminal so wide."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    with subprocess.Popen(
-        command,
-        env=os.environ | {"PYTHONPATH": ROOT},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        text=True,
-    ) as process:
-        os.close(theirs)
-        shown = b"".join(iter(lambda: read(ours), b""))
-        os.close(ours)
-        assert process.stdout is not None
-        return process.stdout.read(), shown.decode()
-
-
-def read(terminal: int) -> bytes:
-    try:
-        return os.read(terminal, 65536)
-    except OSError:  # Linux says so when the other side is closed
-        return b""
-
-
-def screen(text: str, columns: int) -> list[str]:
-    """The lines that stand on a terminal so wide after `text` was written to it."""
-    lines, line, column = [], "", 0
-    for char in text:
-        if char == "\n":
-            lines.append(line.rstrip())
-            line, column = "", 0
-        elif char == "\r":
-            column = 0
-        else:
-            assert column < columns, f"it wraps after {line!r}"
-            line = line[:column] + char + line[column + 1 :]
-            column += 1
-    return [*lines, line] if line else lines
-
-
-# --- small things
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0 s"), (59.4, "59 s"), (59.6, "1:00"), (3599.6, "1:00:00"), (360_000, "100:00:00")],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("rate", "text"), [(99.94, "99.9/s"), (100, "100/s"), (1, "1.0/s"), (1e-5, "0.0/h")]
-)
-def test_speeds(rate: float, text: str) -> None:
-    assert speed(rate) == text

@@ -15,10 +15,10 @@ from at_once_dask.protocol.progress_file import ProgressFolder
 descriptors._inotify()  # the process keeps it
 before = [os.readlink(f"/proc/self/fd/{n}") for n in (1, 2)], len(os.listdir("/proc/self/fd"))
 BEFORE
-trail = ProgressFolder(os.getcwd(), "run", "worker")
-trail.open()
-book = log_file.open_book("run", os.path.abspath("log.jsonl"), True)
-captured = descriptors.Descriptors(book, "worker", trail)
+folder = ProgressFolder(os.getcwd(), "run", "worker")
+folder.open()
+run_log = log_file.open_run_log("run", os.path.abspath("log.jsonl"), True)
+captured = descriptors.Descriptors(run_log, "worker", folder)
 WRITE
 captured.close()
 after = [os.readlink(f"/proc/self/fd/{n}") for n in (1, 2)], len(os.listdir("/proc/self/fd"))
@@ -68,7 +68,7 @@ def test_what_is_in_the_log_takes_no_room_any_more(folder: Path) -> None:
 for n in range(64):
     os.write(1, b"x" * (2**18 - 1) + b"\\n")
 captured.catch_up()
-found = os.stat(trail.written(1))
+found = os.stat(folder.written(1))
 assert found.st_size == 2**24, found
 assert found.st_blocks * 512 <= 2**23, found.st_blocks
 """
@@ -77,14 +77,14 @@ assert found.st_blocks * 512 <= 2**23, found.st_blocks
 
 def test_where_one_cannot_be_captured_all_is_as_it_was(folder: Path) -> None:
     trial = """
-os.mkdir(trail.written(2))
+os.mkdir(folder.written(2))
 try:
-    descriptors.Descriptors(book, "worker", trail)
+    descriptors.Descriptors(run_log, "worker", folder)
 except IsADirectoryError:
     pass
 else:
     raise AssertionError("it was captured")
-os.rmdir(trail.written(2))
+os.rmdir(folder.written(2))
 """
     script = SCRIPT.replace("captured = ", trial + "captured = ")
     run_script(folder, "os.write(1, b'one')", script=script)

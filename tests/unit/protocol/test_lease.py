@@ -8,17 +8,30 @@ from itertools import takewhile
 import pytest
 
 from at_once_dask.protocol import lease
-from at_once_dask.protocol.progress_file import STOP, ProgressFile
+from at_once_dask.protocol.progress_file import ProgressFile
 from at_once_dask.protocol.status import BEGUN, LEFT, REDUCE
 
 N = 300
 
 
-def entered(id: str, start: int) -> lease.Lease:
-    """A partition of `N` inputs that a thread has taken up."""
-    mine = lease.take(id, start)
-    mine.enter(ProgressFile(start, N))
-    return mine
+class Entered:
+    """A partition of `N` inputs that a thread has taken up: its lease, and its progress file."""
+
+    def __init__(self, mine: lease.Lease) -> None:
+        self.lease = mine
+        self.start = mine.start
+        self.progress = mine.progress = ProgressFile(mine.start, N)
+
+    def begin(self, position: int) -> bool:
+        return self.progress.begin(position, self.lease)
+
+    def states(self, n: int) -> list[int]:
+        """Of the first `n` inputs."""
+        return list(self.progress.states[:n])
+
+
+def entered(id: str, start: int) -> Entered:
+    return Entered(lease.take(id, start))
 
 
 def test_a_partition_that_waits_comes_back_whole() -> None:
@@ -65,45 +78,51 @@ def test_a_partition_that_has_ended_gives_nothing_back() -> None:
 
 def test_time_is_up_only_behind_the_first_input() -> None:
     mine = entered("run-1", 0)
-    mine.deadline = 0.0
+    mine.lease.deadline = 0.0
     assert mine.begin(0)
     assert not mine.begin(1)
     lease.forget("run")
 
 
-def one_by_one(mine: lease.Lease) -> Iterator[int]:
+def nothing() -> None:
+    """Called when an input has ended that took long."""
+
+
+def one_by_one(mine: Entered) -> Iterator[int]:
     """The inputs that begin, asked for one by one."""
     return takewhile(mine.begin, range(mine.start, mine.start + N))
 
 
-def in_a_row(mine: lease.Lease) -> Iterator[int]:
-    return (mine.start + offset for offset in mine.claims(N, lambda: None))
+def in_a_row(mine: Entered) -> Iterator[int]:
+    return (mine.start + offset for offset in mine.progress.claims(mine.lease, nothing))
 
 
 @pytest.mark.parametrize("begun", [one_by_one, in_a_row])
-def test_both_ways_to_begin_say_the_same(begun: Callable[[lease.Lease], Iterator[int]]) -> None:
+def test_both_ways_to_begin_say_the_same(begun: Callable[[Entered], Iterator[int]]) -> None:
     mine = entered("run-1", 7)
     claimed = begun(mine)
     assert next(claimed) == 7
     assert lease.reclaim_all([("run-1", 7)]) == {"run-1": 8}
     assert list(claimed) == []
-    assert (mine.current, mine.head[STOP]) == (8, 8)
-    assert list(mine.states[:2]) == [BEGUN, LEFT]
-    assert 0 < mine.marks[0] <= mine.marks[1]
+    assert (mine.lease.current, mine.progress.stop) == (8, 8)
+    assert mine.states(2) == [BEGUN, LEFT]
+    first, second = mine.progress.marks(8)
+    assert 0 < first <= second
 
     mine = entered("run-2", 7)
-    mine.deadline = 0.0
+    mine.lease.deadline = 0.0
     assert list(begun(mine)) == [7]
-    assert mine.head[STOP] == 8
+    assert mine.progress.stop == 8
     lease.forget("run")
 
 
 def test_behind_the_last_of_a_row_it_ends() -> None:
     mine = entered("run-1", 7)
-    assert list(mine.claims(N, lambda: None)) == list(range(N))
-    assert mine.head[STOP] == 7 + N
-    assert list(mine.states) == [BEGUN] * N
-    assert mine.marks[N] >= mine.marks[N - 1] > 0
+    assert list(mine.progress.claims(mine.lease, nothing)) == list(range(N))
+    assert mine.progress.stop == 7 + N
+    assert mine.states(N) == [BEGUN] * N
+    *_, last, end = mine.progress.marks(7 + N)
+    assert end >= last > 0
     lease.forget("run")
 
 
@@ -116,7 +135,7 @@ class Asked(lease.Lease):
     @property
     def limit(self) -> int:
         before = self._limit
-        if self.entered and self.current == self.at and self.answer < 0:
+        if self.progress is not None and self.current == self.at and self.answer < 0:
             self.answer = 0  # what reclaim reads itself is the limit, and no question
             self.answer = self.reclaim()
         return before
@@ -129,24 +148,23 @@ class Asked(lease.Lease):
 @pytest.mark.parametrize("at", range(7, 17))
 @pytest.mark.parametrize("begun", [one_by_one, in_a_row])
 def test_begun_or_taken_back_but_never_both(
-    begun: Callable[[lease.Lease], Iterator[int]], at: int
+    begun: Callable[[Entered], Iterator[int]], at: int
 ) -> None:
     """The question comes between the claim and the look at the limit, which is too old then."""
-    mine = Asked("run-1", 7)
-    mine.enter(ProgressFile(7, N))
-    mine.at = at
+    asked = Asked("run-1", 7)
+    mine = Entered(asked)
+    asked.at = at
     handled = list(begun(mine))
-    assert mine.answer == at + 1
+    assert asked.answer == at + 1
     assert handled == list(range(7, at + 1))
-    assert mine.head[STOP] == at + 1
+    assert mine.progress.stop == at + 1
 
 
 def test_what_was_given_back_once_is_never_asked_for_again() -> None:
     """Keys are folded before they are begun: the current one may be far behind the limit."""
-    mine = lease.Lease("p", 0)
-    mine.enter(ProgressFile(0, 10))
-    mine.turn_to(3, REDUCE)
-    assert mine.reclaim() == 4
-    mine.turn_to(7, REDUCE)
-    assert mine.reclaim() == 4
+    mine = Entered(lease.Lease("p", 0))
+    mine.progress.turn_to(3, REDUCE)
+    assert mine.lease.reclaim() == 4
+    mine.progress.turn_to(7, REDUCE)
+    assert mine.lease.reclaim() == 4
     assert [mine.begin(position) for position in (2, 3, 4, 5)] == [True, True, False, False]
