@@ -52,6 +52,7 @@ from unittest import mock
 import numpy as np
 
 import at_once_dask
+from at_once_dask.cluster import connect
 from at_once_dask.driver.dask_backend import DaskBackend
 from at_once_dask.protocol.task import SLICE_SECONDS
 
@@ -179,7 +180,7 @@ def watched() -> Iterator[Watch]:
 
 def scheduler() -> Any:
     """The own cluster's, which lives in this process."""
-    own = at_once_dask.cluster._own
+    own = connect._own
     assert own is not None
     return own._cluster.scheduler
 

@@ -44,9 +44,10 @@ from traces import (
 )
 
 import at_once_dask
-from at_once_dask.cluster import connect, own, watchdog
-from at_once_dask.driver import workers_seen
-from at_once_dask.options import ClusterSettings
+from at_once_dask.cluster import connect as own
+from at_once_dask.cluster import watchdog
+from at_once_dask.driver import dispatcher
+from at_once_dask.options import DASHBOARD
 from at_once_dask.worker import dask_internals
 
 
