@@ -29,10 +29,7 @@ from helpers import poll_for
 import at_once_dask
 from at_once_dask import Report
 from at_once_dask.cluster import connect
-from at_once_dask.live.activity import Names
 from at_once_dask.live.page import AtOncePage, beside
-from at_once_dask.protocol.failure import Failure
-from at_once_dask.report.ledger import Ledger
 
 HOSTILE = '<script>document.body.className = "taken"</script>"><img src=x onerror=document.title=1>'
 
@@ -719,68 +716,6 @@ def test_a_reduced_value_that_does_not_arrive_is_a_failed_key(page: str) -> None
     )
     assert (len(result), result.report.n_keys_failed) == (9, 1)
     assert facts(page)["run"]["keys"] == {"total": 10, "reduced": 9, "failed": 1, "left": 0}
-
-
-def test_a_name_is_made_once_and_not_all_at_a_time() -> None:
-    names, made = Names(), []
-
-    class Costly(Evil):
-        def __repr__(self) -> str:
-            made.append(self.n)
-            assert names.of(self.n, self) is None  # somebody looks again meanwhile
-            end = time.monotonic() + 0.03
-            while time.monotonic() < end:
-                pass
-            return "costly"
-
-    for n in range(10):
-        names.of(n, Costly(n))
-    names.make()
-    assert 1 <= len(made) <= 2
-    for _ in range(10):
-        names.make()
-    assert sorted(made) == list(range(10))
-    assert names.of(9, Costly(9)) == "costly"
-    names.of(10, Costly(10))
-    names.forget_asked()
-    names.make()
-    assert 10 not in made
-
-
-def test_of_many_causes_the_most_frequent_are_found() -> None:
-    ledger = Ledger()
-    failures = [Failure(n, "process", "exception", f"E{n * n % 11}", "no") for n in range(99)]
-    ledger.draw(99)
-    for failure in failures:
-        ledger.refuse(failure, failure.position)
-    causes = ledger.causes()
-    assert [ledger.causes(n) for n in range(8)] == [causes[:n] for n in range(8)]
-    assert (ledger.n_causes, sum(cause.count for cause in causes)) == (6, 99)
-
-
-def test_a_cause_has_its_example_from_the_beginning() -> None:
-    """The repr of an input may take long, and somebody may look meanwhile."""
-    ledger, looks = Ledger(), []
-
-    class Looking(Evil):
-        def __repr__(self) -> str:
-            looks.append([(cause.inp, cause.count) for cause in ledger.causes()])
-            return str(self.n)
-
-    ledger.draw(9)
-    for n in (5, 2):
-        ledger.refuse(Failure(n, "process", "exception", "ValueError", "no"), Looking(n))
-    assert looks == [[], [("5", 1)]]
-    assert [(cause.inp, cause.count) for cause in ledger.causes()] == [("2", 2)]
-
-
-def test_names_are_bounded() -> None:
-    names = Names()
-    for n in range(3_000):
-        assert names.of(n, Evil(n)) is None
-        names.make()
-        assert names.of(n, Evil(n)) == f"{HOSTILE}{n}"
-    assert len(names._made) <= 1_000
 
 
 LOOKING = """

@@ -44,11 +44,9 @@ from traces import (
 )
 
 import at_once_dask
-from at_once_dask.cluster import connect as own
-from at_once_dask.cluster import watchdog
-from at_once_dask.driver import dispatcher
-from at_once_dask.options import DASHBOARD
-from at_once_dask.worker import dask_internals
+from at_once_dask.cluster import connect, own, watchdog
+from at_once_dask.driver import workers_seen
+from at_once_dask.options import ClusterSettings
 
 
 def poll_until_gone(pids: list[int]) -> None:
@@ -233,27 +231,6 @@ def test_another_host_than_loopback_is_a_warning() -> None:
         assert f":{others[0]}/" in client.dashboard_link
     finally:
         at_once_dask.close()
-
-
-@pytest.mark.parametrize(
-    ("argument", "value", "text"),
-    [
-        ("n_workers", 0, r"start\(n_workers=4\)"),
-        ("n_workers", 1.5, r"start\(n_workers=4\)"),
-        ("n_workers", True, r"start\(n_workers=4\)"),
-        ("memory_limit", "much", r'start\(memory_limit="4 GiB"\)'),
-        ("memory_limit", -1, r'start\(memory_limit="4 GiB"\)'),
-        ("dashboard_address", 8787, r'start\(dashboard_address="127.0.0.1:8787"\)'),
-        ("dashboard_address", "127.0.0.1:http", r'start\(dashboard_address="127.0.0.1:8787"\)'),
-        ("dashboard_address", "127.0.0.1:70000", r'start\(dashboard_address="127.0.0.1:8787"\)'),
-        ("dashboard_address", "[::1]:0", r'start\(dashboard_address="127.0.0.1:8787"\)'),
-    ],
-)
-def test_wrong_settings(argument: str, value: Any, text: str) -> None:
-    at_once_dask.close()
-    with pytest.raises(at_once_dask.InputError, match=text) as refused:
-        at_once_dask.start(**{argument: value})
-    assert str(refused.value).startswith(f"{argument} is {value!r}; it takes ")
 
 
 def test_workers_draw_different_numbers(cluster: Client, folder: Path) -> None:
@@ -501,18 +478,6 @@ def test_an_exit_code_is_told_to_all_who_ask(cluster: Client) -> None:
             process.kill()
             assert {code.result() for code in waiting} == {-signal.SIGKILL}
         process.join()
-
-
-def test_exit_codes_are_right_until_the_last_who_wants_it_so() -> None:
-    """A guard of a borrowed cluster may come before the own cluster, and leave before it."""
-    at_once_dask.close()
-    popen = multiprocessing.popen_forkserver.Popen
-    assert popen.poll is dask_internals._read_exit_code
-    with contextlib.ExitStack() as second:
-        with dask_internals.exit_codes_read_once():
-            second.enter_context(dask_internals.exit_codes_read_once())
-        assert popen.poll is dask_internals._poll
-    assert popen.poll is dask_internals._read_exit_code
 
 
 def test_a_fork_server_that_cannot_import_us_collects_garbage_all_the_same() -> None:

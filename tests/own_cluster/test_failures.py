@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import bdb
-import gc
 import io
 import pickle
 import re
@@ -12,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,12 +19,8 @@ import pytest
 from dask.delayed import delayed
 from distributed import Client
 from helpers import statuses
-from runs import report_of
 
 import at_once_dask
-from at_once_dask.protocol.failure import Failure
-from at_once_dask.protocol.return_values import refuse_lazy
-from at_once_dask.report.ledger import Ledger
 
 BAD = 5  # the input that fails, of ten
 
@@ -232,27 +226,6 @@ def test_map_only_drops_results_but_refuses_what_never_ran(cluster: Client) -> N
     assert "awaitable" in messages[0]
     assert "generator, whose body never ran" in messages[1]
     assert "a Delayed of Dask, which nobody computes" in messages[2]
-
-
-class Metaclass(type):
-    def __eq__(cls, other: object) -> bool:
-        return cls is other
-
-
-def test_a_result_whose_type_cannot_be_hashed() -> None:
-    refuse_lazy(Metaclass("Unhashable", (), {})())
-
-
-def test_types_of_results_are_not_kept() -> None:
-    """They would keep modules that were edited and imported anew."""
-    kinds = weakref.WeakSet[type]()
-    for n in range(200):
-        kind = type(f"Result{n}", (), {})
-        kinds.add(kind)
-        refuse_lazy(kind())
-    del kind
-    gc.collect()
-    assert len(kinds) <= 16
 
 
 def test_a_done_input_without_a_value(cluster: Client) -> None:
@@ -573,24 +546,6 @@ def test_a_report_with_an_input_that_cannot_be_unpickled_pickles(cluster: Client
     )
     copy = pickle.loads(pickle.dumps(report))
     assert "Unreadable object" in repr(copy.failures["input"].iloc[0])
-
-
-def test_a_report_with_an_input_that_only_cloudpickle_takes_pickles() -> None:
-    ledger = Ledger()
-    ledger.draw(1)
-    ledger.refuse(Failure(0, "process", "exception", "E", "no"), lambda: 3)
-    copy = pickle.loads(pickle.dumps(report_of(ledger)))
-    assert "<lambda>" in repr(copy.failures.loc[0, "input"])
-
-
-@pytest.mark.parametrize("position", [[0], {0}, (0, [1]), 7, "x"])
-def test_replay_of_what_has_not_failed(position: Any) -> None:
-    ledger = Ledger()
-    ledger.draw(1)
-    ledger.refuse(Failure(0, "process", "exception", "E", "no"), 3)
-    with pytest.raises(at_once_dask.InputError) as refused:
-        report_of(ledger).replay(position)
-    assert str(refused.value).startswith(f"no input at position {position!r} has failed; ")
 
 
 def test_a_log_that_is_deleted_meanwhile(cluster: Client, folder: Path) -> None:

@@ -19,7 +19,6 @@ from distributed import Client
 from helpers import poll_for, statuses
 
 import at_once_dask
-from at_once_dask.cluster import connect
 from at_once_dask.driver import inputs
 
 NAN = float("nan")
@@ -322,19 +321,6 @@ def test_ctrl_c_in_the_driver(cluster: Client, folder: Path) -> None:
     assert report.n_processed + report.n_left == report.n_inputs
     assert at_once_dask.last_report().run == report.run  # type: ignore[union-attr]
     assert at_once_dask.run(range(10), None, lambda n: None, progress=False).ok
-
-
-@pytest.mark.parametrize("reduce_fn", [None, sum])
-@pytest.mark.parametrize("empty", [[], (), iter(()), range(0), {}.keys()], ids=repr)
-def test_an_empty_list_starts_no_cluster(empty: Any, reduce_fn: Any, folder: Path) -> None:
-    at_once_dask.close()
-    result: Any = at_once_dask.run(empty, None, lambda n: None, reduce_fn=reduce_fn)
-    report = result if reduce_fn is None else result.report
-    assert (report.n_inputs, report.ok, report.dashboard_link) == (0, True, None)
-    assert connect._own is None
-    assert list(folder.iterdir()) == []
-    if reduce_fn is not None:
-        assert result == {}
 
 
 def test_the_list_is_never_modified(cluster: Client) -> None:

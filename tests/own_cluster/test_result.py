@@ -115,19 +115,6 @@ def verify(inputs: list[Inp], **run_kwargs: Any) -> None:
     assert set(failures["stage"]) <= {"check", "process"}
 
 
-@given(inputs=inputs_strategy, threads=st.integers(1, 4), first=st.integers(1, 9))
-@settings(
-    deadline=None,
-    max_examples=150,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-def test_any_list_inline(
-    monkeypatch: pytest.MonkeyPatch, inputs: list[Inp], threads: int, first: int
-) -> None:
-    with inline(monkeypatch, threads, first):
-        verify(inputs)
-
-
 @given(inputs=inputs_strategy, first=st.integers(1, 9))
 @settings(
     deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture]

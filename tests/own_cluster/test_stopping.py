@@ -20,7 +20,6 @@ from helpers import poll_for, same
 import at_once_dask
 from at_once_dask.driver import inputs
 from at_once_dask.live.console import let_inspect
-from at_once_dask.protocol.failure import Failure
 
 run: Any = at_once_dask.run
 
@@ -84,21 +83,6 @@ def test_others_go_on_while_one_waits(cluster: Client, folder: Path) -> None:
     assert time.monotonic() - begun >= 0.25
     items = report.items
     assert (items["start"].iloc[1:] < items["start"].iloc[0]).mean() > 0.9
-
-
-def test_back_off_doubles_and_has_jitter() -> None:
-    def wait(failed: int) -> float:
-        retries = inputs.Retries(failed)
-        for _ in range(failed):
-            retries.count(Failure(0, "process", "exception", "ValueError", "", "", ""))
-        retries.wait(0, "input", now=100.0)
-        return retries.seconds(now=100.0)
-
-    for failed in (1, 2, 3, 20):
-        expected = min(inputs.BACKOFF_LIMIT, inputs.BACKOFF_SECONDS * 2 ** (failed - 1))
-        found = [wait(failed) for _ in range(200)]
-        assert 0.49 * expected < min(found) < 0.7 * expected
-        assert 1.3 * expected < max(found) < 1.51 * expected
 
 
 def test_keys_are_tried_again_too(cluster: Client, folder: Path, quick: None) -> None:

@@ -89,17 +89,6 @@ WAYS: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_the_variable_is_named(way: str) -> None:
-    make, start = WAYS[way]
-    with pytest.raises(at_once_dask.InputError) as raised:
-        at_once_dask.run([1], None, make(), progress=False)
-    text = str(raised.value)
-    assert text.startswith(start)
-    assert "cannot be sent to the workers: TypeError: cannot pickle" in text
-    assert text.endswith("and call run(inp_list, check_inp, process_inp) again")
-
-
 def test_what_only_looks_as_if_it_could_not_cross_works(cluster: Client) -> None:
     folder = tempfile.TemporaryDirectory()
     logger = logging.getLogger("some.name")

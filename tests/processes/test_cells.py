@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import linecache
 import os
 from pathlib import Path
 from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
-
-from at_once_dask.user_code import notebook
-from at_once_dask.user_code.modules import is_users_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,26 +48,6 @@ def test_a_cell_is_named_as_in_the_margin_and_its_lines_are_shown(folder: Path) 
     assert 'File "In[2]", line 4, in process_inp\n    return divide(n)\n' in raised
     assert 'File "In[1]", line 5, in divide\n    return 1 // n\n' in raised
     assert 'File "In[2]", line 3, in process_inp\n    ctypes.string_at(0)\n' in died
-
-
-def test_code_of_a_file_is_no_cell() -> None:
-    assert notebook.cell_of(__file__) is None
-    assert notebook.shown(__file__) == __file__
-
-
-def test_lines_that_are_known_stay() -> None:
-    notebook.know(("In[1000]", ("first\n", "second\n")))
-
-    linecache.checkcache()
-
-    assert linecache.getline("In[1000]", 2) == "second\n"
-
-
-def test_what_is_in_no_file_is_the_users() -> None:
-    assert is_users_file("In[1]")
-    assert is_users_file("<stdin>")
-    assert not is_users_file("<frozen importlib._bootstrap>")
-    assert not is_users_file(os.__file__)
 
 
 def printed_by(sources: list[str], folder: Path) -> str:

@@ -5,7 +5,6 @@ The oracle is a plain loop: the same functions, called in the script's own proce
 
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
 from pathlib import Path
@@ -350,22 +349,3 @@ def test_of_what_no_function_uses_small_data_go_along(folder: Path) -> None:
         " does not use it, and it is large, or no plain data, or cannot be pickled; use it in"
         " process_inp, or pass it in the input"
     )
-
-
-def test_what_is_leaned_on_of_cloudpickle_is_there() -> None:
-    """Without these, functions of a script do not find its names; see ``main_module``."""
-    from cloudpickle import cloudpickle
-
-    def function() -> None: ...
-
-    pickler = cloudpickle.Pickler(io.BytesIO())
-    _, (code, known, *_), (_, state), *_ = pickler._dynamic_function_reduce(function)
-    assert code is function.__code__
-    assert known is pickler.globals_ref[id(function.__globals__)]
-    assert {"__globals__", "_cloudpickle_submodules"} <= state.keys()
-    members = {"__module__": "__main__"}
-    make, made_of, *_ = pickler.reducer_override(type("Kind", (), members))
-    assert make is cloudpickle._make_skeleton_class
-    assert isinstance(made_of[3], dict)
-    assert made_of[4] in cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID
-    assert list(cloudpickle._extract_code_globals(python.__code__)) == ["subprocess", "sys"]

@@ -16,7 +16,7 @@ import pytest
 from helpers import poll_for
 
 import at_once_dask
-from at_once_dask.cluster import connect, dashboard, machine, own
+from at_once_dask.cluster import connect, machine, own
 
 ROOT = str(Path(at_once_dask.__file__).parents[1])
 NAMESPACES = pytest.mark.skipif(
@@ -295,15 +295,3 @@ def test_the_link_of_a_hub(in_hub: None) -> None:
         assert report.dashboard_link == f"/user/me/proxy/{port}/status"
     finally:
         at_once_dask.close()
-
-
-def test_a_link_of_ones_own_stays(in_hub: None) -> None:
-    with dask.config.set({"distributed.dashboard.link": "https://dash/{port}/status"}):
-        assert dashboard.link_setting() == {}
-
-
-def test_without_the_proxy_there_is_no_link_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/me/")
-    monkeypatch.setattr(dashboard, "find_spec", lambda name: None)
-    assert dashboard.link_setting() == {}
-    assert own._CONFIG.keys().isdisjoint({"distributed.dashboard.link"})
