@@ -1,7 +1,7 @@
 """Sphinx: the pages of this project, and the API from its docstrings. Built by ``make docs``.
 
-The folder it reads is the project's own, so README, ARCHITECTURE and the notebooks are pages as
-they are, and links between them hold here as they do anywhere else.
+The folder it reads is that of the project, so README, ARCHITECTURE, the manual and the notebooks
+are pages as they are, and links between them hold here as they do anywhere else.
 """
 
 from pathlib import Path
@@ -17,7 +17,15 @@ version = release = at_once_dask.__version__
 
 extensions = ["myst_nb", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 root_doc = "docs/index"
-include_patterns = ["*.md", "benchmarks/results/*.md", "docs/*.md", "docs/*.rst", "notebooks/*"]
+include_patterns = [
+    "*.md",
+    "benchmarks/results/*.md",
+    "docs/*.md",
+    "docs/*.rst",
+    "docs/internals/*.md",
+    "docs/manual/*.md",
+    "notebooks/*",
+]
 exclude_patterns = [".*", "build", "dist", "docs/_build", "**/.ipynb_checkpoints"]
 nitpicky = True
 

@@ -1,4 +1,4 @@
-"""The pictures in the README, of a real run in a real browser: ``make screenshots``.
+"""The pictures in README and manual, of a real run in a real browser: ``make screenshots``.
 
 The run is that of `survey.py`, in a new folder whose path is taken out of what is shown.
 """

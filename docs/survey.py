@@ -1,6 +1,6 @@
 """A run with something to see in it: how well do the files of Python's own library compress?
 
-`docs/screenshots.py` makes the pictures in the README of it. There are four mistakes in
+`docs/screenshots.py` makes the pictures in README and manual of it. There are four mistakes in
 `process_inp`, each of a kind that happens.
 """
 

@@ -1,4 +1,4 @@
-"""The pages of `make docs`: every public name is on them, and nothing in them is amiss."""
+"""The pages of `make docs`: every public name, option and file is on them; nothing is amiss."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,12 @@ from chromium import chromium, complaints
 from helpers import poll_for
 
 import at_once_dask
+from at_once_dask.options import Options
 
 ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "at_once_dask"
+LONGEST = {"README.md": 1_500, "ARCHITECTURE.md": 1_200}  # words
+FIRST_CELL = re.compile(r"^\| `([\w/]+(?:\.py)?)", re.MULTILINE)
 DOCUMENTED = re.compile(r"^\.\. auto(?:function|class|exception|data):: (\w+)", re.MULTILINE)
 
 
@@ -23,6 +28,25 @@ def test_every_public_name_is_in_the_reference() -> None:
     names = DOCUMENTED.findall((ROOT / "docs" / "api.rst").read_text("utf-8"))
 
     assert sorted(names) == sorted(at_once_dask.__all__)
+
+
+def test_every_option_is_in_the_manual() -> None:
+    names = FIRST_CELL.findall((ROOT / "docs" / "manual" / "arguments.md").read_text("utf-8"))
+
+    assert names == [field.name for field in fields(Options)]
+
+
+def test_every_file_is_on_the_page_of_the_rooms() -> None:
+    named = FIRST_CELL.findall((ROOT / "docs" / "internals" / "rooms.md").read_text("utf-8"))
+
+    files = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
+    rooms = {f"{room.name}/__init__.py" for room in PACKAGE.iterdir() if room.is_dir()}
+    assert sorted(named) == sorted(files - rooms)
+
+
+@pytest.mark.parametrize("page", LONGEST)
+def test_a_page_to_read_in_one_sitting_stays_one(page: str) -> None:
+    assert len((ROOT / page).read_text("utf-8").split()) <= LONGEST[page]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +65,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_pages_fetch_nothing(pages: Path) -> None:
-    for page in ("index", "README", "docs/api", "notebooks/first_steps"):
+    for page in ("index", "README", "docs/api", "docs/manual/arguments", "notebooks/first_steps"):
         assert (pages / f"{page}.html").exists()
     assert elsewhere(pages) == [], "a page would fetch something"
 

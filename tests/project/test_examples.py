@@ -1,4 +1,4 @@
-"""Every example runs: in the docstrings, in the README, in the notebooks."""
+"""Every example runs: in the docstrings, in the README, in the manual, in the notebooks."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "at_once_dask"
 MODULES = sorted(path.relative_to(ROOT) for path in PACKAGE.rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PAGES = [
+    page.relative_to(ROOT)
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs" / "manual").glob("*.md")))
+    if "```python" in page.read_text("utf-8")
+]
 
 BLOCK = re.compile(
     r"^```python\n(?P<code>.*?)^```$(\s*^```text\n(?P<stdout>.*?)^```$)?",
@@ -55,14 +60,19 @@ def test_docstrings(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not told, "".join(told)
 
 
-def test_readme(tmp_path: Path) -> None:
-    """One script without a ``__main__`` guard, whose line numbers are the README's."""
-    readme = (ROOT / "README.md").read_text("utf-8")
-    blocks = list(BLOCK.finditer(readme))
-    assert blocks, "README.md shows no example"
-    assert len(blocks) == readme.count("```python"), "a block does not begin or end its line"
-    script = tmp_path / "readme.py"
-    script.write_text(as_script(readme, blocks), "utf-8")
+def test_readme_and_manual_show_examples() -> None:
+    assert Path("README.md") in PAGES
+    assert len(PAGES) > 1
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_page(page: Path, tmp_path: Path) -> None:
+    """One script without a ``__main__`` guard, whose line numbers are the page's."""
+    text = (ROOT / page).read_text("utf-8")
+    blocks = list(BLOCK.finditer(text))
+    assert len(blocks) == text.count("```python"), "a block does not begin or end its line"
+    script = tmp_path / f"{page.stem}.py"
+    script.write_text(as_script(text, blocks), "utf-8")
 
     done = subprocess.run(
         [sys.executable, script],
