@@ -33,7 +33,7 @@ class DoesNotParse(Exception):
 
 
 class Survey(TypedDict):
-    """What is kept of a file."""
+    """The facts that are kept of a file."""
 
     imports: list[str]
     functions: int
@@ -89,7 +89,7 @@ def json_path(path: Path, out: Path) -> Path:
 
 
 def survey(source: bytes, name: str) -> Survey:
-    r"""What Python code imports and consists of.
+    r"""Find out what Python code imports and consists of.
 
     Parameters
     ----------

@@ -288,7 +288,7 @@ def close() -> None:
 
 
 def _call(options: Options, interrupts: Interrupts) -> ModuleType:
-    """What runs it; where it is the first call, the workers' start does not wait for the imports.
+    """Import what runs it; in the first call the workers' start does not wait for that.
 
     Without distributed there is neither a cluster nor a Client yet. A Ctrl-C during the imports
     counts when the run starts: it ends with a report, as any other.

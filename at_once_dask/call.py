@@ -1,4 +1,4 @@
-"""The story of one call: from its checked options, over the cluster and the run, to the verdict."""
+"""One call: from its checked options, over the cluster and the run, to the verdict."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run(options: Options, interrupts: Interrupts) -> Run:
 
 
 def verdict(this: Run) -> Report | Reduction[Any, Any]:
-    """What ``run`` returns or raises, now that all is done that can be."""
+    """Return or raise what ``run`` does, now that all is done that can be."""
     _raise_what_the_list_raised(this)
     report = this.end()
     reduction = this.reduction(report) if this.options.reducing else None

@@ -1,4 +1,4 @@
-"""What is raised: one ladder, facts in ``args``, prose in ``__str__``, the next step at the end."""
+"""The errors: one ladder, facts in ``args``, prose in ``__str__``, the next step at the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class AtOnceError(Exception):
     __module__ = "at_once_dask"  # as people import it
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython shows of it."""
+        """The lines that IPython shows of it."""
         return notebook.rendered(self)
 
 
@@ -30,7 +30,7 @@ class OfTheList(BaseException):
 
 
 def cut_short(function: Callable[P, R]) -> Callable[P, R]:
-    """What `function` raises of ours leaves it with no more than one frame of ours."""
+    """Errors of ours leave `function` with no more than one frame of ours."""
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:

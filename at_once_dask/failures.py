@@ -17,7 +17,7 @@ from at_once_dask.user_code.text import first_line
 
 LOG = "at_once_log.jsonl"
 
-# What `journal.note_failure` writes; of what is logged by `logging` a colon ends the first word.
+# What `log_file.note_failure` writes; of what is logged by `logging` a colon ends the first word.
 _A_FAILURE = re.compile(r"[^\n:]+ in (check|process|verify|reduce|send|collect)( at [^\n]+)?: ")
 
 

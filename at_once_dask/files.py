@@ -207,7 +207,7 @@ def _places(name: str) -> Iterator[str]:
 
 
 def _permissions(target: str, call: str) -> int | None:
-    """Those of the file that is replaced; None when it is a new one."""
+    """The permissions of the file that is replaced; None when it is a new one."""
     try:
         found = os.stat(target).st_mode
     except FileNotFoundError:

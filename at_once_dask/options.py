@@ -88,7 +88,7 @@ class Options:
 
     @classmethod
     def signature(cls) -> Signature:
-        """What ``run`` takes: the first three must be given, the first five by place."""
+        """The signature of ``run``: three must be given, five may be given by place."""
         kinds = Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY
         parameters = [
             Parameter(
@@ -251,7 +251,7 @@ def _check_list(call: _Call, name: str, given: Any) -> None:
 
 
 def _list_instead_of(given: Any) -> str | None:
-    """What to pass for a thing that can be iterated, but hardly to give what is meant."""
+    """The call to write for a thing that can be iterated, but hardly to give what is meant."""
     if isinstance(given, (str, bytes, bytearray)):
         return f"[{safe_repr(given, 40)}]"
     if isinstance(given, os.PathLike):
@@ -349,7 +349,7 @@ def _example(call: _Call, name: str) -> str:
 
 
 def checked_reduce_fn(given: Any) -> Callable[[list[Any]], Any]:
-    """Of ``report.reduce``."""
+    """`given`, when ``report.reduce`` can use it."""
     call = _Call("report.reduce", inspect.signature(lambda reduce_fn: None))
     _check_function(call, "reduce_fn", given)
     _check_function_or_none(call, "reduce_fn", given)
@@ -476,7 +476,7 @@ _CHECKS: dict[str, Callable[[_Call, str, Any], None]] = {
 
 
 def function_name(function: Any) -> str:
-    """What people call it: of a partial the function's name, of an object its type's."""
+    """The name that people use: of a partial the function's, of an object its type's."""
     function = _unwrapped(function)
     name = getattr(function, "__name__", None)
     return name if isinstance(name, str) else type(function).__name__

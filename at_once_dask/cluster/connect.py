@@ -101,7 +101,7 @@ class Cluster:
         return self._own is not None
 
     def workers(self) -> dict[str, Worker]:
-        """Those that live, by address; own ones whose nanny has given up get another one."""
+        """The workers that live, by address; own ones whose nanny has given up get another one."""
         found: dict[str, Any] = self.client.sync(listed, self.client, callback_timeout=LOOK_SECONDS)
         workers = {address: Worker.of(known) for address, known in found.items()}
         if self._own is not None and len(workers) < self._own.n_workers:
@@ -129,7 +129,7 @@ class Cluster:
         return dashboard.link_of(self.client)
 
     def environment(self) -> Environment | None:
-        """What the workers are to adopt: nothing on a borrowed cluster."""
+        """The environment that workers adopt: none on a borrowed cluster."""
         return None if self._own is None else environment_of_this_process()
 
     def end_workers(self, addresses: set[str]) -> set[str]:
@@ -181,7 +181,7 @@ def find(lent: Client | None, make_page: Callable[[], Page]) -> Cluster:
 
 
 def environment_of_this_process() -> Environment:
-    """What own workers share with the driver, as it is now."""
+    """The environment that own workers share with the driver, as it is now."""
     environment = forkserver.THREAD_LIMITS | dict(os.environ) | dict([processes.mark()])
     path = [entry for entry in sys.path if isinstance(entry, str)]  # Python skips all others
     method = multiprocessing.get_start_method(allow_none=True)

@@ -69,7 +69,7 @@ def build_on_demand(scheduler: Any, page: Page) -> contextlib.AbstractContextMan
     ----------
     scheduler : distributed.Scheduler
         Of this process. Its HTTP server is listening.
-    sight : Monitor
+    page : Page
         Stands beside those of Dask.
     """
     page.answer(scheduler)

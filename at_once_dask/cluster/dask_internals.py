@@ -1,4 +1,4 @@
-"""What we lean on of Dask, and of `multiprocessing` below it, that is not public.
+"""Private parts of Dask, and of `multiprocessing` below it, that the driver leans on.
 
 Each says what breaks without it; ``tests/unit/cluster/test_dask_internals.py`` fails when it
 changes. What the worker leans on is in ``worker/dask_internals.py``.
@@ -108,7 +108,7 @@ async def add_nanny_plugin(plugin: Any, name: str, dask_worker: Any) -> str | No
 
 
 async def listed(client: Client) -> dict[str, Any]:
-    """What the scheduler itself knows of its workers, by address; on the client's event loop.
+    """The workers by address, as the scheduler knows them; on the client's event loop.
 
     ``Client.scheduler_info`` returns what the Client knows, and that is overwritten every two
     seconds by an answer that leaves out workers.
@@ -140,6 +140,6 @@ def forget_cluster(client: Client, cluster: LocalCluster) -> None:
 
 
 def finalizers() -> dict[Any, Any]:
-    """What everybody wants done at the end of the process: Dask removes folders there."""
+    """The finalizers of this process, of everybody: Dask removes folders there."""
     found: dict[Any, Any] = weakref.finalize._registry  # type: ignore[attr-defined]
     return found

@@ -180,7 +180,7 @@ def _no_interrupts() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _plain_preparation() -> Iterator[None]:
-    """The fork server is told of this process in a text, in which only texts can be."""
+    """The fork server learns of this process from a text, in which only texts can be."""
     prepare = multiprocessing.spawn.get_preparation_data
     multiprocessing.spawn.get_preparation_data = lambda name: plain(prepare, name)
     try:
@@ -190,7 +190,7 @@ def _plain_preparation() -> Iterator[None]:
 
 
 def plain(prepare: Any, name: str) -> dict[str, Any]:
-    """What `multiprocessing` tells a new process of this one.
+    """The preparation data of `multiprocessing` for a new process.
 
     Of the import path what Python itself looks at: texts. And debuggers make a ``__main__`` that
     has no ``__spec__``, which is asked for.

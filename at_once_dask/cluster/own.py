@@ -131,7 +131,7 @@ class OwnCluster:
                     "host": ["127.0.0.1", None],
                     "port": [0, None],
                 },
-                silence_logs=logging.CRITICAL,  # what matters of it is told by the run itself
+                silence_logs=logging.CRITICAL,  # the run itself reports what matters
             )
 
     def _connect(self) -> Client:
@@ -146,7 +146,7 @@ class OwnCluster:
         return client
 
     def _to_close(self, opened: T) -> T:
-        """What was closed already, or by its other half, forgets the thread of its event loop."""
+        """Close it at the end, with its event loop's thread."""
         self._undo.callback(dask_internals.stop_loop, opened)
         return self._undo.enter_context(contextlib.closing(opened))
 
@@ -317,7 +317,7 @@ def _is_free(address: str) -> bool:
 
 @contextlib.contextmanager
 def _one_error() -> Iterator[None]:
-    """What hinders the start is raised once, by its cause, and Dask's tracebacks are not shown."""
+    """Raise once, by its cause, what hinders the start; Dask's tracebacks are not shown."""
     loggers = [logging.getLogger(name) for name in ("asyncio", "distributed", "tornado")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -371,7 +371,7 @@ def _dismiss(dog: subprocess.Popen[bytes]) -> None:
 
 
 def _end_what_worker_started(pid: int) -> None:
-    """What worker `pid` of this driver's has left in groups and sessions of their own.
+    """End what worker `pid` of this driver has left in groups and sessions of their own.
 
     A process that was forked, made a session of its own and did not call ``exec`` is not found.
     """

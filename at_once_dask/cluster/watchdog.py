@@ -71,7 +71,7 @@ def end_marked(mark: str, folder: str | None = None) -> bool:
 
 
 def _processes() -> Iterator[tuple[int, tuple[int, int]]]:
-    """Of each other process: its number, that of its parent, and that of its group."""
+    """Each other process: its number, that of its parent, and that of its group."""
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
             with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as stat:
@@ -81,7 +81,7 @@ def _processes() -> Iterator[tuple[int, tuple[int, int]]]:
 
 
 def groups(folder: str) -> Iterator[int]:
-    """Those of the workers whose files are in `folder`, or in a folder in it."""
+    """The groups of the workers whose files are in `folder`, or in a folder in it."""
     for _, _, names in os.walk(folder):
         yield from (int(name) for name in names if name.isdigit())
 

@@ -76,4 +76,4 @@ class Backend(Protocol):
         """The folder with large values, which is the caller's to remove from now on."""
 
     def inquest(self, worker: str) -> Death:
-        """What the progress files say of a worker whose death was never reported."""
+        """A death that was never reported, as the progress files have it."""

@@ -106,7 +106,7 @@ class Death:
 
 @dataclass(frozen=True)
 class Settled:
-    """What follows for one partition.
+    """The consequences for one partition.
 
     Attributes
     ----------
@@ -121,7 +121,7 @@ class Settled:
 
 
 def settle(id: str, chunk: Chunk, death: Death, reducing: bool, valued: bool) -> Settled:
-    """What becomes of partition `id`, of which `chunk` is not yet taken back.
+    """Decide what becomes of partition `id`, of which `chunk` is not yet taken back.
 
     Parameters
     ----------
@@ -162,7 +162,7 @@ def settle(id: str, chunk: Chunk, death: Death, reducing: bool, valued: bool) ->
 
 
 def _fate(progress: Progress, position: int, is_guilty: bool, valued: bool) -> str:
-    """What becomes of one input: done, guilty, again, suspect or untouched."""
+    """Decide what becomes of one input: done, guilty, again, suspect or untouched."""
     if is_guilty:
         return "guilty"
     began = progress.current if progress.stop < 0 else progress.stop - 1

@@ -33,14 +33,14 @@ from at_once_dask.driver.stop_rule import StopRule
 from at_once_dask.driver.workers_seen import NEWS_SECONDS, WorkersSeen
 from at_once_dask.errors import AtOnceError
 from at_once_dask.protocol.events import Running
-from at_once_dask.protocol.progress_file import BegunBeforeError, ProgressFolder
+from at_once_dask.protocol.progress_file import ProgressFolder, StartedBeforeError
 from at_once_dask.protocol.task import Outcome, Partition
 
 TICK_SECONDS = 0.25
 GRACE_SECONDS = 1.0  # what running inputs get to finish when a run stops early
 
 # How Dask says that the worker of a partition is gone.
-_OF_DEATH = (*dask_internals.LOST, BegunBeforeError)
+_OF_DEATH = (*dask_internals.LOST, StartedBeforeError)
 
 
 class Watcher(Protocol):
@@ -58,7 +58,7 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Pass:
-    """What is done with the inputs.
+    """How the inputs are handled.
 
     Attributes
     ----------
@@ -158,7 +158,7 @@ class Dispatcher:
         return list(self._workers.threads)
 
     def in_flight(self) -> list[InFlight]:
-        """What the workers hold; to be called from any thread."""
+        """The partitions that workers hold; to be called from any thread."""
         return list(self._flights.held.values())
 
     def progress_folder(self, worker: str) -> ProgressFolder | None:
@@ -329,7 +329,7 @@ class Dispatcher:
                 self._inputs.give_back(part)
 
     def _reclaim_when_idle(self) -> None:
-        """What busy workers have not started goes to those that have nothing to do."""
+        """Ask busy workers for what they have not started, when others have nothing to do."""
         busy = self._flights.workers()
         if len(busy) != len(self._workers.threads) and self._inputs.is_empty():
             for worker in busy:

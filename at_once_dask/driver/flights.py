@@ -51,12 +51,12 @@ class InFlight:
 
     @property
     def rest(self) -> Chunk:
-        """What of it was not taken back."""
+        """The part that was not taken back."""
         return self.chunk.part(self.chunk.start, self.limit)
 
 
 class Flights:
-    """What is in flight.
+    """All partitions in flight.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ class Flights:
         return tuple(self.delivered.pop(worker, ()))
 
     def workers(self) -> set[str]:
-        """Those that hold something."""
+        """The workers that hold something."""
         return {flight.worker for flight in self.held.values()}
 
     def count(self, threads: Mapping[str, int]) -> dict[str, int]:
@@ -137,7 +137,7 @@ class Flights:
         return None, min(shared, key=held.__getitem__, default=None)
 
     def take_back(self, limits: Mapping[str, int]) -> Iterator[Chunk]:
-        """What workers have given back: from each partition all from its new limit on."""
+        """The chunks that workers have given back: of each partition all from its new limit on."""
         for id, limit in limits.items():
             flight = self.held.get(id)
             if flight is None:

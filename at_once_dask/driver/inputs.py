@@ -225,7 +225,7 @@ class Retries:
         heapq.heappush(self._waiting, (due, position, Chunk(position, [inp], singly=True)))
 
     def due(self, now: float) -> Iterator[Chunk]:
-        """What has waited long enough."""
+        """The inputs that have waited long enough."""
         while self._waiting and self._waiting[0][0] <= now:
             yield heapq.heappop(self._waiting)[2]
 

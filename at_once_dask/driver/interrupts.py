@@ -15,7 +15,7 @@ TOO_LONG_SECONDS = 5.0  # for a stop
 
 
 class Interrupts:
-    """What came during a run; a context manager, for the main thread, where signals arrive.
+    """The signals that came during a run; a context manager for the main thread.
 
     The first one ends the run: with KeyboardInterrupt, or for SIGTERM with ``SystemExit(143)``, as
     shells count it. Further ones change nothing, so a second Ctrl-C cannot break the tidying up;
@@ -43,7 +43,7 @@ class Interrupts:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raise when a signal came that nobody was told of."""
+        """Raise when a signal came that was not acted upon yet."""
         if self._came is not None and self._told is None:
             self._told = time.monotonic()
             self._raised = KeyboardInterrupt() if self._came == signal.SIGINT else SystemExit(143)

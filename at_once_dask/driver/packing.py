@@ -99,7 +99,7 @@ class Packer:
 
 
 def sift(chunk: Chunk) -> tuple[list[Chunk], list[Failure]]:
-    """What of `chunk` can be pickled, and a failure for each input that cannot."""
+    """The parts of `chunk` that can be pickled, and a failure for each input that cannot."""
     chunks, failures, first = [], [], chunk.start
     for position, inp in enumerate(chunk.inputs, chunk.start):
         try:
@@ -158,7 +158,7 @@ class PackedJob:
         return cls(job, own)
 
     def heaviest(self) -> str:
-        """What makes it large, for people."""
+        """The reason why it is large, for people."""
         return unsendable.heaviest(vars(self._job))
 
     def close(self) -> None:

@@ -70,7 +70,7 @@ class Views(Protocol):
 
 @dataclass(frozen=True)
 class Start:
-    """What is known of a run when it starts.
+    """The facts of a run that are known when it starts.
 
     Attributes
     ----------
@@ -234,7 +234,7 @@ class Run:
             self.kept.add(backend.keep_values())
 
     def end(self, error: BaseException | None = None) -> Report:
-        """What became of the inputs, however far the run came; made once.
+        """The report, however far the run came; made once.
 
         Parameters
         ----------
@@ -300,7 +300,7 @@ class Run:
         return BROKEN, f"{whose}{what}", failure.traceback
 
     def reduction(self, report: Report) -> Reduction[Any, Any]:
-        """What was reduced, keys in order of first appearance."""
+        """The reduced values, keys in order of first appearance."""
         reduction = Reduction(self.reduced[position] for position in sorted(self.reduced))
         reduction.report = report
         return reduction
@@ -310,7 +310,7 @@ class Run:
         return log_file.open_run_log(self.start.id, self.start.logfile, self.start.captures)
 
     def log_failure(self, failure: Failure, what: Any, index: int | None) -> None:
-        """What failed where nobody was left to log it."""
+        """Log a failure where nobody else was left to do so."""
         log_file.note_failure(failure, self.run_log, what, index, 1 + self.options.retries)
 
     def note(self, text: str) -> None:
@@ -348,7 +348,7 @@ def _signal(error: KeyboardInterrupt | SystemExit) -> str:
 
 @cache
 def versions() -> dict[str, str]:
-    """Of what the run was made with."""
+    """The versions that the run was made with."""
     system = platform.uname()
     return {
         "at_once_dask": sys.modules["at_once_dask"].__version__,

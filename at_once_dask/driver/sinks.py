@@ -62,7 +62,7 @@ class Collector:
         self.comparing = comparing
 
     def take(self, flight: InFlight, outcome: Outcome) -> None:
-        """What a worker has sent; what it has not handled goes back to the inputs."""
+        """Take what a worker has sent; what it has not handled goes back to the inputs."""
         chunk = flight.chunk
         if outcome.unreadable:
             self._inputs.give_back(replace(flight.rest, singly=True))
@@ -73,7 +73,7 @@ class Collector:
         self._inputs.give_back(chunk.part(outcome.stop, flight.limit))
 
     def recover(self, part: Chunk, outcome: Outcome) -> None:
-        """What was put together of a worker that died."""
+        """Take what was put together of a worker that died."""
         failures = outcome.failures
         self._record(part.start, outcome, part.inputs)
         for failure in failures:
@@ -81,7 +81,7 @@ class Collector:
                 self._sink.log(failure, part.inputs[failure.position - part.start])
 
     def _compare(self, outcome: MapOutcome, chunk: Chunk) -> None:
-        """Of those partitions that were in flight together, one difference is enough."""
+        """Count one difference, and leave further ones aside."""
         difference = outcome.difference
         if difference is not None and self.comparing:
             outcome.states[difference.position - chunk.start] = FAILED
@@ -157,7 +157,7 @@ class MapSink(Sink):
 
 
 def _dropped(inp: Any, value: str) -> str:
-    """What `process_inp` returns is dropped: people come from ``Pool.map``."""
+    """Say that return values are dropped: people come from ``Pool.map``."""
     return (
         f"process_inp returns values, such as {cut(value, MESSAGE_IN_TEXT)} for input"
         f" {safe_repr(inp)}, and in a map-only run they are dropped; save them in process_inp,"

@@ -85,7 +85,7 @@ def _hopeless(death: Death) -> str:
     if death.memory is not None:
         cause = f"the {format_bytes(death.memory)} of memory that it held"
     return (
-        f"{BARREN_DEATHS} workers in a row died before they had begun any input, the last one of"
+        f"{BARREN_DEATHS} workers in a row died before they had started any input, the last one of"
         f" {cause}: what ends them is in the functions themselves, or on the machine; try"
         " process_inp(inp_list[0]) in this process"
     )

@@ -18,7 +18,7 @@ NO_WORKERS = (
     " client.wait_for_workers(1)"
 )
 NONE_LEFT = (
-    "no worker is left that begins anything, and none could be started; see that the machine has"
+    "no worker is left that starts anything, and none could be started; see that the machine has"
     " memory, disk space and processes to spare, or start the workers of the cluster anew"
 )
 

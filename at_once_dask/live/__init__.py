@@ -1,1 +1,1 @@
-"""What is seen of a run while it goes on: progress, and the page "At once"."""
+"""The views of a run while it goes on: progress, and the page "At once"."""

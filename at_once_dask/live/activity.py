@@ -1,4 +1,4 @@
-"""What each worker does just now, read from the progress files when somebody looks.
+"""The activity of each worker, read from the progress files when somebody looks.
 
 One thing is left to the run's thread: the ``repr`` of an input, which may be code of the user's.
 That thread calls it anyhow, for the slowest inputs; on the event loop it would hold up the cluster.
@@ -37,7 +37,7 @@ class Workers(Protocol):
         """Addresses of those that may get something."""
 
     def in_flight(self) -> list[InFlight]:
-        """What the workers hold."""
+        """The partitions that workers hold."""
 
     def progress_folder(self, worker: str) -> ProgressFolder | None:
         """Where `worker` leaves its progress files, when that can be seen from here."""
@@ -97,7 +97,7 @@ class AtWork:
 
 @dataclass(slots=True)
 class Activity:
-    """What one worker does."""
+    """The activity of one worker."""
 
     worker: str
     current: AtWork | None  # a worker works on one partition at a time
@@ -124,7 +124,7 @@ class Activity:
 
 
 def activities(workers: Workers | None) -> list[Activity]:
-    """What each worker is doing now."""
+    """The activity of each worker, now."""
     if workers is None:
         return []
     at_work: dict[str, AtWork | None] = dict.fromkeys(workers.workers())

@@ -24,7 +24,7 @@ _BLUE, _RED = "#3f74a8", "#d1443c"  # to be read on white and on black
 
 @dataclass(frozen=True)
 class View:
-    """What there is to draw: `line` tells it in so many columns; `n` inputs of `total` are done."""
+    """The things to draw: `line` says them in so many columns; `n` inputs of `total` are done."""
 
     line: Callable[[int], str]
     n: int
@@ -40,7 +40,7 @@ class Screen(Protocol):
     def begin(self, view: View) -> None: ...
     def draw(self, view: View) -> None: ...
     def say(self, text: str) -> None:
-        """What is said once, and is no progress."""
+        """Say something once that is no progress."""
 
     def end(self, view: View) -> None: ...
 

@@ -1,4 +1,4 @@
-"""What can be seen of the runs of a cluster, as plain data: for the page, and for its JSON address.
+"""The runs of a cluster as plain data: for the page, and for its JSON address.
 
 It is put together when somebody looks, on the event loop, from what the run keeps anyhow. A run
 that nobody looks at notes only how far it is, with each outcome. What is read here changes
@@ -260,7 +260,7 @@ class PassView:
 
 
 class _Live:
-    """What a run has while it goes on."""
+    """The things that a run has while it goes on."""
 
     def __init__(self, ledger: Ledger, inputs: Inputs) -> None:
         self.ledger = ledger

@@ -182,7 +182,7 @@ class _Facts(RequestHandler):
 
 
 def _document(monitor: Monitor, scheduler: Any, variables: dict[str, Any], document: Any) -> None:
-    """What a browser gets: the plot by Bokeh, around it the template, which its script fills."""
+    """Fill a browser's document: a plot by Bokeh, and a template, which its script fills."""
     from distributed.dashboard.components.scheduler import BOKEH_THEME
 
     asked = document.session_context.request.arguments.get("run")

@@ -110,7 +110,7 @@ class ProgressBar:
             self._screen.draw(self._view())
 
     def _look(self, now: float) -> None:
-        """What runs long, where the progress files can be seen; elsewhere the workers report it."""
+        """Note what runs long, by the progress files; where none is seen, workers report it."""
         if now - self._looked < LOOK_SECONDS:
             return
         self._looked = now
@@ -161,7 +161,7 @@ class ProgressBar:
         return parts if left is None else [*parts, f"{left:,} left"]
 
     def _short(self) -> str:
-        """What matters most, where there is no room for the names of all counts."""
+        """The counts that matter most, where there is no room for all."""
         done, failed = self._done(), self._failed()
         parts = [f"{done:,} done" if self._total is None else f"{done:,}/{self._total:,}"]
         return ", ".join([*parts, *([f"{failed:,} failed"] if failed else []), self._time()])
@@ -200,7 +200,7 @@ class ProgressBar:
         return self._ledger.counts[FAILED]
 
     def _slowest(self, room: int) -> str:
-        """What has run longest, of what was seen a short time ago."""
+        """The input that has run longest, of those seen a short time ago."""
         now = self._clock()
         self._long = {w: seen for w, seen in self._long.items() if now - seen[0] < FORGET_SECONDS}
         if not self._long or self._left() == 0:
@@ -267,5 +267,5 @@ def _described(cause: Cause) -> str:
 
 
 def _one_line(text: str) -> str:
-    """What functions and inputs say, without what would disturb a terminal."""
+    """`text` in one line, without what would disturb a terminal."""
     return "".join(char for char in " ".join(text.split()) if char.isprintable())

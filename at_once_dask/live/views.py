@@ -18,7 +18,7 @@ from at_once_dask.report.summary import RunFacts
 
 
 class LiveViews:
-    """What a run shows while it goes on.
+    """The views of one run.
 
     Parameters
     ----------

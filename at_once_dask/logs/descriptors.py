@@ -1,4 +1,4 @@
-"""What C code and subprocesses write: to the log too, with the input that runs meanwhile.
+"""Output of C code and subprocesses goes to the log too, with the input that runs meanwhile.
 
 In an own worker, for the time of a run, the file descriptors 1 and 2 are files. A pipe would do but
 for one thing: who reads it needs the GIL, and C code that writes may hold it. A thread is woken by
@@ -65,14 +65,14 @@ class _Written:
         self._free()
 
     def _free(self) -> None:
-        """What is in the log takes no room here; to make the file shorter would race with it."""
+        """Free the room of what is in the log; making the file shorter would race."""
         if self.offset - self.freed > FREED_BYTES:
             size = ctypes.c_int64(self.offset)
             _libc().fallocate(self.file, _PUNCH_HOLE | _KEEP_SIZE, ctypes.c_int64(0), size)
             self.freed = self.offset
 
     def end_line(self) -> None:
-        """What has no end yet has it now."""
+        """End what has no end yet."""
         rest, self.rest = self.rest, b""
         if rest:
             self._note([rest])
@@ -147,7 +147,7 @@ class Descriptors:
                 written.take(data, self._current_page(written.page))
 
     def _current_page(self, before: Any) -> Any:
-        """Of the only input that runs here, when it is one."""
+        """The page of the only input that runs here, when it is one."""
         running = lease.running()
         mine = running[0] if len(running) == 1 else None
         if before is not None and before.is_still(mine):
@@ -222,7 +222,7 @@ def _libc() -> ctypes.CDLL:
 
 
 def last_words(progress_folder: ProgressFolder) -> str:
-    """What a process that has died wrote last, and did not bring to the log any more."""
+    """The last words of a process that has died: what it did not bring to the log any more."""
     return "".join(_last_words(progress_folder)).strip()
 
 

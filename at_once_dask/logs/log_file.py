@@ -259,7 +259,7 @@ def append_line(path: str, text: str) -> None:
 
 
 def size(path: str) -> int:
-    """Of the log, in bytes; 0 while there is none."""
+    """The size of the log, in bytes; 0 while there is none."""
     try:
         return os.path.getsize(path)
     except OSError:

@@ -127,7 +127,7 @@ def count_printed(path: str, part: tuple[int, int], run: str) -> tuple[int, bool
 
 
 def _number(text: bytes) -> int | None:
-    """What a JSON text begins with; None for null, and -1 for what is neither."""
+    """The number that a JSON text begins with; None for null, and -1 for what is neither."""
     digits = text.partition(b",")[0]
     if digits.isdigit() and len(digits) < 20:
         return int(digits)

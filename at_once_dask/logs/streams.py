@@ -1,10 +1,10 @@
-"""What the functions print, and their `logging` records: into the log, with their input.
+"""Prints and `logging` records of the functions go into the log, with their input.
 
 In a worker, for the time of a run, ``sys.stdout`` and ``sys.stderr`` are objects that look who
 writes. What threads of the run's inputs write goes to the log, a record a line, each in the file
 before ``print`` returns: the next thing may be a segfault. What others write (Dask, other people's
 tasks) goes where it went before. Nothing is done for an input that prints nothing: that another
-input has begun, which ends a line without an end, is noticed when its thread writes again, when
+input has started, which ends a line without an end, is noticed when its thread writes again, when
 the partition ends, or when the worker looks after it (`tidy`).
 
 There is no lock: while a thread holds one, the garbage collector may run somebody's destructor in
@@ -116,7 +116,7 @@ def catch_up(run_log: Log | None) -> None:
 
 
 def end_lines() -> None:
-    """Of this thread: nobody writes here any more."""
+    """End the lines of this thread: nobody writes here any more."""
     page = getattr(_here, "page", None)
     if page is not None:
         _close([page])
@@ -191,7 +191,7 @@ class _Page:
         self._open[level] = rest
 
     def _note_lines(self, level: str, text: str) -> str:
-        """Those that have an end; what is behind them comes back."""
+        """Note the lines that have an end, and return what is behind them."""
         lines = io.StringIO(text, newline="\n")  # a huge text is not to be split in memory
         rest = ""
         while few := list(islice(lines, TOGETHER)):
@@ -207,7 +207,7 @@ class _Page:
         self.write(level, self._decoders[level].decode(data))
 
     def end_lines(self) -> None:
-        """What has no end yet has it now."""
+        """End what has no end yet."""
         for level in _STREAMS.values():
             rest = self._open.pop(level, "")
             if last_state(rest).strip():  # blanks are what wipes a progress bar away
@@ -533,7 +533,7 @@ def _tell_original(level: str, texts: list[str]) -> None:
 
 
 def last_state(line: str) -> str:
-    """What stands there in the end: each ``\\r`` begins the line again.
+    """The last state of a line: each ``\\r`` begins it again.
 
     >>> last_state("1 %\\r2 %\\r")
     '2 %'

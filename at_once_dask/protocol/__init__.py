@@ -1,1 +1,1 @@
-"""What driver and workers both know: the forms that cross, and the files they share."""
+"""The things that driver and workers both know: the forms that cross, the files they share."""

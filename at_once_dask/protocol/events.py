@@ -1,4 +1,4 @@
-"""What workers and nannies report to the driver between outcomes: Dask events, on a topic a run."""
+"""Reports of workers and nannies between outcomes: Dask events, on a topic a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LogLines:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """What has been running for long on a worker whose progress files the driver does not see."""
+    """An input runs long on a worker whose progress files the driver does not see."""
 
     worker: str
     seconds: float

@@ -44,7 +44,7 @@ _TELLS_NOTHING = ("bdb.py", "cloudpickle.py", "copyreg.py", "pickle.py")  # of w
 
 @dataclass(slots=True)
 class Failure:
-    """What went wrong with one input, or with one key in the reduction.
+    """A failure of one input, or of one key in the reduction.
 
     Crosses from the worker to the driver; the input or key itself stays with the driver,
     which knows it by `position`.

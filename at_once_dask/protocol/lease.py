@@ -17,7 +17,7 @@ NO_LIMIT = sys.maxsize
 
 
 class Subject(Protocol):
-    """What is being worked on: an input, or a key."""
+    """The input, or key, that is being worked on."""
 
     @property
     def offset(self) -> int:

@@ -25,7 +25,7 @@ from typing import BinaryIO, Protocol, TextIO
 
 from at_once_dask.errors import AtOnceError
 from at_once_dask.protocol.failure import Failure
-from at_once_dask.protocol.status import BEGUN, COLLECT, LEFT, OPEN, SKIPPED, is_final, stage
+from at_once_dask.protocol.status import COLLECT, LEFT, OPEN, SKIPPED, STARTED, is_final, stage
 
 PROCESS_SECONDS = 0.0005  # no process is started and gone in less
 
@@ -39,7 +39,7 @@ _FAILURE, _VALUE = range(2)  # kinds of records
 _STACK, _HERE, _WRITTEN = "stack", "here", "written"  # no partition's ids begin so
 
 
-class BegunBeforeError(Exception):
+class StartedBeforeError(Exception):
     """Dask gave a partition to a worker for the second time: it came back at its old address."""
 
 
@@ -51,7 +51,7 @@ class Limits(Protocol):
 
 
 class ProgressFile:
-    """What a worker writes while it works on a partition.
+    """The progress of a partition, as its worker writes it.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ class ProgressFile:
 
     Raises
     ------
-    BegunBeforeError
+    StartedBeforeError
         When a process that is gone had started this partition.
     OSError
         When the file cannot be made: the disk is full.
@@ -97,7 +97,7 @@ class ProgressFile:
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         except FileExistsError:
-            raise BegunBeforeError(path) from None
+            raise StartedBeforeError(path) from None
         try:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self._file, 0, size)  # or a full disk would end the process
@@ -116,7 +116,7 @@ class ProgressFile:
 
     @property
     def stage(self) -> str:
-        """What is being done with the current input."""
+        """The stage of the current input."""
         return stage(self.states[self.current - self.start])
 
     @property
@@ -138,7 +138,7 @@ class ProgressFile:
         self._marks[position - self.start] = now  # before it is the current one: a nanny may look
         self._head[_CURRENT] = position
         if position < limits.limit and (now < limits.deadline or position == self.start):
-            self.states[position - self.start] = BEGUN
+            self.states[position - self.start] = STARTED
             return True
         self._head[_STOP] = position
         return False
@@ -162,12 +162,12 @@ class ProgressFile:
             if position >= limits.limit or (now >= deadline and offset):
                 head[_STOP] = position
                 return
-            states[offset] = BEGUN
+            states[offset] = STARTED
             yield offset
         self.end(start + len(states))
 
     def turn_to(self, position: int, state: int) -> None:
-        """Start what is not claimed: the parts of a key are folded before that is begun."""
+        """Start what is not claimed: the parts of a key are folded before that is claimed."""
         offset = position - self.start
         if self._head[_CURRENT] != position:
             self._marks[offset] = time.monotonic()
@@ -203,7 +203,7 @@ class ProgressFile:
         self._keep(failure.position, _FAILURE, pickled)
 
     def keep_value(self, position: int, pickled: bytes) -> None:
-        """What must not be made again, should the process die before it is delivered."""
+        """Keep a value that must not be made again if the process dies now."""
         self._keep(position, _VALUE, pickled)
 
     def _keep(self, position: int, kind: int, data: bytes) -> None:
@@ -222,7 +222,7 @@ class ProgressFile:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a progress file says, also after its process has gone.
+    """The content of a progress file, also after its process has gone.
 
     Attributes
     ----------
@@ -265,7 +265,7 @@ class Progress:
 
     @property
     def state(self) -> int:
-        """What was being done with the current input."""
+        """The status of the current input."""
         return self.states[self.current - self.start]
 
     @property
@@ -275,7 +275,7 @@ class Progress:
 
     @property
     def doing(self) -> int:
-        """What is being done, be it with one input or with all."""
+        """The status of what is being done, be it with one input or with all."""
         return COLLECT if self.closing else self.state
 
     @property

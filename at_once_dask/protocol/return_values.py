@@ -1,4 +1,4 @@
-"""What the functions may return: read, checked, and compared; errors show the corrected line."""
+"""Return values of the functions: read, checked, compared; errors show the corrected line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from at_once_dask.user_code.text import safe_repr
 
 
 class Pairs(NamedTuple):
-    """What one input gives: keys and their values. Two lists, no tuples: those cost the most."""
+    """The pairs that one input gives, as two lists: tuples would cost the most."""
 
     keys: list[Any]
     values: list[Any]
@@ -71,7 +71,7 @@ def read_answer(answer: Any, reducing: bool = True) -> tuple[bool, Any]:
 
 
 def _not_called(answer: Any) -> str:
-    """What to write where a method is named and not called; empty for all else."""
+    """The line to write where a method is named and not called; empty for all else."""
     if not callable(answer):
         return ""
     name = getattr(answer, "__name__", "is_done")
@@ -220,7 +220,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _are_alike(one: Any, other: Any) -> bool:
-    """Of one type, whose ``==`` says so, if it has one; frames and arrays have other words."""
+    """Compare two of one type by its ``==``, if it has one; frames and arrays have other words."""
     if hasattr(one, "equals"):
         return bool(one.equals(other))
     if hasattr(one, "__array__"):

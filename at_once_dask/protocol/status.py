@@ -1,4 +1,4 @@
-"""What can be said of one input, in one byte: what became of it, or what is being done with it."""
+"""The status of one input, in one byte: what became of it, or what is being done with it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ SKIPPED, PROCESSED, FAILED, PENDING, LEFT = range(5)
 NAMES = ("skipped", "processed", "failed", "pending", "left")
 
 # What is being done with it. These are greater than all that is final.
-BEGUN, OPEN, SEND, CHECK, PROCESS, VERIFY, COLLECT, COMBINE, REDUCE = range(16, 25)
+STARTED, OPEN, SEND, CHECK, PROCESS, VERIFY, COLLECT, COMBINE, REDUCE = range(16, 25)
 
 _STAGES = {
-    BEGUN: "check",
+    STARTED: "check",
     OPEN: "send",  # all inputs of the partition together
     SEND: "send",
     CHECK: "check",
@@ -23,7 +23,7 @@ _STAGES = {
 
 
 def is_final(state: int) -> bool:
-    return state < BEGUN
+    return state < STARTED
 
 
 def stage(state: int) -> str:

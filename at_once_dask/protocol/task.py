@@ -1,4 +1,4 @@
-"""What crosses: the functions of a run, a partition of its inputs, and its outcome."""
+"""The forms that cross: a run's functions, a partition of its inputs, and its outcome."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SLICE_SECONDS = 0.5  # a partition returns what it has past this, so that none h
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one partition gives to the reduction; crosses to the driver in one piece.
+    """The pairs that one partition gives to the reduction; crosses to the driver in one piece.
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class Piece:
 
     @property
     def n_bytes(self) -> int:
-        """Of all values together."""
+        """The size of all values together."""
         return sum(self.sizes)
 
 
@@ -148,7 +148,7 @@ class Partition:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of a partition; crosses to the driver as soon as it is there.
+    """The result of a partition; crosses to the driver as soon as it is there.
 
     Attributes
     ----------
@@ -183,7 +183,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class MapOutcome(Outcome):
-    """What came of a partition of inputs.
+    """The result of a partition of inputs.
 
     Attributes
     ----------
@@ -215,7 +215,7 @@ class MapOutcome(Outcome):
 
 @dataclass(slots=True)
 class ReduceOutcome(Outcome):
-    """What came of a partition of keys.
+    """The result of a partition of keys.
 
     Attributes
     ----------

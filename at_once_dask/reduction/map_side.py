@@ -1,4 +1,4 @@
-"""On a worker: the pairs of one partition's inputs, gathered by key into one Piece."""
+"""On a worker: the pairs of one partition's inputs, grouped by key into one Piece."""
 
 from __future__ import annotations
 
@@ -89,9 +89,9 @@ def alone(pairs: Pairs, combining: bool) -> bytes:
     cannot be pickled.
     """
     if not combining:
-        gathered = Lists()
-        gathered.made.append((0, pairs))
-        return pickling.dumps(gathered.close())
+        grouped = Lists()
+        grouped.made.append((0, pairs))
+        return pickling.dumps(grouped.close())
     return pickling.dumps(_pack(pairs.keys, pairs.values))
 
 
@@ -134,7 +134,7 @@ class _Alone:
 def _pack(
     keys: Iterable[Any], values: Iterable[Any], values_file: str | None = None, way: Any = pickling
 ) -> Piece:
-    """The `values` of `keys`, in order, pickled; in the file `shelf` when they are many bytes."""
+    """The `values` of `keys`, in order, pickled; in `values_file` when they are many bytes."""
     pickled = pickling.dumps(list(keys))
     rest = iter(values)
     first: list[bytes] = []

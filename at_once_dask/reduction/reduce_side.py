@@ -25,7 +25,7 @@ from at_once_dask.user_code import pickling
 
 @dataclass(slots=True)
 class Part:
-    """What pieces give for one key, on its way through ``foldby``."""
+    """The blobs of one key, on their way through ``foldby``."""
 
     position: int
     group: Group
@@ -62,7 +62,7 @@ class Part:
 
 @dataclass(slots=True)
 class Total:
-    """What ``foldby`` has folded for one key: a list of values, or one combined value."""
+    """The result of ``foldby`` for one key: a list of values, or one combined value."""
 
     part: Part | None = None
     value: Any = None

@@ -1,1 +1,1 @@
-"""What comes back from a run, and how it is shown."""
+"""The results of a run, and how they are shown."""

@@ -1,4 +1,4 @@
-"""What a run's ledger holds, as pandas frames of documented types."""
+"""The ledger as pandas frames of documented types."""
 
 from __future__ import annotations
 

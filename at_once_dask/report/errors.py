@@ -1,4 +1,4 @@
-"""What a run that ended badly raises; it carries the report."""
+"""The errors of a run that ended badly; they carry the report."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class RunStopped(RunFailed):
 
 
 def brief(report: Report) -> str:
-    """What there is to say beside the card."""
+    """The text beside the card."""
     summary = report._summary
     if summary.facts.ended == FINISHED:
         return summary.ending + look_into(report)

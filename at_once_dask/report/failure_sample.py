@@ -1,4 +1,4 @@
-"""Of many failures those that a page has room for, with what the log says of each."""
+"""As many failures as a page has room for, with the records that the log has of each."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Group:
 
 @dataclass
 class FailureSample:
-    """What is shown of the failures of a run."""
+    """The failures of a run that are shown."""
 
     groups: list[Group]
     n_causes_hidden: int
@@ -114,7 +114,7 @@ def _within_budget(
 
 
 def _name_the_rest(members: dict[Any, list[Failed]], groups: dict[Any, Group]) -> None:
-    """Of each cause as many as it has room for."""
+    """Name as many of each cause as there is room for."""
     for same, group in groups.items():
         room = NAME_BYTES // len(groups)
         for failed in members[same][len(group.shown) :]:
@@ -190,7 +190,7 @@ def _name(shown: Shown) -> tuple[int | None, str | None] | None:
 
 
 def _name_in(raw: dict[str, Any]) -> tuple[int | None, str | None]:
-    """Of a record; the driver's own have no input, not even one that is called None."""
+    """The input of a record; the driver's own have none, not even one that is called None."""
     if isinstance(raw["index"], int):
         return raw["index"], None
     return None, raw["input"] if isinstance(raw["input"], str) else None

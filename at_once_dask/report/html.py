@@ -46,7 +46,7 @@ def page(summary: Summary) -> str:
 
 
 def report_card(summary: Summary) -> str:
-    """What one wants to see first of a run."""
+    """The first things to see of a run."""
     causes = summary.ledger.causes(CAUSES_IN_CARD)
     return _rendered(
         "report_card.html",
@@ -66,7 +66,7 @@ def reduction_card(items: Iterable[tuple[Any, Any]], n: int) -> str:
 
 
 def plan_card(n_inputs: int, n_done: int, pending: Sequence[Any], failed: Sequence[Failed]) -> str:
-    """What a run would do."""
+    """The inputs that a run would process."""
     return _rendered(
         "plan_card.html",
         n_inputs=n_inputs,

@@ -1,4 +1,4 @@
-"""What became of each input: a few bytes an input, filled in as outcomes arrive in any order."""
+"""The ledger: what became of each input, in a few bytes, filled in as outcomes arrive."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ class Ledger:
         return sorted(self._slowest, reverse=True)
 
     def _forget_the_left(self, start: int, states: bytearray) -> None:
-        """What has failed, and is to be tried again, has not been handled."""
+        """Clear what has failed and is to be tried again: it has not been handled."""
         for position, state in enumerate(states, start):
             if state == LEFT:
                 self.starts[position] = self.seconds[position] = _NAN
@@ -238,7 +238,7 @@ class Ledger:
         self._causes |= causes
 
     def _note_slowest(self, start: int, seconds: Any, inputs: list[Any]) -> None:
-        """Of a partition: what is among the slowest so far."""
+        """Keep the inputs of a partition that are among the slowest so far."""
         kept, most = self._slowest, self._n_slowest
         if not most:
             return

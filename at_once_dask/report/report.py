@@ -1,4 +1,4 @@
-"""What comes back: the report of a run, the reduction and the plan."""
+"""The results of a call: report, reduction and plan."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ V = TypeVar("V")
 
 
 class Frames:
-    """What became of the inputs, as pandas frames."""
+    """The fate of the inputs, as pandas frames."""
 
     def __init__(self, summary: Summary) -> None:
         self._summary = summary
@@ -91,7 +91,7 @@ class Unpicklable:
 
 
 class Report(Frames):
-    """What became of a run.
+    """The report of a run: what became of its inputs.
 
     Pickles, with the failed inputs that pickle; the others are replaced by their ``repr``.
 
@@ -354,7 +354,7 @@ class Reduction(dict[K, V]):
 
 @dataclass(frozen=True)
 class Plan(Generic[T]):
-    """What a run would do.
+    """The inputs that a run would process.
 
     Attributes
     ----------

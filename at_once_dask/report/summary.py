@@ -1,4 +1,4 @@
-"""What is told of a run in words: how it ended, counts, causes, the next step."""
+"""A run in words: how it ended, counts, causes, the next step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FINISHED, STOPPED, INTERRUPTED, BROKEN = "finished", "stopped early", "interrupt
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What is known of a run besides what the ledger holds.
+    """The facts of a run besides what the ledger holds.
 
     Attributes
     ----------
@@ -72,14 +72,14 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class Summary:
-    """A run as it is told, wherever that is: in a terminal, a notebook, a file."""
+    """A run in words, wherever they are shown: in a terminal, a notebook, a file."""
 
     facts: RunFacts
     ledger: Ledger
 
     @property
     def name(self) -> str:
-        """By which it is told from other runs: the function's, and the program's."""
+        """The name that tells it from other runs: the function's, and the program's."""
         return " in ".join(filter(None, (self.facts.function, self.facts.script)))
 
     @property
@@ -100,7 +100,7 @@ class Summary:
 
     @property
     def n_left(self) -> int:
-        """Those that a plan found pending are not handled either."""
+        """The inputs not handled; a plan has not handled those that it found pending either."""
         return self.ledger.counts[LEFT] + self.ledger.counts[PENDING]
 
     @cached_property

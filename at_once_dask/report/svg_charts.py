@@ -67,7 +67,7 @@ class Histogram:
 
 
 def workers(ledger: Ledger) -> Rows:
-    """The timeline; neighbouring inputs that could not be told apart share a bar."""
+    """The timeline; neighbouring inputs that look the same share a bar."""
     import numpy as np
 
     found = timeline(ledger, MOST_BARS, WIDTH)

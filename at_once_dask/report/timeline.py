@@ -67,7 +67,7 @@ class Timeline:
 
 
 def timed(ledger: Ledger) -> Iterator[Timed]:
-    """What was worked on, a stretch of the list at a time: so little memory is needed."""
+    """The inputs that were worked on, a stretch of the list at a time: that needs little memory."""
     import numpy as np
 
     for first in range(0, len(ledger.states), _CHUNK):

@@ -1,4 +1,4 @@
-"""What arguments a function takes, where that is certain: nobody is sent away for nothing."""
+"""The arguments that a function takes, where that is certain: no call is refused for nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BUILTIN = (BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType)
 
 @dataclass(frozen=True)
 class Takes:
-    """What a function takes besides the arguments it has been given, as by `functools.partial`."""
+    """The arguments a function takes besides those it has been given, as by `functools.partial`."""
 
     signature: inspect.Signature
     args: tuple[Any, ...] = ()
@@ -37,7 +37,7 @@ class Takes:
 
     @property
     def open(self) -> list[inspect.Parameter]:
-        """What is not given yet."""
+        """The parameters that are not given yet."""
         try:
             given = self.signature.bind_partial(*self.args, **self.kwargs).arguments
         except TypeError:
@@ -60,7 +60,7 @@ class Takes:
 
 
 def of(function: Any) -> Takes | None:
-    """What `function` takes; None where only a call would tell."""
+    """The arguments of `function`; None where only a call would say."""
     kind = type(function)
     if kind is functools.partial:
         return _with(of(function.func), function.args, function.keywords)
@@ -75,7 +75,7 @@ def of(function: Any) -> Takes | None:
 
 
 def _of_function(function: Any) -> Takes | None:
-    """Of itself, whatever a decorator says that it stands for: that one may give arguments too."""
+    """Its own arguments, whatever it wraps: a decorator may give arguments too."""
     if "__signature__" in getattr(function, "__dict__", ()):
         return None
     try:

@@ -150,7 +150,7 @@ def pickled(functions: object) -> tuple[bytes, frozenset[str], frozenset[str]]:
 
 
 def size(value: object) -> int:
-    """Of `value` with all that it uses of ``__main__``, pickled; raises what pickling it raises."""
+    """The size of `value`, pickled with what it uses of ``__main__``; may raise."""
     file = _Counter()
     _Pickler(file).dump(value)
     return file.size
@@ -167,7 +167,7 @@ def _trailer(pickled: bytes | mmap.mmap) -> _Trailer:
 
 
 def _variables() -> dict[str, Any]:
-    """Of ``__main__``, as its functions know them.
+    """The variables of ``__main__``, as its functions know them.
 
     A process that `multiprocessing` has started runs the script in one dict, and keeps a copy.
     """
@@ -279,7 +279,7 @@ class _LazyModule(ModuleType):
 
 
 class _Rest:
-    """What else is in ``__main__``, and can go: imports, functions and classes, and data."""
+    """The rest of ``__main__`` that can go: imports, functions and classes, and data."""
 
     def __init__(self, known: Mapping[str, Any], used: set[str]) -> None:
         self.code: dict[str, Any] = {}
@@ -443,7 +443,7 @@ _get_preparation_data = multiprocessing.spawn.get_preparation_data
 
 
 def _with_main(name: str) -> dict[str, Any]:
-    """What `multiprocessing` tells a child that it does not fork: its ``__main__`` is this one."""
+    """The preparation of a child that is not forked: its ``__main__`` is this one."""
     data = _get_preparation_data(name)
     main = sys.modules["__main__"]
     if isinstance(main, Main):
@@ -466,7 +466,7 @@ def _script_for_children(main: Main) -> str:
 
 
 def variables(path: str) -> dict[str, Any]:
-    """What a module that was pickled has."""
+    """The variables of a module that was pickled."""
     main = Main()
     with open(path, "rb") as file:
         main.fill(file.read())

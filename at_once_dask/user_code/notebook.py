@@ -46,7 +46,7 @@ def know(cell: Cell) -> None:
 
 
 def shown(filename: str) -> str:
-    """What people call the place of this code: the cell, or the file."""
+    """The place of this code by the name that people use: the cell, or the file."""
     cell = cell_of(filename)
     return filename if cell is None else cell[0]
 
@@ -64,7 +64,7 @@ def debugger() -> str | None:
 
 
 def script() -> str:
-    """What people call the program: the name of its file, or of the notebook; "" at a prompt."""
+    """The name of the program: of its file, or of the notebook; "" at a prompt."""
     if in_notebook():
         known = notebook.shell().user_ns.get("__vsc_ipynb_file__")
         return os.path.basename(known or os.environ.get("JPY_SESSION_NAME", "")) or "a notebook"
@@ -73,7 +73,7 @@ def script() -> str:
 
 
 def rendered(error: BaseException, brief: str | None = None) -> list[str]:
-    """What IPython shows of `error`: where the person's own code called, and the text.
+    """The lines that IPython shows of `error`: where the person's own code called, and the text.
 
     In a notebook what its `report` shows of itself comes first, once; then the text is `brief`.
     """

@@ -97,7 +97,7 @@ def _code_of_file(name: str, make: Callable[..., CodeType], arguments: tuple[Any
 
 
 def _reduce_cached(cached: Any) -> Any:
-    """What ``functools.cache`` wraps: anew, with an empty cache, where it cannot go by its name."""
+    """Reduce a cached function to one with an empty cache, where it cannot go by its name."""
     module, name = getattr(cached, "__module__", ""), getattr(cached, "__qualname__", "")
     if str(module).encode() not in _by_value and named(module, name) is cached:
         return name
@@ -118,7 +118,7 @@ def _reduce_cached_property(cached: functools.cached_property[Any]) -> Any:
 
 
 def dispatching(registry: dict[type, Callable[..., Any]], state: dict[str, Any]) -> Any:
-    """What ``functools.singledispatch`` makes of a function and of those registered with it."""
+    """Make a ``functools.singledispatch`` of a function and of those registered with it."""
     made = functools.singledispatch(registry[object])
     for kind, function in registry.items():
         made.register(kind, function)
@@ -177,7 +177,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 
 class _Pickler(Pickler):
-    """What both sides know by its name in ``__main__`` crosses by that name."""
+    """Pickles by its name what both sides know in ``__main__``."""
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, (type, FunctionType)) and _is_shared(obj):
@@ -201,7 +201,7 @@ def _is_shared(obj: Any) -> bool:
 
 
 def named(module: str, qualname: str) -> Any:
-    """What is called so in the imported `module`; None where nothing is."""
+    """The object of that name in the imported `module`; None where there is none."""
     try:
         return attribute(sys.modules.get(module), qualname)
     except AttributeError:
@@ -209,7 +209,7 @@ def named(module: str, qualname: str) -> Any:
 
 
 def attribute(found: Any, qualname: str) -> Any:
-    """What is called so in a module; raises AttributeError where nothing is."""
+    """The object of that name in a module; raises AttributeError where there is none."""
     for name in qualname.split("."):
         found = getattr(found, name)
     return found
@@ -272,7 +272,7 @@ _OF_EVERY_MEMBER = ("_name_", "__objclass__", "_sort_order_")
 
 
 def complete(kind: Any, reduced: Any) -> Any:
-    """What cloudpickle has made of the class `kind`, and the rest of it."""
+    """Add to what cloudpickle has made of the class `kind` what it leaves out."""
     if not isinstance(reduced, tuple):
         return reduced
     make, made_of, *state = reduced
@@ -290,7 +290,7 @@ def complete(kind: Any, reduced: Any) -> Any:
 def _class(*made_of: Any) -> type:
     """As cloudpickle makes it, but once: it makes a class for each time that a pickle names it.
 
-    All but the first are thrown away, but not before ``__init_subclass__`` has been told of them.
+    All but the first are thrown away, but not before ``__init_subclass__`` knows of them.
     """
     known: type | None = _DYNAMIC_CLASS_TRACKER_BY_ID.get(made_of[4])
     made: type = _make_skeleton_class(*made_of) if known is None else known
@@ -298,7 +298,7 @@ def _class(*made_of: Any) -> type:
 
 
 def _members(kind: Any) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """What ``__init__`` or ``__new__`` has given to each member of an enum; other names of it."""
+    """The attributes of each member of an enum; other names of it."""
     given = {
         member.name: {k: v for k, v in vars(member).items() if k not in _OF_EVERY_MEMBER}
         for member in kind

@@ -38,7 +38,7 @@ def sound(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """What ``print`` can write here: with escapes for what stdout or stderr has no letters for."""
+    """`text` as ``print`` can write it: with escapes where stdout or stderr has no letters."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # None, or somebody else's idea of a stream
             if stream.errors in ("strict", "surrogateescape"):
@@ -88,7 +88,7 @@ def _pieces(value: Any, room: int, depth: int) -> Iterator[str]:
 
 
 def _opened(value: Any) -> tuple[str, Iterable[tuple[Any, ...]], str] | None:
-    """What it begins with, its items and what it ends with; None for what is no container.
+    """Its beginning, its items and its end; None for what is no container.
 
     One whose class has a ``__repr__`` of its own is none. No method of its class is called.
     """
@@ -162,6 +162,6 @@ def _without_repr(value: object, error: BaseException) -> str:
 
 
 def _name(value: object) -> str:
-    """Of its type, whatever a metaclass makes of that."""
+    """The name of its type, whatever a metaclass makes of that."""
     name: str = type.__dict__["__name__"].__get__(type(value))
     return cut(name, NAME_LIMIT)

@@ -1,4 +1,4 @@
-"""What cannot cross to another process, by the name that its owner knows, and what to pass."""
+"""Functions that cannot be sent: the variable to blame, by its name, and what to pass instead."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pickled(functions: Mapping[str, Any]) -> tuple[bytes, frozenset[str], frozen
 
 
 def heaviest(functions: Mapping[str, Any]) -> str:
-    """What makes them large: the function and the variable, as somebody knows them."""
+    """The function and the variable that make them large, by their names."""
     sizes = [(0, "", "")]
     for given, function in functions.items():
         for name, used in _uses(function):
@@ -88,7 +88,7 @@ def _path(value: Any, depth: int, seen: set[int]) -> list[str]:
 
 
 def _uses(value: Any) -> Iterator[tuple[str, Any]]:
-    """What goes along with a function or another callable, by name."""
+    """The variables that go along with a function or another callable, by name."""
     if isinstance(value, functools.partial):
         names = getattr(getattr(value.func, "__code__", None), "co_varnames", ())
         yield from [("func", value.func), *_named(names, value.args), *value.keywords.items()]

@@ -1,4 +1,4 @@
-"""What workers and nannies lean on of Dask, and of `multiprocessing` below it, that is not public.
+"""Private parts of Dask, and of `multiprocessing` below it, that workers and nannies lean on.
 
 Each says what breaks without it; ``tests/unit/cluster/test_dask_internals.py`` fails when it
 changes.

@@ -1,4 +1,4 @@
-"""What a function finds in a worker is as in the driver: directory, environment, import path.
+"""A function finds the driver's things in a worker: directory, environment, import path.
 
 And edited modules, the level of the root logger, the interpreter's settings; asyncio and Dask work
 in it as in a plain loop. For the own cluster only; a borrowed one keeps its own.
@@ -31,7 +31,7 @@ from at_once_dask.worker import processes
 
 @dataclass(frozen=True)
 class Environment:
-    """What a worker must share with the driver; crosses to each worker at each run.
+    """The things that a worker shares with the driver; crosses to each worker at each run.
 
     Attributes
     ----------
@@ -108,7 +108,7 @@ def _stamp(file: str) -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class InterpreterSettings:
-    """What a script sets at its top for all of its process, and what changes results: as it is now.
+    """Settings that a script makes for all of its process, and that change results.
 
     Attributes
     ----------
@@ -161,7 +161,7 @@ def give_event_loop() -> None:
 
 @contextlib.contextmanager
 def computing_in_place() -> Iterator[None]:
-    """What an input computes with Dask runs in its own thread, and starts no other input there.
+    """Compute what an input asks Dask for in its own thread, and start no other input there.
 
     Dask would send it to the workers, which wait for it, and let this worker go on with the next
     partition meanwhile. Whoever has named a scheduler keeps it.

@@ -60,7 +60,7 @@ def is_written(written: str, thread: int | None) -> bool:
 
 @dataclass(frozen=True)
 class Stack:
-    """What is known of a process's last moment.
+    """The last moment of a process, as far as it is known.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""In each nanny: enforces the time limit, and tells the driver how a worker died, and over what.
+"""In each nanny: enforces the time limit, and reports how a worker died, and over what.
 
 A nanny outlives its worker, and is on the same host. Those of the own cluster are in the driver.
 """

@@ -138,7 +138,7 @@ class _PartitionRun:
         log_file.note_failure(failure, mine.run_log, inp, index, attempts)
 
     def handled(self) -> dict[str, Any]:
-        """What every outcome says."""
+        """The fields that every outcome has."""
         stop = self.progress.stop
         return {
             "stop": stop,
@@ -316,7 +316,7 @@ class _ReduceRun(_PartitionRun):
 
 
 def _end_child(failure: Failure | None) -> None:
-    """What an input has forked comes to its end here: the rest of the partition is the worker's.
+    """End a process that an input has forked: the rest of the partition is the worker's.
 
     As Python ends: with the number of a ``SystemExit``, and with 1 and a traceback otherwise.
     """

@@ -1,4 +1,4 @@
-"""What runs in the worker processes: the run's job, kept; its partitions, worked on."""
+"""Runs in the worker processes: keeps the run's job, and works on its partitions."""
 
 from __future__ import annotations
 
@@ -23,9 +23,14 @@ from at_once_dask.protocol.task import Job, Outcome, Partition
 from at_once_dask.user_code import pickling
 from at_once_dask.user_code.main_module import Main
 from at_once_dask.user_code.text import safe_repr
-from at_once_dask.worker import dask_internals, environment, last_stack, processes
+from at_once_dask.worker import dask_internals, last_stack, processes
 from at_once_dask.worker.bag import Bags
-from at_once_dask.worker.environment import Environment, InterpreterSettings
+from at_once_dask.worker.environment import (
+    Environment,
+    InterpreterSettings,
+    computing_in_place,
+    give_event_loop,
+)
 from at_once_dask.worker.partition_run import work
 
 REPORT_SECONDS = 1.0  # how often a worker reports what runs long
@@ -106,7 +111,7 @@ class RunPlugin(WorkerPlugin):
         The pickled Job, or the path of a file with it.
     run_log : RunLog
         Where the log goes.
-    surroundings : Environment or None
+    environment : Environment or None
         What the worker adopts first; nothing on a borrowed cluster.
     settings : InterpreterSettings or None
         What the threads that run inputs adopt; nothing on a borrowed cluster.
@@ -119,20 +124,20 @@ class RunPlugin(WorkerPlugin):
         run: str,
         job: bytes | str,
         run_log: RunLog,
-        surroundings: Environment | None = None,
+        environment: Environment | None = None,
         settings: InterpreterSettings | None = None,
         values_folder: str | None = None,
     ) -> None:
         self.run = run
         self.job = job
         self.run_log = run_log
-        self.surroundings = surroundings
+        self.environment = environment
         self.settings = settings
         self.values_folder = values_folder
 
     def setup(self, worker: Any) -> None:
-        if self.surroundings is not None:
-            self.surroundings.adopt()
+        if self.environment is not None:
+            self.environment.adopt()
         log_file.report_by(worker.log_event)
         self.run_log = self.run_log.here()
         self.progress = ProgressFolder(
@@ -155,14 +160,14 @@ class RunPlugin(WorkerPlugin):
 
     def _take_job(self, folder: str) -> None:
         if not _JOBS:
-            _while_there_are_jobs.enter_context(environment.computing_in_place())
+            _while_there_are_jobs.enter_context(computing_in_place())
             _while_there_are_jobs.enter_context(dask_internals.may_be_started())
         _JOBS[self.run] = _SealedJob(self, folder)
         self.job = b""
 
     def _captured_descriptors(self, worker: Any) -> Descriptors | None:
         """In an own worker: in a borrowed one others write, too."""
-        if self.surroundings is None or not (self.run_log.captures and self.run_log.is_near):
+        if self.environment is None or not (self.run_log.captures and self.run_log.is_near):
             return None
         try:
             return Descriptors(self.run_log, worker.address, self.progress)
@@ -170,7 +175,7 @@ class RunPlugin(WorkerPlugin):
             return None
 
     def _report(self, worker: Any) -> None:
-        """What runs long, where the driver does not see the progress files."""
+        """Report what runs long, where the driver does not see the progress files."""
         if self.run_log.is_near:
             return
         found = lease.longest_running(self.run)
@@ -201,7 +206,7 @@ def run_partition(partition: Partition) -> Outcome:
     run = job.run
     try:
         worker = get_worker().address
-        environment.give_event_loop()
+        give_event_loop()
         if run.settings is not None:
             run.settings.adopt()
         with streams.of_run(run.run_log, worker):

@@ -1,4 +1,4 @@
-"""What the fork server imports, so that a worker has it from the first moment."""
+"""Imported by the fork server, so that a worker has it from the first moment."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def is_fork_server() -> bool:
 
 
 def adopt_orphans() -> None:
-    """What the inputs' processes leave becomes this process's child, not that of process 1.
+    """Make orphans of the inputs' processes children of this process, not of process 1.
 
     Where that is Python, as in many containers, it reaps nothing, and zombies would add up. The
     fork server reaps what it does not know, too, but warns of it.

@@ -21,13 +21,13 @@ def mark() -> tuple[str, str]:
 
 
 def mark_as_worker() -> None:
-    """What this process starts from now on can be told from what other workers start."""
+    """Mark all that this process starts from now on as started by this worker."""
     name, _, value = worker_mark(os.environ[_MARK], os.getpid()).partition("=")
     os.environ[name] = value
 
 
 def worker_mark(driver: str, pid: int) -> str:
-    """What is in the environment of all that a worker starts; `driver` is the driver's mark."""
+    """The mark in the environment of all that a worker starts; `driver` is the driver's mark."""
     return f"{_WORKER_MARK}={driver}-{pid}"
 
 

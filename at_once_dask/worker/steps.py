@@ -36,7 +36,7 @@ from at_once_dask.user_code.text import safe_repr
 class Item:
     """The input on its way through the chain: check, filter, process.
 
-    `offset` is its place in the partition; `state` tells what became of it; `value` is the input's
+    `offset` is its place in the partition; `state` says what became of it; `value` is the input's
     pairs, or its Failure. Of the partition, `compare` says whether what an input gives is still to
     be compared with what `check_inp` says then, `compared` whether it was, `difference` and `note`
     what came of it; `returned` is the first value that was dropped: its input's position, its repr.

@@ -273,7 +273,9 @@ def test_the_functions_themselves_end_every_worker(cluster: Client) -> None:
         def __reduce__(self) -> Any:
             return deaths.segfault, ()
 
-    with pytest.raises(at_once_dask.RunStopped, match="before they had begun any input") as stopped:
+    with pytest.raises(
+        at_once_dask.RunStopped, match="before they had started any input"
+    ) as stopped:
         run(range(10), None, Deadly(), progress=False)
 
     assert stopped.value.report.n_left == 10

@@ -84,6 +84,20 @@ def test_one_file_knows_the_layout_of_the_progress_file() -> None:
     assert found == ["progress_file.py"]
 
 
+def test_docstrings_are_sentences() -> None:
+    """Subject, verb, object: none begins in the middle."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [
+        f"{path.relative_to(PACKAGE)}: {text.splitlines()[0]}"
+        for path, node in _nodes(ast.AST)
+        if isinstance(node, kinds) and (text := ast.get_docstring(node)) is not None
+        if text.startswith(("Of ", "What ", "Those "))
+    ]
+    assert found == [
+        "__main__.py: What do Python files import? A map-reduce over every .py file in a folder."
+    ]
+
+
 def test_an_option_of_run_has_its_default_in_one_place() -> None:
     """Files in which the arguments stand with a default: the dataclass of all options."""
     default = re.compile(

@@ -16,7 +16,7 @@ from at_once_dask.report.report import Report
 from at_once_dask.report.summary import FINISHED, RunFacts, Summary
 
 PARTITION = 1_000
-BEGUN = 1.7e9  # seconds since the epoch
+STARTED = 1.7e9  # seconds since the epoch
 
 
 def ledger_of(
@@ -43,7 +43,7 @@ def ledger_of(
             worker=f"tls://127.0.0.1:{40_000 + worker}",
             states=bytearray([PROCESSED if failure is None else FAILED]) * size,
             marks=array("d", [begun + place * seconds for place in range(size + 1)]),
-            epoch=BEGUN,
+            epoch=STARTED,
         )
         if failure is not None:
             outcome.failures = [failure(position) for position in range(start, start + size)]
@@ -55,7 +55,7 @@ def report_of(ledger: Ledger, **facts: Any) -> Report:
     """As ``run`` would give it."""
     known: dict[str, Any] = {
         "run": "0123456789ab",
-        "begun": BEGUN,
+        "begun": STARTED,
         "seconds": 12.3,
         "ended": FINISHED,
         "reason": "",
@@ -93,7 +93,7 @@ def mixed_ledger(n: int, n_workers: int = 2, n_failed: int = 1_000) -> Ledger:
             worker=f"tls://127.0.0.1:{40_000 + worker}",
             states=bytearray(states.tobytes()),
             marks=array("d", marks.tobytes()),
-            epoch=BEGUN,
+            epoch=STARTED,
         )
         outcome.failures = [
             Failure(start + place, "process", "exception", "E", "no", "frames", f"{place % 7}")

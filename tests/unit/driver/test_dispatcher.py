@@ -578,7 +578,7 @@ def test_workers_that_die_before_they_begin_anything_end_the_run(
     this = dispatching("ab", backend, clock)
     stopped = this.dispatcher.run()
     assert stopped is not None
-    assert stopped.startswith("10 workers in a row died before they had begun any input")
+    assert stopped.startswith("10 workers in a row died before they had started any input")
     assert len(deaths) == BARREN_DEATHS
 
 

@@ -120,7 +120,7 @@ def test_ten_deaths_in_a_row_before_anything_began_end_it() -> None:
     assert BARREN_DEATHS == 10
     assert after(*[death()] * 9).reason() is None
     assert after(*[death()] * 10).reason() == (
-        "10 workers in a row died before they had begun any input, the last one of exit 1: what"
+        "10 workers in a row died before they had started any input, the last one of exit 1: what"
         " ends them is in the functions themselves, or on the machine; try process_inp(inp_list[0])"
         " in this process"
     )

@@ -9,7 +9,7 @@ import pytest
 
 from at_once_dask.protocol import lease
 from at_once_dask.protocol.progress_file import ProgressFile
-from at_once_dask.protocol.status import BEGUN, LEFT, REDUCE
+from at_once_dask.protocol.status import LEFT, REDUCE, STARTED
 
 N = 300
 
@@ -105,7 +105,7 @@ def test_both_ways_to_begin_say_the_same(begun: Callable[[Entered], Iterator[int
     assert lease.reclaim_all([("run-1", 7)]) == {"run-1": 8}
     assert list(claimed) == []
     assert (mine.lease.current, mine.progress.stop) == (8, 8)
-    assert mine.states(2) == [BEGUN, LEFT]
+    assert mine.states(2) == [STARTED, LEFT]
     first, second = mine.progress.marks(8)
     assert 0 < first <= second
 
@@ -120,7 +120,7 @@ def test_behind_the_last_of_a_row_it_ends() -> None:
     mine = entered("run-1", 7)
     assert list(mine.progress.claims(mine.lease, nothing)) == list(range(N))
     assert mine.progress.stop == 7 + N
-    assert mine.states(N) == [BEGUN] * N
+    assert mine.states(N) == [STARTED] * N
     *_, last, end = mine.progress.marks(7 + N)
     assert end >= last > 0
     lease.forget("run")

@@ -16,13 +16,12 @@ from at_once_dask.protocol import progress_file
 from at_once_dask.protocol.failure import Failure
 from at_once_dask.protocol.lease import Lease
 from at_once_dask.protocol.progress_file import (
-    BegunBeforeError,
     Progress,
     ProgressFile,
     ProgressFolder,
+    StartedBeforeError,
 )
 from at_once_dask.protocol.status import (
-    BEGUN,
     CHECK,
     COLLECT,
     FAILED,
@@ -33,6 +32,7 @@ from at_once_dask.protocol.status import (
     REDUCE,
     SEND,
     SKIPPED,
+    STARTED,
 )
 from at_once_dask.user_code import pickling
 
@@ -195,7 +195,7 @@ def test_of_one_input_alone_it_is_clear_what_is_unpickled(of_worker: ProgressFol
     file.close()
 
 
-@pytest.mark.parametrize("state", [BEGUN, CHECK, PROCESS, COLLECT])
+@pytest.mark.parametrize("state", [STARTED, CHECK, PROCESS, COLLECT])
 def test_what_runs_is_the_current_one(
     file: ProgressFile, of_worker: ProgressFolder, state: int
 ) -> None:
@@ -304,7 +304,7 @@ def test_one_that_was_not_made_yet() -> None:
 def test_the_same_partition_is_not_begun_twice(of_worker: ProgressFolder) -> None:
     """By a worker that came back at the same address, say."""
     of_worker.create("p", 0, 1).close()
-    with pytest.raises(BegunBeforeError):
+    with pytest.raises(StartedBeforeError):
         of_worker.create("p", 0, 1)
 
 

@@ -12,7 +12,7 @@ import pytest
 from bokeh.core.validation import check_integrity
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import BEGUN, ledger_of, report_of
+from runs import STARTED, ledger_of, report_of
 
 import at_once_dask
 from at_once_dask.protocol.status import FAILED, LEFT, NAMES, PROCESSED, SKIPPED
@@ -38,7 +38,7 @@ def ledger_from(works: list[list[tuple[float, float, int]]]) -> Ledger:
         for gap, seconds, state in work:
             marks = array("d", [at + gap, at + gap + seconds])
             at = marks[1]
-            outcome = Outcome(position + 1, f"w{worker}", bytearray([state]), marks, BEGUN)
+            outcome = Outcome(position + 1, f"w{worker}", bytearray([state]), marks, STARTED)
             ledger.record(position, outcome, [position])
             position += 1
     return ledger
@@ -85,7 +85,7 @@ def test_positions_are_those_of_the_list_as_given() -> None:
     ledger = Ledger(array("q", [1, 0]))
     ledger.draw(2)
     ledger.record(
-        0, Outcome(2, "w", bytearray([PROCESSED] * 2), array("d", [0, 1, 3]), BEGUN), [1, 2]
+        0, Outcome(2, "w", bytearray([PROCESSED] * 2), array("d", [0, 1, 3]), STARTED), [1, 2]
     )
     assert timeline.timeline(ledger, 10, 10).position == [1, 0]
     (longest,) = timeline.timeline(ledger, 1, 1).position
@@ -99,7 +99,7 @@ def one_worker_an_input(n: int) -> Ledger:
     for position in range(n):
         begun = float(position // 2)
         marks = array("d", [begun, begun + 0.9])
-        outcome = Outcome(position + 1, f"w{position}", bytearray([FAILED]), marks, BEGUN)
+        outcome = Outcome(position + 1, f"w{position}", bytearray([FAILED]), marks, STARTED)
         ledger.record(position, outcome, [0] * n)
     return ledger
 
@@ -149,7 +149,7 @@ def test_where_the_bars_of_the_page_are(works: list[list[tuple[float, float, int
     """Each input begins where it does on the axis, and is as long, but never too short to see."""
     ledger = ledger_from(works)
     found = svg_charts.workers(ledger)
-    begun = [start - BEGUN for start in ledger.starts]
+    begun = [start - STARTED for start in ledger.starts]
     known = [n for n, state in enumerate(ledger.states) if state != LEFT]
     zero = min(begun[n] for n in known)
     unit = svg_charts.WIDTH / max(max(begun[n] + ledger.seconds[n] for n in known) - zero, 1e-9)
