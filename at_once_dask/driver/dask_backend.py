@@ -213,17 +213,13 @@ class DaskBackend:
 
     async def _died(self, seen: WorkerDied) -> None:
         """Put together what is known of a death."""
-        memory, stack = None, last_stack.NOWHERE
+        memory = None
         with contextlib.suppress(Exception):  # the news must arrive, whatever else fails
             memory = await self._memory_of(seen)
             # The scheduler keeps what it passes on: files of thousands of deaths, with values.
             await self._client.run_on_scheduler(dask_internals.forget_events, self._topic)
         progress = None if seen.progress is None else _read(seen.progress)
         overdue = None if seen.overdue is None else (seen.overdue[0], seen.overdue[1])
-        blamed = None if overdue is None else (progress or {}).get(overdue[0])
-        with contextlib.suppress(Exception):
-            thread = None if blamed is None else blamed.thread
-            stack = last_stack.read(seen.stack, seen.exit, thread)
         death = Death(
             worker=seen.worker,
             at=seen.at,
@@ -233,7 +229,7 @@ class DaskBackend:
             overdue=overdue,
             timeout=seen.timeout,
             memory=memory,
-            stack=stack,
+            stack=_stack_of(seen, progress or {}),
             last_words=seen.last_words,
         )
         self._events.put(Died(death))
@@ -298,6 +294,15 @@ class DaskBackend:
         self._registration.occupied |= workers - ended
         with contextlib.suppress(OSError, asyncio.TimeoutError):
             self._client.sync(self._registration.left, ended, callback_timeout=GONE_SECONDS)
+
+
+def _stack_of(seen: WorkerDied, progress: dict[str, Progress]) -> last_stack.Stack:
+    """Where it was; whatever is written there, it keeps no death from the driver."""
+    blamed = None if seen.overdue is None else progress.get(seen.overdue[0])
+    with contextlib.suppress(Exception):
+        thread = None if blamed is None else blamed.thread
+        return last_stack.read(seen.stack, seen.exit, thread)
+    return last_stack.NOWHERE
 
 
 def _read(contents: dict[str, bytes]) -> dict[str, Progress]:
