@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import enum
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
-from typing import Any
 
 import pytest
+from any_list import Inp, check, inputs_strategy, pairs_of
 from helpers import oracle, same, statuses
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,60 +16,6 @@ from inline_backend import InlineBackend
 from inline_run import MakeBackend, run_inline
 
 from at_once_dask.driver import partition_size
-
-
-class Colour(enum.Enum):
-    RED = "red"
-    BLUE = "blue"
-
-
-class Level(enum.IntEnum):
-    LOW = 1
-
-
-@dataclass(frozen=True)
-class Point:
-    x: int
-    y: str
-
-
-KEYS: list[Any] = [
-    None, 0, 1, 1.0, True, -1, 2**70, 0.5, Fraction(1, 2), 1 + 0j, "a", "1", "", b"a", (), (1, "a"),
-    (1.0, "a"), (True, ("a", None)), frozenset({1, 2}), Colour.RED, Colour.BLUE, Level.LOW, Point,
-    Colour, int, Point(1, "a"), Point(1, "b"), range(3),
-]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Inp:
-    """An input that says itself what is to become of it."""
-
-    number: int
-    keys: tuple[Any, ...]
-    done: bool
-    fails: bool
-
-
-def pairs_of(inp: Inp) -> list[tuple[Any, Any]]:
-    if inp.fails:
-        raise ValueError(f"input {inp.number} fails")
-    return [(key, (inp.number, place)) for place, key in enumerate(inp.keys)]
-
-
-def check(inp: Inp) -> list[Any]:
-    return [inp.done, pairs_of(inp) if inp.done else None]
-
-
-inputs_strategy = st.lists(
-    st.builds(
-        Inp,
-        number=st.integers(0, 9),
-        keys=st.lists(st.sampled_from(KEYS), max_size=3).map(tuple),
-        done=st.booleans(),
-        fails=st.booleans(),
-    ),
-    max_size=40,
-)
 
 
 @contextmanager
