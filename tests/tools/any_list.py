@@ -1,4 +1,4 @@
-"""Lists of inputs with keys of all kinds, for hypothesis; each input says what is to become of it."""
+"""Lists of inputs with keys of all kinds, for hypothesis; each says what is to become of it."""
 
 from __future__ import annotations
 
