@@ -456,7 +456,7 @@ def test_workers_that_cannot_be_started_again(monkeypatch: pytest.MonkeyPatch) -
     at_once_dask.close()
     at_once_dask.start(1, dashboard_address=ANY_PORT)
     try:
-        with pytest.raises(at_once_dask.RunStopped, match="no worker is left that begins") as run:
+        with pytest.raises(at_once_dask.RunStopped, match="no worker is left that starts") as run:
             at_once_dask.run(range(200), None, work, progress=False)
         assert run.value.report.n_left + run.value.report.n_failed > 0
         with pytest.raises(at_once_dask.AtOnceError, match=r"call at_once_dask\.close\(\)"):

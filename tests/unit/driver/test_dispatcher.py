@@ -144,7 +144,7 @@ def test_workers_that_never_answer_are_not_waited_for_without_end() -> None:
 
     this, stopped = dispatched_by(Deaf)
     assert stopped is not None
-    assert stopped.startswith("no worker is left that begins")
+    assert stopped.startswith("no worker is left that starts")
     this.ledger.draw(40)
     assert this.statuses == ["left"] * 40
 
