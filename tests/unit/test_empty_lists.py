@@ -12,7 +12,9 @@ from at_once_dask.cluster import connect
 
 
 @pytest.mark.parametrize("reduce_fn", [None, sum])
-@pytest.mark.parametrize("empty", [[], (), iter(()), range(0), {}.keys()], ids=repr)
+@pytest.mark.parametrize(
+    "empty", [[], (), iter(()), range(0), {}.keys()], ids=lambda empty: type(empty).__name__
+)
 def test_an_empty_list_starts_no_cluster(empty: Any, reduce_fn: Any, folder: Path) -> None:
     at_once_dask.close()
     result: Any = at_once_dask.run(empty, None, lambda n: None, reduce_fn=reduce_fn)

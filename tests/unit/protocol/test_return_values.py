@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections import Counter
 from datetime import date
 from pathlib import Path
@@ -54,7 +55,7 @@ FRAME = pd.DataFrame({"a": [1.0, np.nan], "b": ["x", None]})
         (Path("a"), "a", False),
         (lambda: 1, lambda: 1, True),  # nobody can say
     ],
-    ids=repr,
+    ids=lambda value: re.sub(r" at 0x\w+", "", repr(value)),
 )
 def test_what_is_the_same(one: Any, other: Any, are_same: bool) -> None:
     assert same(one, other) is are_same
