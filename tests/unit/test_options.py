@@ -185,7 +185,7 @@ INP_LIST: dict[str, Wrong] = {
     ),
     "NumPy scalar": (
         lambda: run(np.int64(5), check, process),
-        f"inp_list is np.int64(5); {LIST}run([...], check_inp, process_inp)",
+        f"inp_list is {np.int64(5)!r}; {LIST}run([...], check_inp, process_inp)",
     ),
 }
 
@@ -463,7 +463,7 @@ OTHERS: dict[str, Wrong] = {
     ),
     "random_state a Generator": (
         lambda: run([1], check, process, True, random_state=np.int64(1)),
-        f"random_state is np.int64(1); {SEED}",
+        f"random_state is {np.int64(1)!r}; {SEED}",
     ),
 }
 
