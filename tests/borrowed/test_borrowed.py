@@ -558,7 +558,7 @@ def check_no_time_limit(client: Client, folder: Path) -> None:
     assert run_a_few(client).ok
 
 
-@pytest.mark.parametrize("silent", ["worker", "scheduler"])
+@pytest.mark.parametrize("silent", [pytest.param("worker", marks=pytest.mark.slow), "scheduler"])
 def test_a_signal_ends_a_run_in_a_cluster_that_does_not_answer(
     client_of_spare: Client, spare: tuple[Path, subprocess.Popen[Any]], folder: Path, silent: str
 ) -> None:

@@ -389,6 +389,7 @@ at_once_dask.close()
 """
 
 
+@pytest.mark.slow
 def test_a_stopped_program_is_told(folder: Path) -> None:
     command = [sys.executable, "-c", STOPPED]
     pipe = subprocess.PIPE

@@ -103,7 +103,9 @@ def test_forked_children_leave_all_to_their_parent(folder: Path) -> None:
     assert {result_of(folder, name) for name in NAMES} == {"{'sum': 1225}"}
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize(
+    "method", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)]
+)
 def test_a_run_in_a_process_of_multiprocessing_ends(folder: Path, method: str) -> None:
     """Before and after the first run of its parent."""
     printed = run_script(
