@@ -34,6 +34,7 @@ from distributed.nanny import WorkerProcess
 from distributed.scheduler import KilledWorker
 from distributed.utils import LoopRunner
 
+import at_once_dask
 from at_once_dask.cluster import dask_internals
 from at_once_dask.worker import dask_internals as in_worker
 
@@ -365,6 +366,7 @@ class Running:
 
 
 def test_exit_codes_are_read_where_we_can_put_a_lock_around_it() -> None:
+    at_once_dask.close()  # it wants the codes so while it lives
     popen: Any = multiprocessing.popen_forkserver.Popen
     assert list(inspect.signature(in_worker._read_exit_code).parameters) == ["self", "flag"]
     assert {"returncode", "sentinel"} <= names_in(in_worker._read_exit_code)
