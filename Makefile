@@ -13,7 +13,7 @@ export PIP_NO_INPUT = 1
 RUN = $(VENV)/bin/python -m
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-fast test-slow test-lowest test-newest bench growth overhead crashes soak docs notebooks \
+.PHONY: help demo test test-fast test-thorough test-slow test-lowest test-newest bench growth overhead crashes soak docs notebooks \
 	screenshots lint types format clean
 
 help: ## list these words
@@ -28,6 +28,9 @@ test: lint types ## lint, types, then the tests; ARGS goes to pytest
 
 test-fast: $(VENV)/.installed-test ## the tests that start no cluster: under a minute
 	$(RUN) pytest tests/unit $(ARGS)
+
+test-thorough: $(VENV)/.installed-test ## what `make test` leaves for continuous integration
+	$(RUN) pytest -m thorough $(ARGS)
 
 test-slow: $(VENV)/.installed-test ## the tests that take minutes
 	$(RUN) pytest -m slow $(ARGS)

@@ -476,6 +476,7 @@ def killing(folder: Path, pid: int | None = None) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.thorough
 def test_stop_ends_a_running_input_and_its_worker_comes_back(
     borrowed: Client, folder: Path
 ) -> None:
@@ -513,6 +514,7 @@ def test_no_workers_and_what_to_do(client_of_spare: Client) -> None:
     assert run.value.report.seconds < 5
 
 
+@pytest.mark.thorough
 def test_a_worker_without_a_nanny(
     client_of_spare: Client, spare: tuple[Path, subprocess.Popen[Any]], folder: Path
 ) -> None:
@@ -558,6 +560,7 @@ def check_no_time_limit(client: Client, folder: Path) -> None:
     assert run_a_few(client).ok
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("silent", [pytest.param("worker", marks=pytest.mark.slow), "scheduler"])
 def test_a_signal_ends_a_run_in_a_cluster_that_does_not_answer(
     client_of_spare: Client, spare: tuple[Path, subprocess.Popen[Any]], folder: Path, silent: str
@@ -591,6 +594,7 @@ def test_a_signal_ends_a_run_in_a_cluster_that_does_not_answer(
         assert seconds < 7
 
 
+@pytest.mark.thorough
 def test_a_scheduler_that_dies(
     client_of_spare: Client, spare: tuple[Path, subprocess.Popen[Any]], folder: Path
 ) -> None:

@@ -229,6 +229,7 @@ def test_many_inputs_that_are_alike(folder: Path, chrome: Any) -> None:
     assert count(chrome, ".histogram rect") >= 1
 
 
+@pytest.mark.thorough
 def test_a_million_inputs_of_every_kind(folder: Path, chrome: Any) -> None:
     """Random durations and states, so that nothing can be merged away, and a log of all of them."""
     ledger = mixed_ledger(1_000_000)
@@ -256,6 +257,7 @@ def test_a_million_inputs_of_every_kind(folder: Path, chrome: Any) -> None:
     assert count(chrome, "#failures td.ERROR") == failure_sample.MOST_FAILURES
 
 
+@pytest.mark.thorough
 def test_100_000_failures_of_three_causes(folder: Path, chrome: Any) -> None:
     log = folder / "log.jsonl"
     report = of_three_causes(100_000, log)

@@ -211,6 +211,7 @@ def test_a_run_from_its_start_to_its_end(page: str, chrome: Any, folder: Path) -
     assert complaints(chrome) == []
 
 
+@pytest.mark.thorough
 def test_the_hung_input_stands_out(page: str, chrome: Any, folder: Path) -> None:
     see(chrome, page)
     process = waiting(folder, 33, lambda evil: int(evil.n))
@@ -224,6 +225,7 @@ def test_the_hung_input_stands_out(page: str, chrome: Any, folder: Path) -> None
     assert complaints(chrome) == []
 
 
+@pytest.mark.thorough
 def test_a_traceback_after_a_click_that_stays_open(page: str, chrome: Any, folder: Path) -> None:
     see(chrome, page)
     process = waiting(folder, 39, lambda evil: int(evil.n))
@@ -254,6 +256,7 @@ fetch = async (...asked) => {
 """
 
 
+@pytest.mark.thorough
 def test_a_traceback_that_is_read_stays_while_the_run_goes_on(
     page: str, chrome: Any, folder: Path
 ) -> None:
@@ -268,6 +271,7 @@ def test_a_traceback_that_is_read_stays_while_the_run_goes_on(
         assert chrome.find_element("css selector", "#causes pre").is_displayed()
 
 
+@pytest.mark.thorough
 def test_what_is_drawn_is_told_in_words_too(page: str, chrome: Any, folder: Path) -> None:
     """And where nobody knows how many inputs there are, no share of them is drawn."""
 
@@ -345,6 +349,7 @@ def test_the_tabs_do_not_lie_on_the_heading(page: str, chrome: Any, width: int) 
         chrome.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+@pytest.mark.thorough
 def test_the_tab_on_dasks_own_pages(page: str, chrome: Any) -> None:
     see(chrome, urljoin(page, "status"))
     tabs = {link.text: link for link in chrome.find_elements("css selector", "#myTopnav li a")}
@@ -355,6 +360,7 @@ def test_the_tab_on_dasks_own_pages(page: str, chrome: Any) -> None:
     shows(chrome, "#name", "print_nothing")  # the run of the fixture, or of a test before
 
 
+@pytest.mark.thorough
 def test_a_tab_is_told_of_the_end_and_shows_the_next_cluster(
     page: str, chrome: Any, recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -414,6 +420,7 @@ def test_a_stopped_program_is_told(folder: Path) -> None:
         shows(chrome, "#notice", "The cluster does not answer")
 
 
+@pytest.mark.thorough
 def test_what_is_no_json_comes_from_somebody_else(page: str, chrome: Any) -> None:
     see(chrome, page)
     shows(chrome, "#state", "done")
@@ -427,6 +434,7 @@ def test_the_address_with_a_slash_leads_to_the_page(page: str, chrome: Any) -> N
     shows(chrome, "#notice", "no run none is known here")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("n", [10_000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_many_failures_of_three_causes(page: str, chrome: Any, folder: Path, n: int) -> None:
     """What the page costs does not grow with them."""
@@ -565,6 +573,7 @@ def test_runs_that_are_not_known(page: str) -> None:
         assert "lists those that are" in json.loads(answer)["error"]
 
 
+@pytest.mark.thorough
 def test_only_the_latest_runs_are_kept_and_nothing_of_them(page: str) -> None:
     """Neither their inputs nor their ledgers, also when somebody has looked meanwhile."""
     refs: list[weakref.ref[Any]] = []
@@ -737,6 +746,7 @@ at_once_dask.close()
 """
 
 
+@pytest.mark.thorough
 def test_the_json_comes_without_bokeh_and_the_page_builds_it(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LOOKING], capture_output=True, text=True, cwd=folder, timeout=60
@@ -756,6 +766,7 @@ print([thread.name for thread in threading.enumerate()])
 """
 
 
+@pytest.mark.thorough
 def test_no_thread_is_left_when_the_cluster_is_closed_while_bokeh_is_imported(
     folder: Path,
 ) -> None:

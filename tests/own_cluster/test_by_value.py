@@ -75,6 +75,7 @@ def test_what_cannot_cross_in_it_is_named(pages: Any) -> None:
         at_once_dask.run([1], None, pages.locked, progress=False)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("where", [".", "elsewhere"])
 def test_tests_in_importlib_mode(folder: Path, where: str) -> None:
     test = SOURCE + (

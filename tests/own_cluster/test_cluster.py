@@ -441,6 +441,7 @@ def test_only_living_workers_have_files_for_the_watchdog(folder: Path) -> None:
         at_once_dask.close()
 
 
+@pytest.mark.thorough
 def test_workers_that_cannot_be_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where their folder should be there is a file. It is said, and nobody waits for ever."""
 
@@ -530,6 +531,7 @@ at_once_dask.close()
 """
 
 
+@pytest.mark.thorough
 def test_the_dashboard_is_built_when_somebody_looks(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SILENT_UNTIL_LOOKED_AT], capture_output=True, text=True, cwd=folder

@@ -188,11 +188,17 @@ def expected(failed: set[int], failed_keys: set[int]) -> dict[int, int]:
 
 
 def cells() -> Iterator[Any]:
-    """Those that wait for a second are for `make test-slow` where their place is like another."""
+    """One way to end in one input, in one key and between processes; the others are thorough."""
     alike = ("check", "verify", "generator")  # the code of one input, as "process" is
     for kind, place in itertools.product(KINDS, PLACES):
-        slow = kind in ("hangs", "memory") and place in alike
-        yield pytest.param(kind, place, marks=[pytest.mark.slow] if slow else [])
+        mark = []
+        if kind in ("hangs", "memory"):
+            mark = [pytest.mark.slow if place in alike else pytest.mark.thorough]
+        elif place in alike:
+            mark = [pytest.mark.thorough]
+        if (kind, place) in (("hangs", "process"), ("memory", "process")):
+            mark = []
+        yield pytest.param(kind, place, marks=mark)
 
 
 def test_each_way_is_of_one_kind() -> None:

@@ -103,8 +103,8 @@ PLACES = {
     ("where", "reducing"),
     [
         ("spread", True),
-        ("first and last", False),
-        ("together", True),
+        pytest.param("first and last", False, marks=pytest.mark.thorough),
+        pytest.param("together", True, marks=pytest.mark.thorough),
         pytest.param("twenty", True, marks=pytest.mark.slow),
     ],
 )
@@ -114,6 +114,7 @@ def test_some_of_a_thousand(cluster: Client, folder: Path, where: str, reducing:
         assert max(counts(folder / "begun").values()) == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("n_threads", "reducing"), [(1, True), (2, False)])
 def test_some_of_a_thousand_elsewhere(folder: Path, n_threads: int, reducing: bool) -> None:
     """Workers of others have one thread, or two."""
@@ -147,6 +148,7 @@ def check_some_of_a_thousand(
         assert same(dict(result), without(fatal, 1_000))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("n", [BARREN_DEATHS + 2, pytest.param(50, marks=pytest.mark.slow)])
 def test_all_of_them(cluster: Client, folder: Path, n: int) -> None:
     report = run(
@@ -271,6 +273,7 @@ def hold_the_gil(seconds: int) -> None:
     ctypes.PyDLL(None).sleep(seconds)
 
 
+@pytest.mark.thorough
 def test_the_functions_themselves_end_every_worker(cluster: Client) -> None:
     """No input is blamed for it, and the run does not try for ever."""
 
@@ -309,6 +312,7 @@ def worlds(draw: st.DrawFn) -> tuple[list[str], int, bool]:
     return fates, draw(st.integers(0, 2)), draw(st.booleans())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("n_worlds", [6, pytest.param(30, marks=pytest.mark.slow)])
 def test_a_reduction_through_it_all(
     cluster: Client, tmp_path_factory: pytest.TempPathFactory, n_worlds: int

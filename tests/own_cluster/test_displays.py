@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from chromium import chromium, complaints
 from distributed import Client
 
@@ -68,6 +69,7 @@ def test_a_plan(cluster: Client) -> None:
     assert repr(replace(plan)).startswith("<Plan: 50 inputs, ")
 
 
+@pytest.mark.thorough
 def test_nothing_of_them_is_executed(cluster: Client, folder: Path) -> None:
     def explode(inp: str) -> None:
         raise ValueError(inp)

@@ -106,6 +106,7 @@ def test_a_failure_can_be_looked_into(
     assert "Look into it" not in str(error), "last_report() is another one by now"
 
 
+@pytest.mark.thorough
 def test_at_pythons_own_prompt(folder: Path) -> None:
     lines = [
         "import at_once_dask",

@@ -295,6 +295,7 @@ def test_an_input_that_cannot_cross(cluster: Client, kind: type) -> None:
     assert re.search("no pickling of 5|cannot be made again: 5", failure["message"])
 
 
+@pytest.mark.thorough
 def test_many_inputs_that_cannot_cross(cluster: Client) -> None:
     inputs = [
         Unpicklable(n) if n % 3 == 0 else Unreadable(n) if n % 3 == 1 else n for n in range(900)

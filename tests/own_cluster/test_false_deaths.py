@@ -100,6 +100,7 @@ def test_living_workers_are_not_buried(
     assert set(cluster.nthreads()) == before
 
 
+@pytest.mark.thorough
 def test_those_of_others_neither(
     lent: Client, folder: Path, slow_to_answer: None, empty_answers: list[float]
 ) -> None:
@@ -126,6 +127,7 @@ def test_what_the_client_remembers_counts_for_nothing(cluster: Client) -> None:
     assert report.n_processed == 300
 
 
+@pytest.mark.thorough
 def test_an_own_process_that_lives_has_not_died(
     cluster: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -445,6 +445,7 @@ def test_inputs_that_pickle_alone_and_not_together(cluster: Client) -> None:
     assert report.n_processed == 20
 
 
+@pytest.mark.thorough
 def test_large_inputs_are_pickled_no_more_than_needed(
     cluster: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

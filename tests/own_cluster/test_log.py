@@ -59,6 +59,7 @@ def test_records_of_the_workers(cluster: Client, folder: Path) -> None:
     assert reducing["index"].isna().all()
 
 
+@pytest.mark.thorough
 def test_eight_writers_give_whole_lines(folder: Path) -> None:
     at_once_dask.close()
     at_once_dask.start(8, dashboard_address="127.0.0.1:0")

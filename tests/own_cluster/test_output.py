@@ -349,6 +349,7 @@ def test_a_long_line_is_cut(cluster: Client) -> None:
     assert [len(text) for text in printed_by(write("y" * 10_000_000))] == [10_000]
 
 
+@pytest.mark.thorough
 def test_many_lines_fill_no_memory(cluster: Client) -> None:
     def flood(n: int) -> dict[str, int]:
         if n:
@@ -621,6 +622,7 @@ def terminal() -> Iterator[tuple[int, int]]:
         os.close(end)
 
 
+@pytest.mark.thorough
 def test_the_progress_stays_clean(folder: Path, terminal: tuple[int, int]) -> None:
     assert run_script(folder, True, terminal[1]) == "done\n"
     bar = shown(terminal[0])
@@ -634,6 +636,7 @@ def test_the_progress_stays_clean(folder: Path, terminal: tuple[int, int]) -> No
     assert dict(log["level"].value_counts()) == {"STDOUT": 20, "STDERR": 20, "WARNING": 20}
 
 
+@pytest.mark.thorough
 def test_without_capture_prints_go_where_they_went(folder: Path, terminal: tuple[int, int]) -> None:
     out = run_script(folder, False, terminal[1]).splitlines()
     assert sorted(out) == sorted(["done", *(f"printed {n}" for n in range(20))])

@@ -121,6 +121,7 @@ def executed(folder: Path, monkeypatch: pytest.MonkeyPatch, *cells: str) -> list
     return [cell.outputs for cell in notebook.cells]
 
 
+@pytest.mark.thorough
 def test_what_a_kernel_stores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ((mapped, reduced),) = executed(folder, monkeypatch, CELL)
     ends = r", in \d+\.\d s(, [\d,.]+/\w+)?"
@@ -147,6 +148,7 @@ at_once_dask.run((n for n in range(10)), None, work)
 """
 
 
+@pytest.mark.thorough
 def test_a_script_in_a_terminal(folder: Path) -> None:
     out, shown = in_a_terminal([sys.executable, "-c", SCRIPT], columns=80)
     assert out == ""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,7 @@ at_once_dask.close()
 print(json.dumps([dict(report.causes["where"]), list(report.failures["traceback"])]))"""
 
 
+@pytest.mark.thorough
 def test_a_cell_is_named_as_in_the_margin_and_its_lines_are_shown(folder: Path) -> None:
     (places, tracebacks) = json.loads(printed_by([DEFINED, RUN], folder))
 

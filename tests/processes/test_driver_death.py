@@ -111,6 +111,7 @@ def check_all_there(script: Script, n_children: int) -> None:
     assert len(script.clusters()) == 1
 
 
+@pytest.mark.thorough
 def test_with_all_of_its_group(folder: Path) -> None:
     """As when a terminal's or a job's processes are killed together."""
     with hanging(folder, "C", "children") as script:
@@ -141,6 +142,7 @@ def test_the_worker_was_faster(folder: Path) -> None:
     poll_for(lambda: not is_alive(child), "the child is left")
 
 
+@pytest.mark.thorough
 def test_while_inputs_hang_in_c(folder: Path) -> None:
     """The GIL held. And in their worker's own folder anything may lie, under any name."""
     others = subprocess.Popen(["sleep", "600"], start_new_session=True)
@@ -180,6 +182,7 @@ def test_an_error_in_one_round_ends_no_more_than_that_round(
     assert not (folder / "scratch").exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["C", pytest.param("Python", marks=pytest.mark.slow)])
 def test_with_a_fork_server_of_its_own(folder: Path, how: str) -> None:
     """The program had used one before: it, and the workers, are not marked as ours."""
@@ -242,6 +245,7 @@ class Folders:
         self.now.mkdir()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("n_kills", [3, pytest.param(50, marks=pytest.mark.slow)])
 def test_at_any_moment(folder: Path, n_kills: int) -> None:
     """Killed and started again each time: no wrong total, no torn output."""

@@ -71,6 +71,7 @@ def result_of(folder: Path, name: str = "child") -> str:
     return (folder / name).read_text()
 
 
+@pytest.mark.thorough
 def test_forked_children_leave_all_to_their_parent(folder: Path) -> None:
     """One that only ends, one with a cluster of its own, and one whose parent has closed its."""
     printed = run_script(
@@ -103,6 +104,7 @@ def test_forked_children_leave_all_to_their_parent(folder: Path) -> None:
     assert {result_of(folder, name) for name in NAMES} == {"{'sum': 1225}"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "method", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)]
 )
@@ -130,6 +132,7 @@ def test_a_run_in_a_process_of_multiprocessing_ends(folder: Path, method: str) -
     assert {result_of(folder, name) for name in NAMES} == {"{'sum': 1225}"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_run_in_a_daemonic_process(folder: Path, method: str) -> None:
     """As those of a Pool are: it may have no children, says `multiprocessing`."""
@@ -152,6 +155,7 @@ def test_a_run_in_a_daemonic_process(folder: Path, method: str) -> None:
     assert result_of(folder) == "{'sum': 1225}"
 
 
+@pytest.mark.thorough
 def test_a_pool_that_the_program_uses_itself(folder: Path) -> None:
     printed = run_script(
         folder,

@@ -66,7 +66,9 @@ except BaseException as error:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.thorough)]
+)
 def test_it_ends_while_inputs_hang(folder: Path, number: int) -> None:
     """One in Python, one in C with the GIL held, both with processes; the report is written."""
     with started(CAUGHT, folder, "Python", "C") as script:
@@ -142,7 +144,12 @@ at_once_dask.run(inputs, None, process_inp, progress=False)
 
 
 @pytest.mark.parametrize(
-    "span", [0.02, GRACE_SECONDS, pytest.param(GRACE_SECONDS / 2, marks=pytest.mark.slow)]
+    "span",
+    [
+        0.02,
+        pytest.param(GRACE_SECONDS, marks=pytest.mark.thorough),
+        pytest.param(GRACE_SECONDS / 2, marks=pytest.mark.slow),
+    ],
 )
 def test_further_ctrl_c_during_the_stop(folder: Path, span: float) -> None:
     """Inputs that hang keep the stop going for as long as they are given to end by themselves."""
@@ -169,6 +176,7 @@ at_once_dask.run(inputs, None, process_inp, progress=False)
 """
 
 
+@pytest.mark.thorough
 def test_further_ctrl_c_while_the_script_ends(folder: Path) -> None:
     """What Python runs at exit takes the cluster down."""
     with started(ENDING, folder, "Python", "C") as script:
@@ -205,6 +213,7 @@ except BaseException as error:
 """
 
 
+@pytest.mark.thorough
 def test_ctrl_c_while_dask_is_imported(folder: Path) -> None:
     """The first call imports it; the run ends as it begins, with its report."""
     with started(IMPORTING, folder) as script:
@@ -257,6 +266,7 @@ print(json.dumps(result), flush=True)
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("n_times", [3, pytest.param(10, marks=pytest.mark.slow)])
 def test_again_in_the_same_process(folder: Path, n_times: int) -> None:
     """At any moment; the next run begins at once, the last one is complete and right."""
@@ -423,7 +433,7 @@ except BaseException as error:
     ("how", "n", "shuffled"),
     [
         ("pipe", 0, "in order"),
-        ("event", 20, "shuffled"),
+        pytest.param("event", 20, "shuffled", marks=pytest.mark.thorough),
         pytest.param("pipe", 20, "in order", marks=pytest.mark.slow),
         pytest.param("event", 0, "shuffled", marks=pytest.mark.slow),
     ],
@@ -440,6 +450,7 @@ def test_an_iterator_blocks(folder: Path, how: str, n: int, shuffled: str) -> No
         assert told["sum"] == told["inputs"] == told["items"]
 
 
+@pytest.mark.thorough
 def test_sigterm_while_an_iterator_blocks(folder: Path) -> None:
     with started(BLOCKED, folder, "event", "20", "in order") as script:
         script.wait_for_file("blocked")
@@ -508,6 +519,7 @@ def test_own_handlers_are_left_alone(own_handlers: list[int], number: int) -> No
     assert handlers() == before
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("cluster", "own_handlers")
 def test_an_own_handler_may_raise() -> None:
     """Many programs end by ``sys.exit()`` in their own handler."""
@@ -609,6 +621,7 @@ print(report.ok, bool(came), others, flush=True)
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("own", ["handled", pytest.param("ignored", marks=pytest.mark.slow)])
 def test_own_handlers_are_left_alone_while_the_cluster_starts(folder: Path, own: str) -> None:
     with started(COLD, folder, own) as script:
@@ -652,6 +665,7 @@ thread.join()
 """
 
 
+@pytest.mark.thorough
 def test_a_script_that_runs_it_in_a_thread(folder: Path) -> None:
     with started(IN_THREAD, folder) as script:
         script.process.wait(30)

@@ -290,7 +290,9 @@ def python(folder: Path, *arguments: str, stdin: str = "") -> list[str]:
 NO_FILE = [pytest.param(way, marks=pytest.mark.slow) for way in ("-c", "stdin")]
 
 
-@pytest.mark.parametrize("way", ["script", "-m", *NO_FILE])
+@pytest.mark.parametrize(
+    "way", ["script", pytest.param("-m", marks=pytest.mark.thorough), *NO_FILE]
+)
 def test_what_names_things_of_main_finds_them(folder: Path, way: str) -> None:
     (folder / "job.py").write_text(USES + CALL)
     arguments = {"script": ["job.py"], "-m": ["-m", "job"], "-c": ["-c", USES + CALL]}
@@ -298,6 +300,7 @@ def test_what_names_things_of_main_finds_them(folder: Path, way: str) -> None:
     assert python(folder, *arguments.get(way, ["-"]), stdin=stdin) == ALL_RIGHT
 
 
+@pytest.mark.thorough
 def test_it_is_so_in_a_notebook(folder: Path) -> None:
     cells = [nbformat.v4.new_code_cell(USES), nbformat.v4.new_code_cell(CALL)]
     notebook = nbformat.v4.new_notebook(cells=cells)
@@ -306,6 +309,7 @@ def test_it_is_so_in_a_notebook(folder: Path) -> None:
     assert "".join(printed).splitlines() == ALL_RIGHT
 
 
+@pytest.mark.thorough
 def test_it_is_so_in_workers_that_replace_dead_ones(folder: Path) -> None:
     death = """
 def deadly(n):
@@ -325,6 +329,7 @@ print({k: (result.get(k), v) for k, v in want.items() if result.get(k) != v} or 
     assert python(folder, "job.py") == ALL_RIGHT[:1]
 
 
+@pytest.mark.thorough
 def test_it_is_so_on_a_borrowed_cluster(folder: Path) -> None:
     borrowed = """
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from dask_processes import dask_command
 
 import at_once_dask
 
+pytestmark = pytest.mark.thorough
 PRETEND = """
 import faulthandler, multiprocessing.popen_forkserver, os, signal, sys
 import distributed, pandas, psutil, tornado.ioloop, tqdm.auto  # these ask for the system themselves

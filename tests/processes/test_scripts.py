@@ -80,13 +80,18 @@ def script(folder: Path) -> Path:
     return path
 
 
+OTHER_WAYS = ("-c", "stdin", "-m")
+
+
 def check(out: str, err: str, folder: Path) -> None:
     assert err == ""
     assert [line for line in out.splitlines() if line] == [str(row) for row in EXPECTED]
     assert (folder / "executions").read_text() == "once\n"
 
 
-@pytest.mark.parametrize("how", ["file", "-c", "stdin", "-m"])
+@pytest.mark.parametrize(
+    "how", ["file", *(pytest.param(how, marks=pytest.mark.thorough) for how in OTHER_WAYS)]
+)
 def test_without_a_main_guard(script: Path, how: str) -> None:
     command = {
         "file": [str(script)],
@@ -107,6 +112,7 @@ def test_without_a_main_guard(script: Path, how: str) -> None:
     assert done.returncode == 0
 
 
+@pytest.mark.thorough
 def test_from_a_repl(script: Path) -> None:
     """Typed into an interactive Python on a pseudo-terminal."""
     lines = [

@@ -18,6 +18,7 @@ from helpers import poll_for
 import at_once_dask
 from at_once_dask.cluster import connect, machine, own
 
+pytestmark = pytest.mark.thorough
 ROOT = str(Path(at_once_dask.__file__).parents[1])
 NAMESPACES = pytest.mark.skipif(
     os.getuid() != 0

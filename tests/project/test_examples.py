@@ -106,6 +106,7 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebook_runs_and_shows_what_is_stored(path: Path, executed: Path) -> None:
     """Cells that are tagged ``varies`` show times of inputs and the like."""

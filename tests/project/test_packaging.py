@@ -58,6 +58,7 @@ def test_environment_yml_names_the_dependencies_of_pyproject_toml() -> None:
     assert bounds(environment["dependencies"]) == wanted
 
 
+@pytest.mark.thorough
 def test_the_version_stands_in_one_place(wheel: Path) -> None:
     metadata = Parser().parsestr(read(wheel, f"{dist_info()}/METADATA"))
 
@@ -71,6 +72,7 @@ def test_the_changelog_begins_with_this_version() -> None:
     assert first.startswith(f"[{at_once_dask.__version__}]")
 
 
+@pytest.mark.thorough
 def test_the_wheel_has_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -82,6 +84,7 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel: Path) -> None:
     assert f"{dist_info()}/licenses/LICENSE" in names
 
 
+@pytest.mark.thorough
 def test_the_sdist_has_what_its_tests_need_and_no_environment(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -117,7 +120,10 @@ def imports_of(tree: ast.AST) -> Iterator[str]:
             yield node.module
 
 
-@pytest.mark.parametrize("alone", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "alone",
+    [pytest.param(False, marks=pytest.mark.thorough), pytest.param(True, marks=pytest.mark.slow)],
+)
 def test_run_works_from_the_wheel(wheel: Path, tmp_path: Path, alone: bool) -> None:
     """Alone: pip installs what the wheel says that it needs, and nothing else is there."""
     python = tmp_path / "venv" / "bin" / "python"
