@@ -177,12 +177,12 @@ class Dispatcher:
                 self._handle(self._backend.next(left), stopping=True)
         finally:
             self._backend.end(flights.workers())
-            flights.held.clear()
+            flights.keep(lambda flight: False)
 
     def _fill(self) -> None:
         reserved = self._fill_again()
         slots = DEPTH * self._workers.n_threads
-        while (worker := self._flights.least_busy(self._workers.threads, reserved)) is not None:
+        while (worker := self._flights.least_busy(reserved)) is not None:
             chunk = self._inputs.take(self._sizer.size(self._inputs.left, slots))
             self._sink.draw(self._inputs.drawn)
             if chunk is None:
@@ -193,7 +193,7 @@ class Dispatcher:
         """Send what runs a second time, alone in its process; who is to be kept free for it."""
         slots = DEPTH * self._workers.n_threads
         while self._inputs.has_again():
-            worker, reserved = self._flights.room_for_again(self._workers.threads)
+            worker, reserved = self._flights.room_for_again()
             if worker is None:
                 return reserved
             chunk = self._inputs.take_again(self._sizer.size(self._inputs.left, slots))
@@ -241,7 +241,7 @@ class Dispatcher:
                 if isinstance(error, _OF_DEATH) and not stopping:
                     held[id].lost = self._clock()
                     return
-                del held[id]
+                self._flights.remove(id)
                 if not stopping:
                     raise _broken(error)
             case Reclaimed(limits):
@@ -269,6 +269,7 @@ class Dispatcher:
         if not self._workers.is_due():
             return None
         self._workers.look(self._backend.workers())
+        self._flights.take_workers(self._workers.threads)
         for worker in self._workers.paused:  # what it has not started it may never start
             self._flights.ask_back(worker, stopping=True)
         for flight in self.in_flight():
@@ -306,8 +307,9 @@ class Dispatcher:
     def _bury(self, death: Death) -> None:
         """A worker died: settle what it held."""
         self._workers.died(death.worker)
+        self._flights.take_workers(self._workers.threads)
         self._flights.delivered.pop(death.worker, None)
-        held = [flight for flight in self.in_flight() if flight.worker == death.worker]
+        held = self._flights.of(death.worker)
         if death.progress is not None:  # others are of one that was here before, at its address
             ids = {flight.id for flight in held}
             death = replace(death, progress=keyfilter(ids.__contains__, death.progress))
@@ -330,9 +332,8 @@ class Dispatcher:
 
     def _reclaim_when_idle(self) -> None:
         """Ask busy workers for what they have not started, when others have nothing to do."""
-        busy = self._flights.workers()
-        if len(busy) != len(self._workers.threads) and self._inputs.is_empty():
-            for worker in busy:
+        if self._flights.n_workers < len(self._workers.threads) and self._inputs.is_empty():
+            for worker in self._flights.workers():
                 self._flights.ask_back(worker)
 
 

@@ -7,8 +7,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from toolz import countby
-
 from at_once_dask.driver.backend import Backend
 from at_once_dask.driver.inputs import Chunk
 
@@ -55,8 +53,40 @@ class InFlight:
         return self.chunk.part(self.chunk.start, self.limit)
 
 
+class Rooms:
+    """How many partitions more each worker may get; who may get the most is found at once.
+
+    Parameters
+    ----------
+    room : mapping of str to int
+        By worker.
+    """
+
+    def __init__(self, room: Mapping[str, int]) -> None:
+        self._room = dict(room)
+        self._with: defaultdict[int, dict[str, None]] = defaultdict(dict)  # ordered sets
+        for worker, places in room.items():
+            self._with[places][worker] = None
+
+    def fill(self, worker: str, places: int) -> None:
+        """So many places of `worker` are taken; nothing happens where it may get nothing."""
+        if worker in self._room:
+            del self._with[self._room[worker]][worker]
+            self._room[worker] -= places
+            self._with[self._room[worker]][worker] = None
+
+    def most(self, reserved: str | None) -> str | None:
+        """The worker with the most places, if any but `reserved` has one."""
+        for places in sorted(self._with, reverse=True):
+            if places > 0:
+                for worker in self._with[places]:
+                    if worker != reserved:
+                        return worker
+        return None
+
+
 class Flights:
-    """All partitions in flight.
+    """All partitions in flight. No question costs more where there are more workers.
 
     Parameters
     ----------
@@ -66,7 +96,7 @@ class Flights:
 
     Attributes
     ----------
-    held : dict of str to InFlight
+    held : mapping of str to InFlight
         By partition id.
     delivered : dict of str to list of str
         The partitions of each worker that have come back, and whose files it may remove.
@@ -76,6 +106,9 @@ class Flights:
         self._backend = backend
         self._clock = clock
         self._sent = 0
+        self._threads: Mapping[str, int] = {}
+        self._rooms = Rooms({})
+        self._of: defaultdict[str, dict[str, InFlight]] = defaultdict(dict)  # by worker
         self.held: dict[str, InFlight] = {}
         self.delivered: defaultdict[str, list[str]] = defaultdict(list)
 
@@ -84,8 +117,17 @@ class Flights:
         id = f"{prefix}{self._sent}"
         self._sent += 1
         flight = InFlight(id, chunk, worker, directory, self._clock(), chunk.stop)
-        self.held[id] = flight
+        self.held[id] = self._of[worker][id] = flight
+        self._rooms.fill(worker, self._places(flight))
         return flight
+
+    def remove(self, id: str) -> None:
+        """It is in flight no more."""
+        flight = self.held.pop(id)
+        del self._of[flight.worker][id]
+        if not self._of[flight.worker]:
+            del self._of[flight.worker]
+        self._rooms.fill(flight.worker, -self._places(flight))
 
     @contextlib.contextmanager
     def landing(self, id: str) -> Iterator[InFlight]:
@@ -93,48 +135,58 @@ class Flights:
         try:
             yield self.held[id]
         finally:
-            del self.held[id]
+            self.remove(id)
 
     def drop(self, flight: InFlight) -> None:
         """It never comes back."""
-        del self.held[flight.id]
+        self.remove(flight.id)
         self._backend.drop(flight.id, flight.worker)
 
     def keep(self, wanted: Callable[[InFlight], bool]) -> None:
         """Forget all others."""
         for id in [id for id, flight in self.held.items() if not wanted(flight)]:
-            del self.held[id]
+            self.remove(id)
 
-    def take_delivered(self, worker: str) -> tuple[str, ...]:
-        return tuple(self.delivered.pop(worker, ()))
+    def of(self, worker: str) -> list[InFlight]:
+        """What `worker` holds."""
+        return list(self._of[worker].values()) if worker in self._of else []
 
     def workers(self) -> set[str]:
         """The workers that hold something."""
-        return {flight.worker for flight in self.held.values()}
+        return set(self._of)
 
-    def count(self, threads: Mapping[str, int]) -> dict[str, int]:
-        """How many partitions each worker holds."""
-        held = countby(lambda flight: flight.worker, self.held.values())
-        return {worker: held.get(worker, 0) for worker in threads}
+    @property
+    def n_workers(self) -> int:
+        """How many workers hold something."""
+        return len(self._of)
 
-    def least_busy(self, threads: Mapping[str, int], reserved: str | None) -> str | None:
-        """The worker with the most room, if any has room."""
-        room = {worker: DEPTH * n for worker, n in threads.items() if worker != reserved}
+    def take_workers(self, threads: Mapping[str, int]) -> None:
+        """These workers may get something, and have so many threads."""
+        self._threads = dict(threads)
+        self._rooms = Rooms({worker: DEPTH * n for worker, n in threads.items()})
         for flight in self.held.values():
-            if flight.worker in room:
-                alone = flight.chunk.again and threads[flight.worker] > 1
-                room[flight.worker] -= DEPTH * threads[flight.worker] if alone else 1
-        worker = max(room, key=lambda worker: room[worker], default=None)
-        return worker if worker is not None and room[worker] > 0 else None
+            self._rooms.fill(flight.worker, self._places(flight))
 
-    def room_for_again(self, threads: Mapping[str, int]) -> tuple[str | None, str | None]:
+    def least_busy(self, reserved: str | None) -> str | None:
+        """The worker with the most room, if any has room."""
+        return self._rooms.most(reserved)
+
+    def room_for_again(self) -> tuple[str | None, str | None]:
         """A worker for what runs a second time; without one, who is to be kept free for it."""
-        held = self.count(threads)
-        free = [w for w, n in threads.items() if held[w] < (DEPTH if n == 1 else 1)]
+        held = {worker: len(self._of.get(worker, ())) for worker in self._threads}
+        free = [w for w, n in self._threads.items() if held[w] < (DEPTH if n == 1 else 1)]
         if free:
             return min(free, key=held.__getitem__), None
-        shared = [worker for worker, n in threads.items() if n > 1]
+        shared = [worker for worker, n in self._threads.items() if n > 1]
         return None, min(shared, key=held.__getitem__, default=None)
+
+    def _places(self, flight: InFlight) -> int:
+        """What runs a second time has its process for itself."""
+        threads = self._threads.get(flight.worker, 1)
+        return DEPTH * threads if flight.chunk.again and threads > 1 else 1
+
+    def take_delivered(self, worker: str) -> tuple[str, ...]:
+        return tuple(self.delivered.pop(worker, ()))
 
     def take_back(self, limits: Mapping[str, int]) -> Iterator[Chunk]:
         """The chunks that workers have given back: of each partition all from its new limit on."""
@@ -151,11 +203,10 @@ class Flights:
         """Ask `worker` for what it has not started of what is out for long, or of all."""
         now = self._clock()
         wanted = []
-        for id, flight in self.held.items():
+        for flight in self.of(worker):
             since = max(flight.sent, flight.asked)
-            due = not flight.answered and now - since >= RECLAIM_SECONDS
-            if flight.worker == worker and (due or stopping):
+            if stopping or (not flight.answered and now - since >= RECLAIM_SECONDS):
                 flight.asked = now
-                wanted.append((id, flight.chunk.start))
+                wanted.append((flight.id, flight.chunk.start))
         if wanted:
             self._backend.reclaim(worker, wanted, stopping)

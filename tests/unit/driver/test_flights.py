@@ -81,10 +81,12 @@ def test_what_was_delivered_is_said_once(flights: Flights) -> None:
     assert flights.take_delivered("v") == ()
 
 
-def test_counts_are_of_those_who_may_get_something(flights: Flights) -> None:
-    for worker in "wwvx":
-        add(flights, worker)
-    assert flights.count({"w": 1, "v": 2, "u": 1}) == {"w": 2, "v": 1, "u": 0}
+def test_what_a_worker_holds_is_found_by_its_address(flights: Flights) -> None:
+    first, other, second = (add(flights, worker) for worker in "wvw")
+    assert flights.of("w") == [first, second]
+    assert (flights.of("v"), flights.of("x"), flights.n_workers) == ([other], [], 2)
+    flights.remove(other.id)
+    assert (flights.of("v"), flights.n_workers) == ([], 1)
 
 
 # ----- who has room
@@ -93,8 +95,8 @@ def test_counts_are_of_those_who_may_get_something(flights: Flights) -> None:
 def test_two_partitions_a_thread_are_in_flight(flights: Flights) -> None:
     assert DEPTH == 2
     got = []
-    threads = {"w": 1, "v": 2}
-    while (worker := flights.least_busy(threads, None)) is not None:
+    flights.take_workers({"w": 1, "v": 2})
+    while (worker := flights.least_busy(None)) is not None:
         got.append(worker)
         add(flights, worker)
     assert got[:2] == ["v", "v"]  # the one with the most room
@@ -102,24 +104,30 @@ def test_two_partitions_a_thread_are_in_flight(flights: Flights) -> None:
 
 
 def test_who_is_reserved_gets_nothing(flights: Flights) -> None:
-    assert flights.least_busy({"w": 1}, "w") is None
-    assert flights.least_busy({"w": 1, "v": 1}, "w") == "v"
+    flights.take_workers({"w": 1})
+    assert flights.least_busy("w") is None
+    flights.take_workers({"w": 1, "v": 1})
+    assert flights.least_busy("w") == "v"
 
 
 def test_where_there_are_no_workers_nobody_has_room(flights: Flights) -> None:
-    assert flights.least_busy({}, None) is None
+    flights.take_workers({})
+    assert flights.least_busy(None) is None
 
 
 def test_what_runs_again_has_its_process_for_itself(flights: Flights) -> None:
     """Of one with a single thread it takes one of the two places."""
     add(flights, "w", again=True)
-    assert flights.least_busy({"w": 2}, None) is None
-    assert flights.least_busy({"w": 1}, None) == "w"
+    flights.take_workers({"w": 2})
+    assert flights.least_busy(None) is None
+    flights.take_workers({"w": 1})
+    assert flights.least_busy(None) == "w"
 
 
 def test_what_a_worker_holds_that_is_gone_counts_for_nobody(flights: Flights) -> None:
     add(flights, "gone")
-    assert flights.least_busy({"w": 1}, None) == "w"
+    flights.take_workers({"w": 1})
+    assert flights.least_busy(None) == "w"
 
 
 # ----- asked back
