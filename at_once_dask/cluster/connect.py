@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from distributed import Client
+from distributed import Client, Nanny
 
 from at_once_dask.cluster import dashboard, forkserver
 from at_once_dask.cluster.dashboard import Page
@@ -102,12 +102,20 @@ class Cluster:
 
     def workers(self) -> dict[str, Worker]:
         """The workers that live, by address; own ones whose nanny has given up get another one."""
-        found: dict[str, Any] = self.client.sync(listed, self.client, callback_timeout=LOOK_SECONDS)
-        workers = {address: Worker.of(known) for address, known in found.items()}
-        if self._own is not None and len(workers) < self._own.n_workers:
+        if self._own is None:
+            found: dict[str, Any] = self.client.sync(
+                listed, self.client, callback_timeout=LOOK_SECONDS
+            )
+            return {address: Worker.of(known) for address, known in found.items()}
+        workers = self._own.known()
+        if len(workers) < self._own.n_workers:
             self._own.revive()
             workers = self._own.living() | workers
         return workers
+
+    def nannies(self) -> dict[str, Nanny]:
+        """Those that are in this process, by address."""
+        return {} if self._own is None else self._own.nannies()
 
     def check_starts(self, since: float) -> None:
         """Raise when it is known why own workers that have nothing to do do not stay."""

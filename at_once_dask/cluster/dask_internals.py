@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import distributed.utils
-from distributed import CancelledError, Client, LocalCluster
+from distributed import CancelledError, Client, Future, LocalCluster, Nanny
 from distributed.comm.core import CommClosedError
 from distributed.core import Status
 from distributed.deploy.spec import SpecCluster
@@ -50,6 +50,23 @@ def client_address(cluster: LocalCluster) -> str:
     return address
 
 
+def watch_nothing(nanny: Nanny) -> None:
+    """Without this each nanny lists all open files of the driver twice a second.
+
+    And it measures, fifty times a second, how busy the event loop is that it shares.
+    """
+    for name in ("monitor", "tick", "ticks"):
+        nanny.periodic_callbacks.pop(name)
+
+
+def worker_states(cluster: LocalCluster) -> list[Any]:
+    """Without this the scheduler, which is here, is asked by message, and is slow to answer.
+
+    Plain ``dict.values``: those of its SortedDict may change while they are sorted.
+    """
+    return list(dict.values(cluster.scheduler.workers))  # type: ignore[union-attr]
+
+
 async def close_connections(scheduler: Any) -> None:
     """Without this browsers keep connections that nobody answers: Dask only stops listening."""
     server = scheduler.http_server
@@ -62,6 +79,17 @@ def unsubscribe(client: Client, topic: str) -> None:
     with contextlib.suppress(ValueError):  # it came to an end before it began
         client.unsubscribe_topic(topic)
     client._event_handlers.pop(topic, None)
+
+
+async def ended(future: Future[Any]) -> None:
+    """Without this what a worker has left in a file is fetched from the worker all the same."""
+    await future._state.wait()  # type: ignore[union-attr]
+
+
+async def forget_plugins(nannies: Iterable[Nanny], topic: str) -> None:
+    """Without this the nannies of this process keep a run that is over."""
+    asked = [nanny.plugin_remove(name=topic) for nanny in nannies]
+    await asyncio.gather(*asked, return_exceptions=True)
 
 
 def forget_run(client: Client, topic: str, nannies: list[str], patience: float) -> None:

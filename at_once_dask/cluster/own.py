@@ -53,6 +53,12 @@ _CONFIG = {
     # Some seconds after a worker has died Dask looks whether it is back, and else lets go of its
     # nanny: also when it is back, and has died again at that very moment.
     "distributed.deploy.lost-worker-timeout": "365 days",
+    # Else each message to all workers opens a TLS connection to each of them, and closes it.
+    "distributed.scheduler.reuse-broadcast-comm": True,
+    # What looks on in an idle worker twenty to a hundred times a second costs 2.5 % of a core.
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "2s",
+    "distributed.worker.profile.interval": "100ms",
     # For its own developers Dask keeps the last 1,000 messages to each worker, with all inputs.
     "distributed.admin.low-level-log-length": 16,
     # A paused worker may never wake; one that holds too much is ended, and its input is named.
@@ -60,6 +66,12 @@ _CONFIG = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
 }
+
+
+def _config(n_workers: int) -> dict[str, Any]:
+    """Dask's settings for so many workers: together, nannies look at memory 250 times a second."""
+    milliseconds = max(100, 4 * n_workers)
+    return _CONFIG | {"distributed.worker.memory.monitor-interval": f"{milliseconds}ms"}
 
 
 class OwnCluster:
@@ -102,7 +114,7 @@ class OwnCluster:
         self._undo.enter_context(exit_codes_read_once())
         forkserver.keep_main_out_of_workers()
         self._undo.callback(forkserver.let_main_into_processes)
-        self._config = dask.config.set(_CONFIG | dashboard.link_setting())
+        self._config = dask.config.set(_config(self.n_workers) | dashboard.link_setting())
         self._undo.enter_context(self._config)
 
     def _start(self) -> LocalCluster:
@@ -111,6 +123,8 @@ class OwnCluster:
             warnings.filterwarnings("ignore", message="Port .* is already in use")
             # Where there is no network; the address is only a name, among those of this process.
             warnings.filterwarnings("ignore", message="Couldn't detect a suitable IP address")
+            # Where many start at once; nobody can do anything about it.
+            warnings.filterwarnings("ignore", message="Creating scratch directories")
             return LocalCluster(
                 n_workers=self.n_workers,
                 threads_per_worker=1,
@@ -209,6 +223,23 @@ class OwnCluster:
                 workers[address] = Worker(1, False, scratch, nanny.address, directory, ready=False)
         return workers
 
+    def known(self) -> dict[str, Worker]:
+        """The workers, as the scheduler knows them, which is here: nobody is asked."""
+        return {
+            state.address: Worker(
+                state.nthreads,
+                state.status.name == "paused",
+                os.path.dirname(state.local_directory),
+                state.nanny,
+                state.local_directory,
+            )
+            for state in dask_internals.worker_states(self._cluster)
+        }
+
+    def nannies(self) -> dict[str, Nanny]:
+        """By address; they are here, too."""
+        return {nanny.address: nanny for nanny in list(self._cluster.workers.values())}
+
     def end_workers(self, addresses: set[str]) -> None:
         """SIGKILL, with the processes that their inputs started; the nannies replace them."""
         for nanny in self._cluster.workers.values():
@@ -240,6 +271,7 @@ class OwnNanny(Nanny):
     def __init__(self, *args: Any, groups: str, **kwargs: Any) -> None:
         self._groups = tempfile.mkdtemp(dir=groups)
         super().__init__(*args, plugins=(OwnWorkerPlugin(self._groups),), **kwargs)
+        dask_internals.watch_nothing(self)
         self.pre_spawn_env = {}  # would stay in the driver's environment; see forkserver
 
     def _on_worker_exit_sync(self, exitcode: int) -> None:

@@ -48,6 +48,8 @@ Event = Delivered | Broken | Reclaimed | Running | Died
 class Backend(Protocol):
     """Workers, as the dispatcher sees them."""
 
+    sees_progress: bool  # whether `unstarted` and `take_back` are known here, without a message
+
     def workers(self) -> dict[str, Worker]:
         """Who lives, by address; what a worker holds is lost only when it is not among them."""
 
@@ -56,6 +58,12 @@ class Backend(Protocol):
 
     def reclaim(self, worker: str, wanted: list[tuple[str, int]], stopping: bool) -> None:
         """Ask `worker` for what it has not started of these (id, start); Reclaimed answers."""
+
+    def unstarted(self, worker: str, id: str) -> int | None:
+        """How many inputs of this partition have not started; None where it has not itself."""
+
+    def take_back(self, worker: str, id: str, start: int) -> int | None:
+        """Take back half of what it has not started, or the whole partition: its new limit."""
 
     def next(self, timeout: float) -> Event | None:
         """The next event; None when there was none within `timeout` seconds."""

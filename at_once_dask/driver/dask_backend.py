@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pickle
 import queue
 import shutil
 import signal
@@ -30,9 +31,8 @@ from at_once_dask.driver.interrupts import Interrupts
 from at_once_dask.driver.registration import Registration, connection_lost
 from at_once_dask.logs import log_file
 from at_once_dask.logs.log_file import RunLog
-from at_once_dask.protocol import events
+from at_once_dask.protocol import events, lease
 from at_once_dask.protocol.events import LogLines, Running, WorkerDied
-from at_once_dask.protocol.lease import reclaim_all
 from at_once_dask.protocol.progress_file import Progress, ProgressFolder
 from at_once_dask.protocol.task import Outcome, Partition
 from at_once_dask.worker import last_stack
@@ -71,6 +71,7 @@ class DaskBackend:
         interrupts: Interrupts | None = None,
     ) -> None:
         self._cluster = cluster
+        self.sees_progress = cluster.own
         self._client = cluster.client
         self._job = job
         self._run_log = run_log
@@ -85,7 +86,7 @@ class DaskBackend:
         self._since = time.time()
         self._questioned: set[str] = set()  # workers that were asked to give back, and have not yet
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._futures: dict[str, Future[Outcome]] = {}
+        self._futures: dict[str, Future[Outcome | None]] = {}
         self._sent = 0
         self._undo = contextlib.ExitStack()
 
@@ -172,28 +173,49 @@ class DaskBackend:
             retries=0,
         )
         self._futures[partition.id] = future
-        self._loop.add_callback(self._fetch, partition.id, future)
+        self._loop.add_callback(self._fetch, partition.id, worker, future)
 
-    async def _fetch(self, id: str, future: Future[Outcome]) -> None:
+    async def _fetch(self, id: str, worker: str, future: Future[Outcome | None]) -> None:
         """Bring an outcome here as soon as it is there: a later death cannot take it along."""
         try:
-            event: Event = Delivered(id, await self._client.gather(future))
+            await dask_internals.ended(future)
+            event: Event = Delivered(
+                id, self._left(id, worker) or await self._client.gather(future)
+            )
         except BaseException as error:
             event = Broken(id, error if self._client.status == "running" else connection_lost())
         self._futures.pop(id, None)
         self._events.put(event)
 
+    def _left(self, id: str, worker: str) -> Outcome | None:
+        """What the worker has left in a file, on the own cluster."""
+        folder = self.progress_folder(worker) if self.sees_progress else None
+        content = None if folder is None else folder.fetch(id)
+        return None if content is None else pickle.loads(content)
+
     def reclaim(self, worker: str, wanted: list[tuple[str, int]], stopping: bool) -> None:
-        if worker not in self._questioned or stopping:
+        folder = self.progress_folder(worker) if self.sees_progress else None
+        if folder is not None:
+            limits = {id: folder.take_back(id, start) for id, start in wanted}
+            self._events.put(Reclaimed(valfilter(lambda limit: limit is not None, limits)))
+        elif worker not in self._questioned or stopping:
             self._questioned.add(worker)
             self._loop.add_callback(self._ask, worker, wanted, stopping)
+
+    def unstarted(self, worker: str, id: str) -> int | None:
+        folder = self.progress_folder(worker)
+        return None if folder is None else folder.unstarted(id)
+
+    def take_back(self, worker: str, id: str, start: int) -> int | None:
+        folder = self.progress_folder(worker)
+        return None if folder is None else folder.take_back(id, start, share=0.5)
 
     async def _ask(self, worker: str, wanted: list[tuple[str, int]], stopping: bool) -> None:
         if self._client.status != "running":
             return
         try:
             answers: dict[str, Any] = await self._client.run(
-                reclaim_all, wanted, stopping, workers=[worker], on_error="ignore"
+                lease.take_back, wanted, stopping, workers=[worker], on_error="ignore"
             )
         except OSError:  # the worker or the scheduler is gone
             return

@@ -37,6 +37,8 @@ from at_once_dask.protocol.progress_file import ProgressFolder, StartedBeforeErr
 from at_once_dask.protocol.task import Outcome, Partition
 
 TICK_SECONDS = 0.25
+MANY = 16  # threads of workers: so many need a while to start together
+START_SECONDS = 0.5  # for them to start, before each gets a second partition
 GRACE_SECONDS = 1.0  # what running inputs get to finish when a run stops early
 
 # How Dask says that the worker of a partition is gone.
@@ -126,11 +128,13 @@ class Dispatcher:
         self._collector = Collector(sink, inputs, self._retries, clock, what.comparing)
         self._workers = WorkersSeen(clock)
         self._flights = Flights(backend, clock)
+        self._since = 0.0  # when the pass started
         self._careful = False  # values are delivered one by one: the combiner ends workers
 
     def run(self) -> str | None:
         """Until the inputs end and all is back; or why it stopped early."""
         self._watcher.begin(self)
+        self._since = self._clock()
         try:
             while not self._is_done():
                 self._interrupted()
@@ -181,22 +185,44 @@ class Dispatcher:
 
     def _fill(self) -> None:
         reserved = self._fill_again()
-        slots = DEPTH * self._workers.n_threads
         while (worker := self._flights.least_busy(reserved)) is not None:
-            chunk = self._inputs.take(self._sizer.size(self._inputs.left, slots))
+            if self._all_start():
+                return
+            chunk = self._inputs.take(self._size)
             self._sink.draw(self._inputs.drawn)
             if chunk is None:
                 return
             self._send(chunk, worker)
 
+    @property
+    def _slots(self) -> int:
+        """How many partitions may be in flight."""
+        return DEPTH * self._workers.n_threads
+
+    def _all_start(self) -> bool:
+        """Whether many workers have their first partition only now: the second ones can wait."""
+        if self._n_idle > 0 or self._workers.n_threads < MANY:
+            return False
+        return self._clock() - self._since < START_SECONDS
+
+    @property
+    def _n_idle(self) -> int:
+        """How many workers have nothing to do."""
+        return len(self._workers.threads) - self._flights.n_workers
+
+    @property
+    def _size(self) -> int:
+        """How many inputs to take next."""
+        n_idle = self._n_idle if self._backend.sees_progress else None
+        return self._sizer.size(self._inputs.left, self._slots, n_idle)
+
     def _fill_again(self) -> str | None:
         """Send what runs a second time, alone in its process; who is to be kept free for it."""
-        slots = DEPTH * self._workers.n_threads
         while self._inputs.has_again():
             worker, reserved = self._flights.room_for_again()
             if worker is None:
                 return reserved
-            chunk = self._inputs.take_again(self._sizer.size(self._inputs.left, slots))
+            chunk = self._inputs.take_again(self._size)
             self._send(chunk, worker)
         return None
 
@@ -220,7 +246,7 @@ class Dispatcher:
             attempt=self._retries.attempt(chunk.start),
             attempts=self._retries.attempts,
             allowed=self._stop_rule.allowed(),
-            seconds=self._sizer.seconds,
+            seconds=self._sizer.seconds(self._slots),
             delivered=self._flights.take_delivered(worker),
             compare=self._collector.comparing,
         )
@@ -332,9 +358,15 @@ class Dispatcher:
 
     def _reclaim_when_idle(self) -> None:
         """Ask busy workers for what they have not started, when others have nothing to do."""
-        if self._flights.n_workers < len(self._workers.threads) and self._inputs.is_empty():
-            for worker in self._flights.workers():
-                self._flights.ask_back(worker)
+        n_idle = self._n_idle
+        if n_idle <= 0 or not self._inputs.is_empty():
+            return
+        if self._backend.sees_progress:
+            for chunk in self._flights.take_back_for(n_idle):
+                self._inputs.give_back(chunk)
+            return
+        for worker in self._flights.workers():
+            self._flights.ask_back(worker)
 
 
 def _broken(error: BaseException) -> AtOnceError:

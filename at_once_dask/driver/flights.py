@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 
 from at_once_dask.driver.backend import Backend
 from at_once_dask.driver.inputs import Chunk
@@ -106,6 +108,7 @@ class Flights:
         self._backend = backend
         self._clock = clock
         self._sent = 0
+        self._looked = float("-inf")
         self._threads: Mapping[str, int] = {}
         self._rooms = Rooms({})
         self._of: defaultdict[str, dict[str, InFlight]] = defaultdict(dict)  # by worker
@@ -198,6 +201,27 @@ class Flights:
             if limit < flight.limit:
                 yield flight.chunk.part(limit, flight.limit)
                 flight.limit = limit
+
+    def take_back_for(self, n: int) -> Iterator[Chunk]:
+        """For `n` idle workers: half of what as many partitions have not started, of the most."""
+        now = self._clock()
+        if now - self._looked < RECLAIM_SECONDS:
+            return
+        self._looked = now
+        unstarted = [found for worker in self._of for found in self._unstarted(worker, now)]
+        for _, flight in heapq.nlargest(n, unstarted, key=itemgetter(0)):
+            limit = self._backend.take_back(flight.worker, flight.id, flight.chunk.start)
+            if limit is not None:
+                yield from self.take_back({flight.id: limit})
+
+    def _unstarted(self, worker: str, now: float) -> Iterator[tuple[int, InFlight]]:
+        """What it has not started, and is not just about to start."""
+        held = [(self._backend.unstarted(worker, f.id), f) for f in self.of(worker)]
+        is_busy = any(n is not None for n, _ in held)
+        for n, flight in held:
+            n = len(flight.rest) if n is None and is_busy else n
+            if n and now - flight.sent >= RECLAIM_SECONDS:
+                yield n, flight
 
     def ask_back(self, worker: str, stopping: bool = False) -> None:
         """Ask `worker` for what it has not started of what is out for long, or of all."""

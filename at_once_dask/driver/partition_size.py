@@ -6,9 +6,12 @@ from at_once_dask.protocol.task import SLICE_SECONDS
 
 FIRST = 10_000  # inputs of the first partitions, of which nobody knows how long they take
 FIRST_CAUTIOUS = 8
-FIRST_SECONDS = 0.05  # so these come back soon, with what they have done until then
+FIRST_SECONDS = 0.05  # so some of these come back soon, with what they have done until then
+# A slice is so long for each place in flight that the driver, which a partition costs some 4 ms,
+# needs no more than half a core.
+SECONDS_A_SLOT = 0.016
 GROWTH = 64  # times the largest so far, at most
-FLOOR_SECONDS = 0.05  # partitions get no smaller towards the end than this
+FLOOR = 0.1  # of a slice: partitions get no smaller towards the end
 PAYLOAD_BYTES = 8 * 2**20  # of the inputs of a partition, unless one alone is larger
 VALUE_BYTES = 64 * 2**20  # that a partition's inputs give, at most
 MOST = 30_000  # inputs a partition: each costs the driver some 40 bytes while it is in flight
@@ -33,20 +36,29 @@ class PartitionSizer:
         self._bytes_each = 0.0
         self._payload_each = 0.0
 
-    @property
-    def seconds(self) -> float:
+    def seconds(self, slots: int) -> float:
         """How long the next partition may run before it returns what it has."""
-        return FIRST_SECONDS if self._seconds_each is None else SLICE_SECONDS
+        if self._seconds_each is None and self._first_share in (None, self._first):
+            return FIRST_SECONDS
+        return slice_seconds(slots)
 
-    def size(self, left: int | None, slots: int) -> int:
-        """How many inputs to take when `left` are left, if known, for so many in flight."""
+    def size(self, left: int | None, slots: int, n_idle: int | None = None) -> int:
+        """How many inputs to take when `left` are left, if known, for so many in flight.
+
+        Where what is not started can be taken back at once, towards the end only those who have
+        nothing to do share what is left; else partitions get smaller.
+        """
         if self._seconds_each is None:
             return max(1, min(self._first_size(left, slots), self.fits))
-        wanted = min(self.fits, self._largest * GROWTH, int(SLICE_SECONDS / self._seconds_each))
+        wanted = min(
+            self.fits, self._largest * GROWTH, int(slice_seconds(slots) / self._seconds_each)
+        )
         if self._bytes_each:
             wanted = min(wanted, int(VALUE_BYTES / self._bytes_each))
-        if left is not None:
-            floor = int(FLOOR_SECONDS / self._seconds_each)
+        if left is not None and n_idle is not None:
+            wanted = min(wanted, -(-left // max(1, n_idle)))
+        elif left is not None:
+            floor = int(FLOOR * slice_seconds(slots) / self._seconds_each)
             wanted = min(wanted, max(floor, left // max(1, slots)))
         return max(1, wanted)
 
@@ -81,3 +93,8 @@ class PartitionSizer:
         old = each if self._seconds_each is None else self._seconds_each
         self._seconds_each = (old + each) / 2
         self._bytes_each = (self._bytes_each + n_bytes / n) / 2
+
+
+def slice_seconds(slots: int) -> float:
+    """How long a partition is to take where so many are in flight."""
+    return max(SLICE_SECONDS, SECONDS_A_SLOT * slots)

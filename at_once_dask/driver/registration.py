@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
-from distributed import Client
+from distributed import Client, Nanny
 
 from at_once_dask.cluster import dask_internals
 from at_once_dask.cluster.connect import Cluster
@@ -98,9 +99,8 @@ class Registration:
         if self._refused is not None:
             raise self._refused
         self.known |= self._there
-        for address, worker in self._strangers():
-            self._asked[address] = worker.directory
-            self._loop.add_callback(self._begin_meeting, address, worker)
+        if self._strangers():
+            self._loop.add_callback(self._meet_strangers)
         return {address: self._as_met(address, w) for address, w in self._there.items()}
 
     def _look(self, is_at_work: bool) -> None:
@@ -131,21 +131,23 @@ class Registration:
     async def _meet_all(self, workers: dict[str, Worker]) -> None:
         self.known |= workers
         self._there = workers
-        for address, worker in self._strangers():
-            self._asked[address] = worker.directory
-            self._begin_meeting(address, worker)
+        self._meet_strangers()
         await self._meetings_end(MEET_SECONDS)
 
-    def _begin_meeting(self, address: str, worker: Worker) -> None:
-        meeting = asyncio.ensure_future(self._meet(address, worker))
-        self._meetings.add(meeting)
-        meeting.add_done_callback(self._meetings.discard)
+    def _meet_strangers(self) -> None:
+        here = self._cluster.nannies()
+        for address, worker in self._strangers():
+            self._asked[address] = worker.directory
+            nanny = here.get(worker.nanny or "")
+            meeting = asyncio.ensure_future(self._meet(address, worker, nanny))
+            self._meetings.add(meeting)
+            meeting.add_done_callback(self._meetings.discard)
 
     async def _meetings_end(self, timeout: float) -> None:
         if self._meetings:
             await asyncio.wait(set(self._meetings), timeout=timeout)
 
-    async def _meet(self, address: str, worker: Worker) -> None:
+    async def _meet(self, address: str, worker: Worker, nanny: Nanny | None) -> None:
         """Put the plugin into its nanny, and wait until that is connected to it.
 
         A worker that dies before it is connected is never replaced.
@@ -156,7 +158,7 @@ class Registration:
         watched = None if worker.nanny else address
         while watched != address and self._client.status == "running" and not self._is_over:
             try:
-                watched = await self._ask_nanny(address)
+                watched = await self._ask_nanny(address, nanny)
             except (OSError, KeyError, ValueError):  # it is gone again
                 self._asked.pop(address, None)
                 return
@@ -171,7 +173,11 @@ class Registration:
                 await asyncio.sleep(MEET_PAUSE_SECONDS)
         self._met[address] = worker.directory
 
-    async def _ask_nanny(self, address: str) -> str | None:
+    async def _ask_nanny(self, address: str, nanny: Nanny | None) -> str | None:
+        """Which worker it watches; one that is here is asked without a message."""
+        if nanny is not None:
+            plugin = copy(self._plugin)  # each has its own, as by message
+            return await dask_internals.add_nanny_plugin(plugin, self._topic, nanny)
         answers = await self._client.run(
             dask_internals.add_nanny_plugin,
             self._plugin,
@@ -190,9 +196,11 @@ class Registration:
         patience = SILENT_SECONDS if self.occupied else FORGET_SECONDS
         with contextlib.suppress(OSError):
             self._client.sync(self._meetings_end, patience)  # or a plugin came after its end
-        nannies = sorted({known.nanny for known in self.known.values() if known.nanny})
+        here = self._cluster.nannies()
+        others = {known.nanny for known in self.known.values() if known.nanny} - here.keys()
         with contextlib.suppress(OSError, ValueError, KeyError):
-            dask_internals.forget_run(self._client, self._topic, nannies, patience)
+            self._client.sync(dask_internals.forget_plugins, here.values(), self._topic)
+            dask_internals.forget_run(self._client, self._topic, sorted(others), patience)
 
     async def left(self, workers: set[str]) -> None:
         """Wait until the scheduler knows that they are gone: it would still speak to them."""

@@ -69,7 +69,8 @@ class Collector:
             return
         if isinstance(outcome, MapOutcome):
             self._compare(outcome, chunk)
-        self._record(chunk.start, outcome, chunk.inputs)
+        if outcome.states:
+            self._record(chunk.start, outcome, chunk.inputs)
         self._inputs.give_back(chunk.part(outcome.stop, flight.limit))
 
     def recover(self, part: Chunk, outcome: Outcome) -> None:

@@ -1,19 +1,16 @@
-"""Work stealing: what this process works on, and what of it the driver may still take back.
+"""What this process works on, and what of it a driver elsewhere may still take back.
 
 A lease is shared between the thread that runs the partition and the worker's event loop, where
-the driver's questions arrive. Both sides need one attribute each, and no lock (see `reclaim`).
+questions arrive from a driver that does not see the progress file.
 """
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from at_once_dask.protocol.progress_file import ProgressFile
-
-NO_LIMIT = sys.maxsize
+from at_once_dask.protocol.progress_file import NO_LIMIT, ProgressFile
 
 
 class Subject(Protocol):
@@ -59,9 +56,7 @@ class Lease:
         How far it is; None until a thread has taken it up. From then on its first input counts as
         started, even while it is unpickled.
     limit : int
-        No input at or behind this position may be started.
-    deadline : float
-        No further input is started past it (``time.monotonic``), except the first.
+        No input at or behind this position may be started; from then on its progress has the limit.
     subject : Subject or None
         The current input (or key), from when it is drawn; None when it is about none, or all.
         In a forked child it stays what it was, while the progress goes on with the worker's.
@@ -74,7 +69,7 @@ class Lease:
     """
 
     __slots__ = (
-        "deadline", "id", "indices", "limit", "progress", "run_log", "start", "subject", "worker",
+        "id", "indices", "limit", "progress", "run_log", "start", "subject", "worker",
     )  # fmt: skip
 
     def __init__(self, id: str, start: int) -> None:
@@ -82,7 +77,6 @@ class Lease:
         self.start = start
         self.progress: ProgressFile | None = None
         self.limit = NO_LIMIT
-        self.deadline = float("inf")
         self.subject: Subject | None = None
         self.indices: Sequence[int] | None = None
         self.run_log: Log | None = None
@@ -106,22 +100,18 @@ class Lease:
         """Position in the list as given."""
         return None if self.indices is None or offset is None else self.indices[offset]
 
-    def reclaim(self) -> int:
-        """Take back all that has not started; returns the first position taken back.
-
-        The limit is set before the claim is read again. So either this sees the claim and moves
-        behind it, or the claim came after the limit and `ProgressFile.begin` says no. When both
-        happen at once the partition may end earlier than reported here, never later: the outcome
-        says how far it came, and the driver trusts the outcome.
-
-        A second question changes nothing: what was given back once may be running elsewhere.
-        """
+    def begin(self, progress: ProgressFile) -> None:
+        """A thread takes it up; what was taken back before stays so."""
         if self.limit != NO_LIMIT:
-            return self.limit
-        self.limit = self.current + 1
-        while self.limit <= self.current:
-            self.limit = self.current + 1
-        return self.limit
+            progress.limit = self.limit
+        self.progress = progress
+
+    def take_back(self) -> int:
+        """Take back all that has not started; returns the first position taken back."""
+        if self.progress is None:
+            self.limit = self.start
+            return self.start
+        return self.progress.take_back()
 
 
 LEASES: dict[str, Lease] = {}  # of this process, by partition id
@@ -130,10 +120,12 @@ _lock = threading.Lock()  # between beginning, ending and taking back; not betwe
 _here = threading.local()
 
 
-def take(id: str, start: int) -> Lease:
+def take(id: str, start: int, progress: ProgressFile) -> Lease:
     """The lease of partition `id`; made here, or earlier by a question that overtook it."""
     with _lock:
-        return LEASES.setdefault(id, Lease(id, start))
+        lease = LEASES.setdefault(id, Lease(id, start))
+        lease.begin(progress)
+        return lease
 
 
 def end(id: str) -> None:
@@ -171,7 +163,7 @@ def running() -> list[Lease]:
     return [lease for lease in list(LEASES.values()) if lease.progress is not None]
 
 
-def reclaim_all(wanted: list[tuple[str, int]], stopping: bool = False) -> dict[str, int]:
+def take_back(wanted: list[tuple[str, int]], stopping: bool = False) -> dict[str, int]:
     """Take back what has not started of these partitions (`id`, `start`); the new limits by id.
 
     A partition that has ended, though its outcome may still be on its way, gives nothing back.
@@ -181,7 +173,7 @@ def reclaim_all(wanted: list[tuple[str, int]], stopping: bool = False) -> dict[s
     with _lock:
         busy = bool(running())
         return {
-            id: LEASES.setdefault(id, Lease(id, start)).reclaim()
+            id: LEASES.setdefault(id, Lease(id, start)).take_back()
             for id, start in wanted
             if id not in _ended and (busy or stopping)
         }

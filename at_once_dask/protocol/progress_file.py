@@ -4,6 +4,13 @@ The worker maps the file into memory: a note costs a store and no system call, a
 what was stored when the process dies, however it dies. What has no fixed size (failures, values
 that must not be made again) is appended.
 
+Work stealing goes by the same file. The worker claims an input first and looks at the limit second;
+whoever takes back sets the limit first and looks at the claim second, after a moment. So either the
+claim is seen, and the limit moves behind it, or the limit is seen, and the input is not started.
+When both happen at once the partition may end earlier than the limit says, never later: the outcome
+says how far it came, and the driver trusts the outcome. Where a driver sees the file it needs no
+message for that, and no answer from a worker that an input keeps busy.
+
 ::
 
     head: 8 int64 | marks: n + 1 float64 | states: n bytes | records: position, kind, size, data
@@ -15,7 +22,9 @@ import contextlib
 import mmap
 import os
 import pickle
+import shutil
 import struct
+import sys
 import threading
 import time
 from array import array
@@ -30,24 +39,25 @@ from at_once_dask.protocol.status import COLLECT, LEFT, OPEN, SKIPPED, STARTED, 
 PROCESS_SECONDS = 0.0005  # no process is started and gone in less
 
 # Places in the head.
-_START, _SIZE, _CURRENT, _STOP, _CLOSING, _THREAD = range(6)
+_START, _SIZE, _CURRENT, _STOP, _CLOSING, _THREAD, _LIMIT, _TAKEN = range(8)
 _UNKNOWN = -1  # as _STOP
+NO_LIMIT = sys.maxsize  # as _LIMIT
+# Longer than any processor keeps a store to itself, when that is the claim that is asked for.
+MOMENT_SECONDS = 50e-6
 _HEAD = struct.Struct("=8q")
 _MARK_BYTES = 8
 _RECORD = struct.Struct("=qBq")
 _FAILURE, _VALUE = range(2)  # kinds of records
-_STACK, _HERE, _WRITTEN = "stack", "here", "written"  # no partition's ids begin so
+# What lies beside the progress files; no partition's ids begin so.
+_STACK, _HERE, _WRITTEN, _TAKEN_BACK, _OUTCOME = "stack", "here", "written", "taken", "outcome-"
 
 
 class StartedBeforeError(Exception):
     """Dask gave a partition to a worker for the second time: it came back at its old address."""
 
 
-class Limits(Protocol):
-    """How far a partition may go; a lease is one, whose limit the driver may lower meanwhile."""
-
-    limit: int  # no input at or behind this position may be started
-    deadline: float  # no further input is started past it, except the first
+class TakenBackError(Exception):
+    """The driver took a partition back before it was started."""
 
 
 class ProgressFile:
@@ -65,22 +75,27 @@ class ProgressFile:
     start : int
     states : memoryview of uint8
         The status of each input, by its place in the partition; LEFT for what was not started.
+    deadline : float
+        No further input is started past it (``time.monotonic``), except the first.
 
     Raises
     ------
     StartedBeforeError
         When a process that is gone had started this partition.
+    TakenBackError
+        When the driver has taken it back.
     OSError
         When the file cannot be made: the disk is full.
     """
 
-    __slots__ = ("_file", "_head", "_marks", "start", "states")
+    __slots__ = ("_file", "_head", "_marks", "deadline", "start", "states")
 
     def __init__(self, start: int, n: int, path: str | None = None) -> None:
         marks, states = _HEAD.size, _HEAD.size + _MARK_BYTES * (n + 1)
         self._file = -1
         view = memoryview(bytearray(states + n) if path is None else self._mapped(path, states + n))
         self.start = start
+        self.deadline = float("inf")
         self._head = view[:marks].cast("q")
         # When each input started (``time.monotonic``); behind the last one, when that ended.
         self._marks = view[marks:states].cast("d")
@@ -89,7 +104,7 @@ class ProgressFile:
         self.states[:] = bytes([LEFT]) * n
         self.states[0] = OPEN
         self._head[_START], self._head[_CURRENT], self._head[_STOP] = start, start, _UNKNOWN
-        self._head[_THREAD] = threading.get_ident()
+        self._head[_THREAD], self._head[_LIMIT] = threading.get_ident(), NO_LIMIT
         # The size comes last: with it the file counts, and no reader must be misled.
         self._head[_SIZE] = n
 
@@ -97,7 +112,7 @@ class ProgressFile:
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         except FileExistsError:
-            raise StartedBeforeError(path) from None
+            raise (TakenBackError if _is_taken(path) else StartedBeforeError)(path) from None
         try:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self._file, 0, size)  # or a full disk would end the process
@@ -129,21 +144,35 @@ class ProgressFile:
         """The position behind the last input that was handled, when the partition has ended."""
         return self._head[_STOP]
 
-    def begin(self, position: int, limits: Limits) -> bool:
+    @property
+    def limit(self) -> int:
+        """No input at or behind this position may be started."""
+        return self._head[_LIMIT]
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        self._head[_LIMIT] = limit
+
+    def take_back(self) -> int:
+        """Take back all that has not started; the first position taken back."""
+        return _take_back(self._head, share=1.0)
+
+    def begin(self, position: int) -> bool:
         """Claim the input at `position`; False when it was taken back or time is up.
 
-        The order matters: claim first, look at the limit second. `Lease.reclaim` does the opposite.
+        The order matters: claim first, look at the limit second.
         """
         now = time.monotonic()
         self._marks[position - self.start] = now  # before it is the current one: a nanny may look
         self._head[_CURRENT] = position
-        if position < limits.limit and (now < limits.deadline or position == self.start):
+        in_time = now < self.deadline or position == self.start
+        if position < self._head[_LIMIT] and in_time:
             self.states[position - self.start] = STARTED
             return True
         self._head[_STOP] = position
         return False
 
-    def claims(self, limits: Limits, ended: Callable[[], None]) -> Iterator[int]:
+    def claims(self, ended: Callable[[], None]) -> Iterator[int]:
         """Claim all inputs, each when it is drawn, and give its place in the partition.
 
         `ended` is called when one has ended that took long enough to have started a process.
@@ -152,14 +181,14 @@ class ProgressFile:
         fifth of its time, for the call and for looking up what is here at hand.
         """
         head, marks, states, start = self._head, self._marks, self.states, self.start
-        monotonic, deadline, late = time.monotonic, limits.deadline, float("inf")
+        monotonic, deadline, late = time.monotonic, self.deadline, float("inf")
         for offset in range(len(states)):
             marks[offset] = now = monotonic()
             if now > late:
                 ended()
             late = now + PROCESS_SECONDS
             head[_CURRENT] = position = start + offset
-            if position >= limits.limit or (now >= deadline and offset):
+            if position >= head[_LIMIT] or (now >= deadline and offset):
                 head[_STOP] = position
                 return
             states[offset] = STARTED
@@ -218,6 +247,40 @@ class ProgressFile:
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)
+
+
+def _unstarted(head: memoryview[int]) -> int:
+    """How many inputs have not started, and may."""
+    if head[_STOP] != _UNKNOWN:
+        return 0
+    stop = min(head[_LIMIT], head[_START] + head[_SIZE])
+    return max(0, stop - head[_CURRENT] - 1)
+
+
+def _take_back(head: memoryview[int], share: float) -> int:
+    """Take back this share of what has not started; the new limit, which is never raised."""
+    n, limit = _unstarted(head), head[_LIMIT]
+    if n:
+        head[_LIMIT] = head[_CURRENT] + 1 + int(n * (1 - share))
+        time.sleep(MOMENT_SECONDS)
+        while head[_LIMIT] <= head[_CURRENT] and head[_LIMIT] < limit:
+            head[_LIMIT] = min(limit, head[_CURRENT] + 1)
+            time.sleep(MOMENT_SECONDS)
+    return head[_LIMIT]
+
+
+@contextlib.contextmanager
+def _mapped_head(path: str) -> Iterator[memoryview[int]]:
+    """The head of another process's file."""
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), _HEAD.size) as mapped:
+        with memoryview(mapped) as view, view.cast("q") as head:
+            yield head
+
+
+def _is_taken(path: str) -> bool:
+    with open(path, "rb") as file:
+        head = file.read(_HEAD.size)
+    return len(head) == _HEAD.size and bool(_HEAD.unpack(head)[_TAKEN])
 
 
 @dataclass(frozen=True)
@@ -306,7 +369,7 @@ class Progress:
         """From the bytes of the file; None when nothing was started. A torn record is not there."""
         if len(content) < _HEAD.size:
             return None
-        start, n, current, stop, closing, thread, *_ = _HEAD.unpack_from(content)
+        start, n, current, stop, closing, thread, _, _ = _HEAD.unpack_from(content)
         if not n:
             return None
         states = _HEAD.size + _MARK_BYTES * (n + 1)
@@ -364,8 +427,9 @@ class ProgressFolder:
     """
 
     def __init__(self, base: str, run: str, worker: str) -> None:
-        self.folder = os.path.join(base, f"at_once_dask-{run}")
-        self._prefix = "".join(c if c.isalnum() else "_" for c in worker) + "."
+        self._of_run = os.path.join(base, f"at_once_dask-{run}")
+        name = "".join(c if c.isalnum() else "_" for c in worker)
+        self.folder = os.path.join(self._of_run, name)
 
     def create(self, id: str, start: int, n: int) -> ProgressFile:
         """The file of partition `id`; AtOnceError where none can be written."""
@@ -375,7 +439,7 @@ class ProgressFolder:
         except OSError as error:
             raise AtOnceError(
                 f"a worker cannot note how far it is: {error}; see that there is space in"
-                f" {os.path.dirname(self.folder)} and that it can be written, and run the same"
+                f" {os.path.dirname(self._of_run)} and that it can be written, and run the same"
                 " again"
             ) from error
 
@@ -435,6 +499,66 @@ class ProgressFolder:
                 return Progress.read(_without_records(file))
         return None
 
+    def leave(self, id: str, outcome: bytes) -> bool:
+        """Leave what came of partition `id` for the driver; False where there is no space."""
+        path = self._path(_OUTCOME + id)
+        try:
+            with open(path, "xb") as file:
+                file.write(outcome)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            return False
+        return True
+
+    def fetch(self, id: str) -> bytes | None:
+        """What was left of partition `id`, which is not kept any longer; None when nothing was."""
+        path = self._path(_OUTCOME + id)
+        try:
+            with open(path, "rb") as file:
+                outcome = file.read()
+            os.unlink(path)
+        except OSError:
+            return None
+        return outcome
+
+    def unstarted(self, id: str) -> int | None:
+        """How many inputs of partition `id` have not started, and may; None before it has."""
+        try:
+            with _mapped_head(self._path(id)) as head:
+                return _unstarted(head)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):  # it is just being made
+            return 0
+
+    def take_back(self, id: str, start: int, share: float = 1.0) -> int | None:
+        """Take back this share of what has not started of a partition; its new limit, or None.
+
+        For the driver, on the worker's own host; as `Lease.take_back` does it in the worker. It
+        needs no answer from there, and so none that an input keeps from answering. What has not
+        started at all is taken back whole.
+        """
+        try:
+            with _mapped_head(self._path(id)) as head:
+                going_on = head[_SIZE] and head[_STOP] == _UNKNOWN
+                return _take_back(head, share) if going_on else None
+        except FileNotFoundError:
+            return start if self._keep_from_starting(id) else None
+        except (OSError, ValueError):  # it is just being made
+            return None
+
+    def _keep_from_starting(self, id: str) -> bool:
+        """Put a file in its place, whole at once; False where the worker was faster."""
+        marker = self._path(_TAKEN_BACK)
+        with contextlib.suppress(OSError):
+            if not os.path.exists(marker):
+                with open(marker, "wb") as file:
+                    file.write(_HEAD.pack(*[0] * _TAKEN, 1))
+            os.link(marker, self._path(id))
+            return True
+        return False
+
     def forget(self, ids: tuple[str, ...]) -> None:
         """These partitions were delivered."""
         for id in ids:
@@ -443,27 +567,18 @@ class ProgressFolder:
 
     def clear(self) -> None:
         """Remove the files of this worker, and the folder when it was the last."""
-        for name in self._names():
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(self.folder, name))
+        shutil.rmtree(self.folder, ignore_errors=True)
         with contextlib.suppress(OSError):
-            os.rmdir(self.folder)
+            os.rmdir(self._of_run)
 
     def _path(self, id: str) -> str:
-        return os.path.join(self.folder, self._prefix + id)
+        return os.path.join(self.folder, id)
 
-    def _names(self) -> list[str]:
-        """The names of all files of this worker."""
+    def _paths(self) -> list[tuple[str, str]]:
+        """All progress files: their partitions' ids, and where they are."""
         try:
             names = os.listdir(self.folder)
         except OSError:
             return []
-        return [name for name in names if name.startswith(self._prefix)]
-
-    def _paths(self) -> list[tuple[str, str]]:
-        start = len(self._prefix)
-        return [
-            (name[start:], os.path.join(self.folder, name))
-            for name in self._names()
-            if not name.startswith((_STACK, _HERE, _WRITTEN), start)
-        ]
+        others = (_STACK, _HERE, _WRITTEN, _TAKEN_BACK, _OUTCOME)
+        return [(name, self._path(name)) for name in names if not name.startswith(others)]

@@ -39,7 +39,7 @@ class Part:
 
     def claim(self) -> bool:
         """Whether it may still be reduced here."""
-        return self.progress.begin(self.position, self.lease)
+        return self.progress.begin(self.position)
 
     @property
     def offset(self) -> int:

@@ -19,7 +19,7 @@ from at_once_dask.logs.log_file import RunLog
 from at_once_dask.protocol import lease
 from at_once_dask.protocol.failure import Failure, from_exception
 from at_once_dask.protocol.lease import Lease
-from at_once_dask.protocol.progress_file import ProgressFile, ProgressFolder
+from at_once_dask.protocol.progress_file import ProgressFile, ProgressFolder, TakenBackError
 from at_once_dask.protocol.return_values import Pairs
 from at_once_dask.protocol.status import COLLECT, FAILED, PENDING, PROCESSED, SEND
 from at_once_dask.protocol.task import (
@@ -66,11 +66,13 @@ def work(
     if folder is None:
         progress = ProgressFile(partition.start, partition.n)
     else:
-        progress = folder.create(partition.id, partition.start, partition.n)
         folder.forget(partition.delivered)
-    mine = lease.take(partition.id, partition.start)
-    mine.progress = progress
-    mine.deadline = time.monotonic() + partition.seconds
+        try:
+            progress = folder.create(partition.id, partition.start, partition.n)
+        except TakenBackError:
+            return Outcome(partition.start, worker)
+    progress.deadline = time.monotonic() + partition.seconds
+    mine = lease.take(partition.id, partition.start, progress)
     mine.run_log, mine.worker = run_log, worker
     lease.enter(mine)
     try:
@@ -217,7 +219,7 @@ class _MapRun(_PartitionRun):
             mine.indices = range(partition.start, partition.start + partition.n)
         drawn = self.drawn() if partition.singly else iter(list(self.drawn()))
         mine.subject = item
-        for offset in self.progress.claims(mine, partial(streams.catch_up, mine.run_log)):
+        for offset in self.progress.claims(partial(streams.catch_up, mine.run_log)):
             item.inp = inp = next(drawn)
             item.offset = offset  # at once with the input, for `named`
             item.state = PENDING

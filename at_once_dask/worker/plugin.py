@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from pickle import dumps
 from typing import Any
 
 from distributed import WorkerPlugin, get_worker
@@ -200,8 +201,8 @@ class RunPlugin(WorkerPlugin):
         self.progress.clear()
 
 
-def run_partition(partition: Partition) -> Outcome:
-    """The one task that Dask sees."""
+def run_partition(partition: Partition) -> Outcome | None:
+    """The one task that Dask sees; None where its outcome lies in a file for the driver."""
     job = _JOBS[partition.run]
     run = job.run
     try:
@@ -210,6 +211,11 @@ def run_partition(partition: Partition) -> Outcome:
         if run.settings is not None:
             run.settings.adopt()
         with streams.of_run(run.run_log, worker):
-            return work(job.open, run.run_log, partition, worker, run.progress, run.values_folder)
+            outcome = work(
+                job.open, run.run_log, partition, worker, run.progress, run.values_folder
+            )
+        if run.values_folder is not None and run.progress.leave(partition.id, dumps(outcome)):
+            return None
+        return outcome
     except (SystemExit, KeyboardInterrupt) as error:
         raise RuntimeError(f"{type(error).__name__}: {error}") from error  # or the worker would end

@@ -31,6 +31,8 @@ try:
 
     if is_fork_server():
         adopt_orphans()
+        # In workers, where many start at once; nobody can do anything about it.
+        warnings.filterwarnings("ignore", message="Creating scratch directories")
     # No collection looks at these objects again; and workers, which look, need no copies of them.
     gc.freeze()
 finally:

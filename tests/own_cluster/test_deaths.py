@@ -267,6 +267,23 @@ def test_a_healthy_input_may_hold_the_gil(folder: Path) -> None:
             at_once_dask.close()
 
 
+def test_what_waits_behind_an_input_that_holds_the_gil_runs_elsewhere(
+    cluster: Client, folder: Path
+) -> None:
+    """No question reaches such a worker; what it has not started is seen and taken in its file."""
+
+    def process(inp: int) -> None:
+        if inp == 0:
+            hold_the_gil(3)
+        note(folder / "done", inp)
+
+    report = run(range(400), None, process, progress=False)
+
+    assert report.ok
+    assert counts(folder / "done") == Counter(range(400))
+    assert noted(folder / "done")[-1][0] == 0
+
+
 def hold_the_gil(seconds: int) -> None:
     import ctypes
 

@@ -717,8 +717,7 @@ def test_from_another_host_a_flood_is_bounded(afar: Client, folder: Path) -> Non
 def working() -> Iterator[lease.Lease]:
     """Output is captured in this process: an input is at work, in whatever thread."""
     run_log = log_file.RunLog("r", str(Path.cwd() / "log.jsonl"), ("", 0, 0))
-    mine = lease.take("r-1", 0)
-    mine.progress = ProgressFile(0, 1)
+    mine = lease.take("r-1", 0, ProgressFile(0, 1))
     mine.run_log, mine.indices = run_log, range(1)
     streams.begin(run_log)
     with as_before():

@@ -73,6 +73,8 @@ class ScriptedBackend:
         Whether somebody starts a worker when there is none.
     """
 
+    sees_progress = False
+
     def __init__(self, clock: Clock, *workers: str) -> None:
         self._clock = clock
         self.living = {address: worker() for address in workers or ("w",)}
@@ -113,6 +115,12 @@ class ScriptedBackend:
 
     def send(self, worker: str, partition: Partition) -> None:
         self.sent.append((worker, partition))
+
+    def unstarted(self, worker: str, id: str) -> int | None:
+        return None
+
+    def take_back(self, worker: str, id: str, start: int) -> int | None:
+        return None
 
     def reclaim(self, worker: str, wanted: list[tuple[str, int]], stopping: bool) -> None:
         self.asked.append((worker, wanted, stopping))

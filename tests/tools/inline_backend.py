@@ -19,6 +19,8 @@ from at_once_dask.worker.partition_run import work
 class InlineBackend:
     """The only worker: a partition is worked on when its outcome is asked for."""
 
+    sees_progress = False
+
     def __init__(self, job: bytes, run_log: RunLog, threads: int = 1) -> None:
         self._bags = Bags(Job(*Main().fill(job)))
         self._run_log = run_log
@@ -37,6 +39,12 @@ class InlineBackend:
 
     def send(self, worker: str, partition: Partition) -> None:
         self._waiting.append(partition)
+
+    def unstarted(self, worker: str, id: str) -> int | None:
+        return None
+
+    def take_back(self, worker: str, id: str, start: int) -> int | None:
+        return None
 
     def reclaim(self, worker: str, wanted: list[tuple[str, int]], stopping: bool) -> None:
         """Nothing runs between two calls of `next`, so nothing needs to come back."""

@@ -203,16 +203,10 @@ def test_names_of_exits(code: int | None, name: str | None) -> None:
 
 
 class Dying:
-    """The process ends between the claim and the note of it, which is when the limit is read."""
+    """As a deadline: the process ends between the claim and the note of it, when that is read."""
 
-    deadline = float("inf")
-
-    @property
-    def limit(self) -> int:
+    def __gt__(self, now: object) -> bool:
         raise SystemExit
-
-    @limit.setter
-    def limit(self, limit: int) -> None: ...
 
 
 @pytest.mark.parametrize("claimed", [0, 2])
@@ -220,12 +214,12 @@ def test_what_was_claimed_and_no_more_was_not_begun(folder: Path, claimed: int) 
     """The process died before it could note what it was about to do."""
     progress_folder = ProgressFolder(str(folder), "run", "w")
     left = progress_folder.create("p", START, 5)
-    limits = Lease("p", START)
     for position in range(START, START + claimed):
-        assert left.begin(position, limits)
+        assert left.begin(position)
         left.note(PROCESSED)
+    left.deadline = Dying()  # type: ignore[assignment]
     with pytest.raises(SystemExit):
-        left.begin(START + claimed, Dying())
+        left.begin(START + claimed)
     found = Progress.read(progress_folder.contents()["p"])
     left.close()
     assert found is not None

@@ -621,6 +621,73 @@ def test_what_a_busy_worker_has_not_begun_goes_to_one_that_is_idle(
     assert sorted(chain(*backend.inputs[4:])) == ["b", "f"]
 
 
+class Seen(ScriptedBackend):
+    """One whose progress is seen here: w has started the first input of its first partition."""
+
+    sees_progress = True
+
+    def unstarted(self, worker: str, id: str) -> int | None:
+        return self.sizes[id] - 1 if id == self.started.get(worker) else None
+
+    def take_back(self, worker: str, id: str, start: int) -> int | None:
+        self.taken.append(id)
+        if id != self.started.get(worker):
+            return start
+        self.sizes[id] -= self.sizes[id] // 2
+        return start + self.sizes[id]
+
+    def send(self, worker: str, partition: Partition) -> None:
+        super().send(worker, partition)
+        self.sizes[partition.id] = partition.n
+        self.started.setdefault(worker, partition.id)
+
+    def __init__(self, clock: Clock, *workers: str) -> None:
+        super().__init__(clock, *workers)
+        self.taken: list[str] = []
+        self.sizes: dict[str, int] = {}
+        self.started: dict[str, str] = {}
+
+
+def test_where_progress_is_seen_nobody_is_asked_and_an_idle_worker_gets_half(clock: Clock) -> None:
+    """First what has not started at all, for that is the most; then half of what has."""
+    backend = Seen(clock, "w", "v")
+
+    def idle(this: ScriptedBackend) -> None:
+        if len(this.sent) < 7:
+            this.deliver("v")
+            return
+        for id, n in backend.sizes.items():
+            (partition,) = (p for p in this.partitions if p.id == id)
+            this.events.append(Delivered(id, done(partition, 0 if id == "run-m2" else n)))
+
+    backend.idle = idle
+    this = dispatching(range(40), backend, clock)
+    assert this.dispatcher.run() is None
+    assert this.statuses == ["processed"] * 40
+    assert backend.asked == []
+    assert [address for address, _ in backend.sent] == ["w", "v", "w", "v", "v", "v", "v"]
+    assert [len(inputs) for inputs in backend.inputs] == [10, 10, 10, 10, 10, 5, 2]
+    assert backend.taken[:2] == ["run-m2", "run-m0"]
+
+
+def test_many_workers_have_all_started_before_any_gets_a_second_partition(clock: Clock) -> None:
+    names = [f"w{n}" for n in range(20)]
+    backend = ScriptedBackend(clock, *names)
+    at = []
+
+    def idle(this: ScriptedBackend) -> None:
+        at.append((clock.now, len(this.sent)))
+        if len(this.sent) == 40:
+            this.deliver()
+
+    backend.idle = idle
+    this = dispatching(range(40), backend, clock)
+    assert this.dispatcher.run() is None
+    assert [address for address, _ in backend.sent] == names * 2
+    assert at[0][1] == 20
+    assert min(now for now, n_sent in at if n_sent == 40) >= at[0][0] + 0.5
+
+
 def test_nothing_is_asked_back_that_was_just_sent(backend: ScriptedBackend, clock: Clock) -> None:
     """What is out for less than 0.05 s may be on its way."""
     backend.living = {"w": worker(), "v": worker()}

@@ -45,9 +45,24 @@ def test_of_a_list_of_unknown_length_as_many_as_a_first_one_may_have() -> None:
 
 def test_the_first_ones_come_back_soon() -> None:
     sizer = PartitionSizer()
-    assert sizer.seconds == FIRST_SECONDS == 0.05
+    assert sizer.size(None, 4) == FIRST
+    assert sizer.seconds(4) == FIRST_SECONDS == 0.05
     sizer.learn(10, 1.0)
-    assert sizer.seconds == SLICE_SECONDS == 0.5
+    assert sizer.seconds(4) == SLICE_SECONDS == 0.5
+
+
+def test_those_of_a_short_list_take_their_time() -> None:
+    """All of it is handed out: what would be learnt from them is needed for nothing."""
+    sizer = PartitionSizer()
+    assert sizer.size(100, 4) == 25
+    assert sizer.seconds(4) == SLICE_SECONDS
+
+
+def test_a_slice_grows_with_the_workers() -> None:
+    """So that the driver has the same number of partitions a second, however many workers."""
+    sizer = learned((10, 0.1))
+    assert [sizer.seconds(2 * workers) for workers in (2, 16, 64, 128)] == [0.5, 0.512, 2.048, 4.096]
+    assert sizer.size(None, 128) == 204
 
 
 def test_then_it_follows_the_measured_speed() -> None:
@@ -73,6 +88,15 @@ def test_towards_the_end_partitions_get_smaller() -> None:
     assert sizer.size(12, 4) == 5
 
 
+@pytest.mark.parametrize(
+    ("left", "n_idle", "size"), [(1_000, 0, 50), (40, 0, 40), (40, 1, 40), (40, 3, 14), (2, 3, 1)]
+)
+def test_where_all_can_be_taken_back_only_those_share_who_have_nothing(
+    left: int, n_idle: int, size: int
+) -> None:
+    assert learned((10, 0.1)).size(left, 4, n_idle) == size
+
+
 def test_slow_inputs_go_one_by_one() -> None:
     assert learned((1, 60.0)).size(1_000, 4) == 1
 
@@ -85,7 +109,7 @@ def test_instant_inputs_do_not_go_without_end() -> None:
 
 def test_a_partition_of_nothing_says_nothing() -> None:
     sizer = learned((0, 0.5))
-    assert sizer.seconds == FIRST_SECONDS
+    assert sizer.seconds(4) == FIRST_SECONDS
 
 
 def test_what_inputs_weigh_bounds_the_partition() -> None:

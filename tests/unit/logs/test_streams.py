@@ -70,7 +70,7 @@ def as_before() -> Iterator[None]:
 def test_threads_that_are_gone_leave_nothing_open(folder: Path) -> None:
     """Of one of several inputs, nobody knows which: when the run ends is too late."""
     with working():
-        lease.take("r-2", 1).progress = ProgressFile(1, 1)
+        lease.take("r-2", 1, ProgressFile(1, 1))
         for n in range(3):
             assert end_all(functools.partial(print, n, end=""))
         streams.tidy("r")
@@ -82,8 +82,7 @@ def test_threads_that_are_gone_leave_nothing_open(folder: Path) -> None:
 def working() -> Iterator[lease.Lease]:
     """Output is captured in this process: an input is at work, in whatever thread."""
     run_log = log_file.RunLog("r", str(Path.cwd() / "log.jsonl"), ("", 0, 0))
-    mine = lease.take("r-1", 0)
-    mine.progress = ProgressFile(0, 1)
+    mine = lease.take("r-1", 0, ProgressFile(0, 1))
     mine.run_log, mine.indices = run_log, range(1)
     streams.begin(run_log)
     with as_before():

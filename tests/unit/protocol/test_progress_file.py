@@ -14,7 +14,6 @@ from clock import Clock
 from at_once_dask.errors import AtOnceError
 from at_once_dask.protocol import progress_file
 from at_once_dask.protocol.failure import Failure
-from at_once_dask.protocol.lease import Lease
 from at_once_dask.protocol.progress_file import (
     Progress,
     ProgressFile,
@@ -74,7 +73,7 @@ def going_on(of_worker: ProgressFolder) -> list[tuple[str, int, float]]:
 
 def handle(file: ProgressFile, position: int, state: int, clock: Clock, seconds: float) -> None:
     """An input begins, takes its time, and ends so."""
-    assert file.begin(position, Lease("p", START))
+    assert file.begin(position)
     clock.move(seconds)
     file.note(state)
 
@@ -83,7 +82,7 @@ def test_it_outlives_whoever_wrote_it(
     file: ProgressFile, of_worker: ProgressFolder, clock: Clock
 ) -> None:
     handle(file, 100, FAILED, clock, 1.0)
-    file.begin(101, Lease("p", START))
+    file.begin(101)
     file.note(COLLECT)
     file.keep_failure(FAILURE, pickling.dumps(FAILURE))
     file.keep_value(101, b"value")
@@ -103,7 +102,7 @@ def test_one_that_goes_on_says_what_it_is_at(
     file: ProgressFile, of_worker: ProgressFolder, clock: Clock
 ) -> None:
     handle(file, 100, FAILED, clock, 1.0)
-    file.begin(101, Lease("p", START))
+    file.begin(101)
     file.note(COLLECT)
 
     found = read(of_worker)
@@ -153,10 +152,9 @@ def test_looks_while_it_is_written_agree_with_themselves(of_worker: ProgressFold
     """A thread handles inputs as fast as it can; each look finds a state that was once there."""
     n = 20_000
     file = of_worker.create("p", 0, n)
-    lease = Lease("p", 0)
 
     def work() -> None:
-        for offset in file.claims(lease, lambda: None):
+        for offset in file.claims(lambda: None):
             file.states[offset] = PROCESSED
 
     thread = threading.Thread(target=work)
@@ -199,7 +197,7 @@ def test_of_one_input_alone_it_is_clear_what_is_unpickled(of_worker: ProgressFol
 def test_what_runs_is_the_current_one(
     file: ProgressFile, of_worker: ProgressFolder, state: int
 ) -> None:
-    file.begin(START, Lease("p", START))
+    file.begin(START)
     file.note(state)
     found = read(of_worker)
     assert (found.running, found.position, found.doing) == (True, 100, state)
@@ -219,7 +217,7 @@ def test_what_is_usual_is_the_mean_of_what_was_not_skipped(
     handle(file, 100, PROCESSED, clock, 2.0)
     handle(file, 101, SKIPPED, clock, 0.0)
     handle(file, 102, FAILED, clock, 4.0)
-    file.begin(103, Lease("p", START))
+    file.begin(103)
     clock.move(60)
     found = read(of_worker)
     assert (found.usual, found.since) == (3.0, 1006.0)
@@ -229,19 +227,18 @@ def test_where_all_was_skipped_nothing_is_usual(
     file: ProgressFile, of_worker: ProgressFolder, clock: Clock
 ) -> None:
     handle(file, 100, SKIPPED, clock, 2.0)
-    file.begin(101, Lease("p", START))
+    file.begin(101)
     assert read(of_worker).usual is None
 
 
 def test_one_that_was_taken_back_has_ended_where_it_stopped(
     file: ProgressFile, of_worker: ProgressFolder, clock: Clock
 ) -> None:
-    lease = Lease("p", START)
-    assert file.begin(100, lease)
+    assert file.begin(100)
     file.note(PROCESSED)
-    lease.limit = 101
+    file.limit = 101
     clock.move(1)
-    assert not file.begin(101, lease)
+    assert not file.begin(101)
     found = read(of_worker)
     assert (found.stop, found.reached, found.ended) == (101, 101, True)
     assert (found.running, found.position) == (False, None)
@@ -268,7 +265,7 @@ def test_of_what_ended_only_failures_are_kept_and_what_is_closing_goes_on(
     failure = Failure(0, "process", "exception", "ValueError", "no")
     file.keep_failure(failure, pickling.dumps(failure))
     handle(file, 0, FAILED, clock, 3.0)
-    file.begin(1, Lease("p", 0))
+    file.begin(1)
     file.note(SKIPPED)
     file.end(2)
     assert list(of_worker.running()) == []
@@ -367,6 +364,6 @@ def test_one_that_is_closed_before_it_began_counts_as_ended(
 
 def test_an_input_that_takes_long_enough_to_start_a_process_is_looked_after(clock: Clock) -> None:
     file, ended = ProgressFile(0, 3), []
-    for offset in file.claims(Lease("p", 0), lambda: ended.append(file.current)):
+    for offset in file.claims(lambda: ended.append(file.current)):
         clock.move(0.0001 if offset == 0 else 0.01)
     assert ended == [1]  # when the third is claimed; behind the last its partition looks itself
