@@ -158,7 +158,7 @@ def _backend(call: Call) -> Iterator[Backend]:
     call.views.show(view, this.links.by_name, this.ledger)
     labels = name, function_name(options.reduce_fn or options.combine_fn)
     with DaskBackend(
-        cluster, this.job.pickled, this.run_log, labels, options.timeout, this.interrupts
+        cluster, this.job, this.run_log, labels, options.timeout, this.interrupts
     ) as backend:
         if options.progress:
             show_links(this.links.by_name)

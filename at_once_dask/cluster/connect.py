@@ -114,7 +114,7 @@ class Cluster:
         return workers
 
     def nannies(self) -> dict[str, Nanny]:
-        """Those that are in this process, by address."""
+        """By address; none of a borrowed cluster is in this process."""
         return {} if self._own is None else self._own.nannies()
 
     def check_starts(self, since: float) -> None:

@@ -8,7 +8,7 @@ from typing import Protocol
 from at_once_dask.cluster.own import Worker
 from at_once_dask.driver.blame import Death
 from at_once_dask.protocol.events import Running
-from at_once_dask.protocol.progress_file import ProgressFolder
+from at_once_dask.protocol.progress_folder import ProgressFolder
 from at_once_dask.protocol.task import Outcome, Partition
 
 
@@ -48,7 +48,9 @@ Event = Delivered | Broken | Reclaimed | Running | Died
 class Backend(Protocol):
     """Workers, as the dispatcher sees them."""
 
-    sees_progress: bool  # whether `unstarted` and `take_back` are known here, without a message
+    @property
+    def sees_progress(self) -> bool:
+        """Whether `unstarted` and `take_back` are known here, without a message."""
 
     def workers(self) -> dict[str, Worker]:
         """Who lives, by address; what a worker holds is lost only when it is not among them."""

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import pickle
 import queue
-import shutil
 import signal
 import time
 from functools import partial
@@ -28,20 +26,21 @@ from at_once_dask.cluster.own import MEMORY_TOPIC, Worker
 from at_once_dask.driver.backend import Broken, Delivered, Died, Event, Reclaimed
 from at_once_dask.driver.blame import Death
 from at_once_dask.driver.interrupts import Interrupts
+from at_once_dask.driver.packing import PackedJob
 from at_once_dask.driver.registration import Registration, connection_lost
 from at_once_dask.logs import log_file
 from at_once_dask.logs.log_file import RunLog
 from at_once_dask.protocol import events, lease
 from at_once_dask.protocol.events import LogLines, Running, WorkerDied
-from at_once_dask.protocol.progress_file import Progress, ProgressFolder
+from at_once_dask.protocol.host_files import HostFiles
+from at_once_dask.protocol.progress_file import Progress
+from at_once_dask.protocol.progress_folder import ProgressFolder
 from at_once_dask.protocol.task import Outcome, Partition
 from at_once_dask.worker import last_stack
 from at_once_dask.worker.environment import InterpreterSettings
 from at_once_dask.worker.nanny_plugin import RunNannyPlugin
 from at_once_dask.worker.plugin import RunPlugin, run_partition
 
-JOB = "job"  # the name of its file
-FILED_BYTES = 2**20  # of a pickled job, from which on it crosses as a file
 GONE_SECONDS = 2.0  # for the scheduler to notice that a worker is gone
 
 
@@ -51,8 +50,7 @@ class DaskBackend:
     Parameters
     ----------
     cluster : Cluster
-    job : bytes
-        The pickled Job.
+    job : PackedJob
     run_log : RunLog
     labels : (str, str)
         What the tasks of the map pass, and those of the reduction, are called in Dask's dashboard.
@@ -64,25 +62,22 @@ class DaskBackend:
     def __init__(
         self,
         cluster: Cluster,
-        job: bytes,
+        job: PackedJob,
         run_log: RunLog,
         labels: tuple[str, str],
         timeout: float | None = None,
         interrupts: Interrupts | None = None,
     ) -> None:
         self._cluster = cluster
-        self.sees_progress = cluster.own
         self._client = cluster.client
         self._job = job
         self._run_log = run_log
         self._topic = events.topic(run_log.run)
         self._labels = [f"{label}-{run_log.run}" for label in labels]
         self._interrupts = Interrupts() if interrupts is None else interrupts
-        plugin = RunNannyPlugin(run_log.run, timeout)
+        plugin = RunNannyPlugin(run_log.run, timeout, job.n_bytes if cluster.own else 0)
         self._registration = Registration(cluster, self._topic, plugin, self._interrupts)
-        self._values_folder = None  # for values that are too many bytes to cross
-        if cluster.scratch is not None:
-            self._values_folder = os.path.join(cluster.scratch, f"values-{run_log.run}")
+        self._files = HostFiles(cluster.scratch, run_log.run, run_log.warn)
         self._since = time.time()
         self._questioned: set[str] = set()  # workers that were asked to give back, and have not yet
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -104,8 +99,7 @@ class DaskBackend:
 
     def __exit__(self, *exc_info: object) -> None:
         self._undo.close()
-        if self._values_folder is not None:
-            shutil.rmtree(self._values_folder, ignore_errors=True)
+        self._files.close()
         if self._client.status != "running":
             return
         self._client.cancel(list(self._futures.values()), force=True)
@@ -121,40 +115,27 @@ class DaskBackend:
     def _introduce(self) -> None:
         """Bring the run to the workers and their nannies, and listen to what they report."""
         self._client.subscribe_topic(self._topic, self._receive)
-        if self._values_folder is not None:
-            try:
-                os.mkdir(self._values_folder, mode=0o700)
-            except OSError:  # there is no space, or somebody has tidied up: all values cross
-                self._values_folder = None
+        self._files.open()
         environment = self._cluster.environment()
         plugin = RunPlugin(
             self._run_log.run,
-            self._in_a_file(self._job),
+            self._files.job([self._job.pickled, *self._job.buffers]),
             self._run_log,
             environment,
             None if environment is None else InterpreterSettings.of_this_process(),
-            self._values_folder,
+            self._files.values,
         )
         self._registration.introduce(plugin)
-
-    def _in_a_file(self, job: bytes) -> bytes | str:
-        """A large job crosses as a file, where all workers see it: messages are a copy each."""
-        if self._values_folder is None or len(job) < FILED_BYTES:
-            return job
-        path = os.path.join(self._values_folder, JOB)
-        try:
-            with open(path, "xb") as file:
-                file.write(job)
-        except OSError:  # there is no space
-            return job
-        self._job = b""
-        return path
 
     @property
     def _loop(self) -> IOLoop:
         loop = self._client.loop
         assert loop is not None  # the client runs
         return loop
+
+    @property
+    def sees_progress(self) -> bool:
+        return self._cluster.own
 
     def workers(self) -> dict[str, Worker]:
         return self._registration.workers(is_at_work=self._sent > 0)
@@ -165,7 +146,7 @@ class DaskBackend:
         self._sent += 1
         future = self._client.submit(
             run_partition,
-            partition,
+            self._files.inputs(partition),
             key=(self._labels[partition.reducing], self._sent),
             workers=[worker],
             allow_other_workers=False,
@@ -185,10 +166,11 @@ class DaskBackend:
         except BaseException as error:
             event = Broken(id, error if self._client.status == "running" else connection_lost())
         self._futures.pop(id, None)
+        self._files.landed(id)
         self._events.put(event)
 
     def _left(self, id: str, worker: str) -> Outcome | None:
-        """What the worker has left in a file, on the own cluster."""
+        """The outcome that the worker has left in a file, on the own cluster."""
         folder = self.progress_folder(worker) if self.sees_progress else None
         content = None if folder is None else folder.fetch(id)
         return None if content is None else pickle.loads(content)
@@ -282,14 +264,7 @@ class DaskBackend:
         return folder if folder.is_open() else None
 
     def keep_values(self) -> str | None:
-        if self._values_folder is None:
-            return None
-        with contextlib.suppress(OSError):
-            os.unlink(os.path.join(self._values_folder, JOB))
-        if not os.listdir(self._values_folder):
-            return None
-        kept, self._values_folder = self._values_folder, None
-        return kept
+        return self._files.keep_values()
 
     def awaits_workers(self) -> bool:
         known = self._registration.known.values()
@@ -297,6 +272,7 @@ class DaskBackend:
 
     def drop(self, id: str, worker: str) -> None:
         future = self._futures.pop(id, None)
+        self._files.landed(id)
         if future is not None:
             self._client.cancel([future], force=True)
         folder = self.progress_folder(worker)

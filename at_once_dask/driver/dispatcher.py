@@ -24,7 +24,7 @@ from toolz import keyfilter
 from at_once_dask.cluster import dask_internals
 from at_once_dask.driver.backend import Backend, Broken, Delivered, Died, Event, Reclaimed
 from at_once_dask.driver.blame import Death, settle
-from at_once_dask.driver.flights import DEPTH, Flights, InFlight
+from at_once_dask.driver.flights import Flights, InFlight
 from at_once_dask.driver.inputs import Chunk, Inputs, Retries
 from at_once_dask.driver.packing import Packer
 from at_once_dask.driver.partition_size import PartitionSizer
@@ -33,12 +33,11 @@ from at_once_dask.driver.stop_rule import StopRule
 from at_once_dask.driver.workers_seen import NEWS_SECONDS, WorkersSeen
 from at_once_dask.errors import AtOnceError
 from at_once_dask.protocol.events import Running
-from at_once_dask.protocol.progress_file import ProgressFolder, StartedBeforeError
+from at_once_dask.protocol.progress_file import StartedBeforeError
+from at_once_dask.protocol.progress_folder import ProgressFolder
 from at_once_dask.protocol.task import Outcome, Partition
 
 TICK_SECONDS = 0.25
-MANY = 16  # threads of workers: so many need a while to start together
-START_SECONDS = 0.5  # for them to start, before each gets a second partition
 GRACE_SECONDS = 1.0  # what running inputs get to finish when a run stops early
 
 # How Dask says that the worker of a partition is gone.
@@ -128,13 +127,11 @@ class Dispatcher:
         self._collector = Collector(sink, inputs, self._retries, clock, what.comparing)
         self._workers = WorkersSeen(clock)
         self._flights = Flights(backend, clock)
-        self._since = 0.0  # when the pass started
         self._careful = False  # values are delivered one by one: the combiner ends workers
 
     def run(self) -> str | None:
         """Until the inputs end and all is back; or why it stopped early."""
         self._watcher.begin(self)
-        self._since = self._clock()
         try:
             while not self._is_done():
                 self._interrupted()
@@ -147,7 +144,6 @@ class Dispatcher:
                 self._fill()
                 if not self._is_done():
                     self._wait()
-                    self._reclaim_when_idle()
         except BaseException:
             self.stop()
             raise
@@ -186,7 +182,7 @@ class Dispatcher:
     def _fill(self) -> None:
         reserved = self._fill_again()
         while (worker := self._flights.least_busy(reserved)) is not None:
-            if self._all_start():
+            if self._flights.all_start():
                 return
             chunk = self._inputs.take(self._size)
             self._sink.draw(self._inputs.drawn)
@@ -195,26 +191,10 @@ class Dispatcher:
             self._send(chunk, worker)
 
     @property
-    def _slots(self) -> int:
-        """How many partitions may be in flight."""
-        return DEPTH * self._workers.n_threads
-
-    def _all_start(self) -> bool:
-        """Whether many workers have their first partition only now: the second ones can wait."""
-        if self._n_idle > 0 or self._workers.n_threads < MANY:
-            return False
-        return self._clock() - self._since < START_SECONDS
-
-    @property
-    def _n_idle(self) -> int:
-        """How many workers have nothing to do."""
-        return len(self._workers.threads) - self._flights.n_workers
-
-    @property
     def _size(self) -> int:
         """How many inputs to take next."""
-        n_idle = self._n_idle if self._backend.sees_progress else None
-        return self._sizer.size(self._inputs.left, self._slots, n_idle)
+        n_idle = self._flights.n_idle if self._backend.sees_progress else None
+        return self._sizer.size(self._inputs.left, self._flights.slots, n_idle)
 
     def _fill_again(self) -> str | None:
         """Send what runs a second time, alone in its process; who is to be kept free for it."""
@@ -246,16 +226,20 @@ class Dispatcher:
             attempt=self._retries.attempt(chunk.start),
             attempts=self._retries.attempts,
             allowed=self._stop_rule.allowed(),
-            seconds=self._sizer.seconds(self._slots),
+            seconds=self._sizer.seconds(self._flights.slots),
             delivered=self._flights.take_delivered(worker),
             compare=self._collector.comparing,
         )
         self._backend.send(worker, partition)
 
     def _wait(self) -> None:
+        """Take what comes next; then idle workers get what others have not started."""
         due = self._retries.seconds(self._clock())
         self._handle(self._backend.next(max(0.0, min(due, TICK_SECONDS, self._workers.pause))))
         self._watcher.tick()
+        if self._flights.n_idle > 0 and self._inputs.is_empty():
+            for chunk in self._flights.take_back_for_idle():
+                self._inputs.give_back(chunk)
 
     def _handle(self, event: Event | None, stopping: bool = False) -> None:
         held = self._flights.held
@@ -299,9 +283,7 @@ class Dispatcher:
         for worker in self._workers.paused:  # what it has not started it may never start
             self._flights.ask_back(worker, stopping=True)
         for flight in self.in_flight():
-            if (
-                flight.id in self._flights.held
-            ):  # else it was settled with another one of its worker
+            if flight.id in self._flights.held:  # else it was settled with another of its worker
                 self._look_for(flight)
         is_held = any(self._workers.lives(f.worker, f.directory) for f in self.in_flight())
         return self._workers.why_nobody_works(is_held, self._backend.awaits_workers())
@@ -355,18 +337,6 @@ class Dispatcher:
                 self._collector.recover(chunk.part(start, outcome.stop), outcome)
             for part in settled.chunks:
                 self._inputs.give_back(part)
-
-    def _reclaim_when_idle(self) -> None:
-        """Ask busy workers for what they have not started, when others have nothing to do."""
-        n_idle = self._n_idle
-        if n_idle <= 0 or not self._inputs.is_empty():
-            return
-        if self._backend.sees_progress:
-            for chunk in self._flights.take_back_for(n_idle):
-                self._inputs.give_back(chunk)
-            return
-        for worker in self._flights.workers():
-            self._flights.ask_back(worker)
 
 
 def _broken(error: BaseException) -> AtOnceError:

@@ -13,6 +13,8 @@ from at_once_dask.driver.backend import Backend
 from at_once_dask.driver.inputs import Chunk
 
 DEPTH = 2  # partitions in flight for each worker thread
+MANY = 16  # workers: so many need a while to start together
+START_SECONDS = 0.5  # for them to start, before each gets a second partition
 RECLAIM_SECONDS = 0.05  # a partition out for longer may be asked back
 
 
@@ -108,6 +110,7 @@ class Flights:
         self._backend = backend
         self._clock = clock
         self._sent = 0
+        self._since = clock()
         self._looked = float("-inf")
         self._threads: Mapping[str, int] = {}
         self._rooms = Rooms({})
@@ -151,7 +154,7 @@ class Flights:
             self.remove(id)
 
     def of(self, worker: str) -> list[InFlight]:
-        """What `worker` holds."""
+        """The partitions that `worker` holds."""
         return list(self._of[worker].values()) if worker in self._of else []
 
     def workers(self) -> set[str]:
@@ -159,9 +162,20 @@ class Flights:
         return set(self._of)
 
     @property
-    def n_workers(self) -> int:
-        """How many workers hold something."""
-        return len(self._of)
+    def slots(self) -> int:
+        """How many partitions may be in flight."""
+        return DEPTH * sum(self._threads.values())
+
+    @property
+    def n_idle(self) -> int:
+        """How many workers have nothing to do."""
+        return len(self._threads) - len(self._of)
+
+    def all_start(self) -> bool:
+        """Whether many workers have their first partition only now: the second ones can wait."""
+        if self.n_idle > 0 or len(self._threads) < MANY:
+            return False
+        return self._clock() - self._since < START_SECONDS
 
     def take_workers(self, threads: Mapping[str, int]) -> None:
         """These workers may get something, and have so many threads."""
@@ -184,7 +198,7 @@ class Flights:
         return None, min(shared, key=held.__getitem__, default=None)
 
     def _places(self, flight: InFlight) -> int:
-        """What runs a second time has its process for itself."""
+        """How many it takes: one that runs a second time has its process for itself."""
         threads = self._threads.get(flight.worker, 1)
         return DEPTH * threads if flight.chunk.again and threads > 1 else 1
 
@@ -202,8 +216,16 @@ class Flights:
                 yield flight.chunk.part(limit, flight.limit)
                 flight.limit = limit
 
-    def take_back_for(self, n: int) -> Iterator[Chunk]:
-        """For `n` idle workers: half of what as many partitions have not started, of the most."""
+    def take_back_for_idle(self) -> Iterator[Chunk]:
+        """Take back what others have not started; or ask for it, where it cannot be seen."""
+        if self._backend.sees_progress:
+            yield from self._take_halves(self.n_idle)
+            return
+        for worker in self.workers():
+            self.ask_back(worker)
+
+    def _take_halves(self, n: int) -> Iterator[Chunk]:
+        """Half of what `n` partitions have not started, of those that have the most."""
         now = self._clock()
         if now - self._looked < RECLAIM_SECONDS:
             return
@@ -215,7 +237,7 @@ class Flights:
                 yield from self.take_back({flight.id: limit})
 
     def _unstarted(self, worker: str, now: float) -> Iterator[tuple[int, InFlight]]:
-        """What it has not started, and is not just about to start."""
+        """Its partitions of which something has not started, and is not just about to; how much."""
         held = [(self._backend.unstarted(worker, f.id), f) for f in self.of(worker)]
         is_busy = any(n is not None for n, _ in held)
         for n, flight in held:

@@ -129,6 +129,8 @@ class PackedJob:
     Attributes
     ----------
     pickled : bytes
+    buffers : list of memoryview
+        What of it is large, and not in the pickle.
     replay : callable
         Runs one input here.
     """
@@ -139,11 +141,12 @@ class PackedJob:
         self._undo = contextlib.ExitStack()
         self._undo.enter_context(by_value(own))
         try:
-            self.pickled, used, others = unsendable.pickled(vars(job))
+            made = unsendable.pickled(vars(job), apart=own)
         except BaseException:
             self._undo.close()
             raise
-        pickling.share(used | others if own else used)
+        self.pickled, self.buffers = made.stream, made.buffers
+        pickling.share(made.used | made.others if own else made.used)
         self._undo.callback(pickling.share, ())
 
     @classmethod
@@ -156,6 +159,10 @@ class PackedJob:
             options.verify,
         )
         return cls(job, own)
+
+    @property
+    def n_bytes(self) -> int:
+        return len(self.pickled) + sum(buffer.nbytes for buffer in self.buffers)
 
     def heaviest(self) -> str:
         """The reason why it is large, for people."""

@@ -14,7 +14,8 @@ from statistics import median
 from typing import Any, Protocol
 
 from at_once_dask.driver.flights import InFlight
-from at_once_dask.protocol.progress_file import Progress, ProgressFolder
+from at_once_dask.protocol.progress_file import Progress
+from at_once_dask.protocol.progress_folder import ProgressFolder
 from at_once_dask.protocol.status import FAILED, PROCESSED, is_final, stage
 from at_once_dask.protocol.task import Group
 from at_once_dask.report.ledger import Ledger

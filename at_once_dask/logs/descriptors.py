@@ -22,7 +22,7 @@ from typing import Any, TextIO
 from at_once_dask.logs import streams
 from at_once_dask.logs.log_file import RunLog
 from at_once_dask.protocol import lease
-from at_once_dask.protocol.progress_file import ProgressFolder
+from at_once_dask.protocol.progress_folder import ProgressFolder
 
 _LEVELS = {1: "STDOUT", 2: "STDERR"}
 _NAMES = {1: "stdout", 2: "stderr"}

@@ -73,6 +73,10 @@ class RunLog:
         else:
             self.send(line(record))
 
+    def warn(self, note: str) -> None:
+        """Log what somebody should know, of no input."""
+        self.write(entry("WARNING", self.run, None, None, "", note))
+
     def send(self, lines: str) -> None:
         """Have the driver append them."""
         assert _report is not None

@@ -1,4 +1,4 @@
-"""What this process works on, and what of it a driver elsewhere may still take back.
+"""The work of this process, and how much of it a driver elsewhere may still take back.
 
 A lease is shared between the thread that runs the partition and the worker's event loop, where
 questions arrive from a driver that does not see the progress file.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from at_once_dask.protocol.failure import Failure
+from at_once_dask.protocol.shared_file import Parts
 from at_once_dask.user_code import pickling
 
 SLICE_SECONDS = 0.5  # a partition returns what it has past this, so that none holds others back
@@ -104,6 +105,8 @@ class Partition:
         How many inputs.
     packs : tuple of bytes
         One pickled list of all inputs; or, `singly`, each input pickled alone.
+    filed : Parts or None
+        Where the packs are instead, when they are large and the worker is on this host.
     indices : array of int or None
         Positions in the list as given, when that is not the order of use.
     singly : bool
@@ -129,6 +132,7 @@ class Partition:
     start: int
     n: int
     packs: tuple[bytes, ...]
+    filed: Parts | None = None
     indices: array[int] | None = None
     singly: bool = False
     reducing: bool = False

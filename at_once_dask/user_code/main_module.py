@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import importlib
 import io
-import mmap
 import multiprocessing.spawn
 import os
 import pickle
 import re
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, is_dataclass
 from types import BuiltinFunctionType, FunctionType, ModuleType
@@ -37,6 +36,7 @@ from at_once_dask.user_code.pickling import MAINS
 
 SMALL_BYTES = 2**18  # of a variable that no function of the run uses, to go along all the same
 OTHERS_BYTES = 2**22  # of all of them together
+BUFFER_BYTES = 2**20  # of an array, from which on it is not a part of the pickle
 KEPT_BYTES = 2**24  # of a pickled module, to be kept for children
 
 # What such a variable may be made of: data, and nothing that does something when it is copied.
@@ -68,13 +68,17 @@ class Main(ModuleType):
         self.left: frozenset[str] = frozenset()  # names that stayed behind
         self.pickled = b""  # what it was filled with
 
-    def fill(self, pickled: bytes | mmap.mmap) -> Any:
-        """The functions that `pickled` was given; this module is what they know as ``__main__``."""
-        self.pickled = bytes(pickled) if len(pickled) <= KEPT_BYTES else b""
+    def fill(self, pickled: bytes | memoryview, buffers: Sequence[memoryview] = ()) -> Any:
+        """The functions that were pickled; this module is what they know as ``__main__``.
+
+        `buffers` are the arrays that are not in the pickle, in their order.
+        """
+        small = len(pickled) <= KEPT_BYTES and not buffers
+        self.pickled = bytes(pickled) if small else b""
         imports, data, self.left = _trailer(pickled)
         for name, found in imports.items():
             found.put(self, name)
-        unpickler = _Unpickler(io.BytesIO(pickled) if type(pickled) is bytes else pickled, self)
+        unpickler = _Unpickler(_Reader(pickled), self, buffers)
         functions = unpickler.load()
         # What the functions do not use must not keep them from running.
         with suppress(Exception):
@@ -128,15 +132,55 @@ def is_left(name: object) -> bool:
     return isinstance(main, Main) and name in main.left
 
 
-def pickled(functions: object) -> tuple[bytes, frozenset[str], frozenset[str]]:
-    """`functions` for the way to the workers; the names of ``__main__`` they use, and the others.
+@dataclass(frozen=True)
+class Pickled:
+    """Functions for the way to the workers.
+
+    Attributes
+    ----------
+    stream : bytes
+    buffers : list of memoryview
+        Large arrays that are not in the stream, where they are in memory here.
+    used, others : set of str
+        The names of ``__main__`` that the functions use; those of functions and classes besides.
+    """
+
+    stream: bytes
+    buffers: list[memoryview]
+    used: frozenset[str]
+    others: frozenset[str]
+
+
+class _Apart:
+    """Keeps large arrays out of a pickle, while it is told to."""
+
+    def __init__(self, wanted: bool) -> None:
+        self.wanted = wanted
+        self.buffers: list[memoryview] = []
+
+    def __call__(self, buffer: pickle.PickleBuffer) -> bool:
+        """Whether it goes into the pickle."""
+        if not self.wanted:
+            return True
+        try:
+            raw = buffer.raw()
+        except BufferError:  # it does not lie in one piece
+            return True
+        if raw.nbytes < BUFFER_BYTES:
+            return True
+        self.buffers.append(raw)
+        return False
+
+
+def pickled(functions: object, apart: bool = False) -> Pickled:
+    """`functions` for the way to the workers; large arrays `apart`, where workers are on this host.
 
     Raises whatever pickling the functions raises; of the other names, what cannot go stays here.
-    The last are those of functions and classes.
     """
-    file = io.BytesIO()
-    pickler = _Pickler(file)
+    file, large = io.BytesIO(), _Apart(apart)
+    pickler = _Pickler(file, large)
     pickler.dump(functions)
+    large.wanted = False
     rest = _Rest(pickler.known, pickler.used)
     pickler.others = rest.code.keys()
     sent = [*_dumped(pickler, file, rest.code)]
@@ -146,7 +190,7 @@ def pickled(functions: object) -> tuple[bytes, frozenset[str], frozenset[str]]:
     left -= {*pickler.used, *sent, *rest.imports, *data}
     trailer = pickle.dumps((rest.imports, data, left), protocol=5)
     file.write(trailer + _SIZE.pack(len(trailer)))
-    return file.getvalue(), frozenset(pickler.used), frozenset(sent)
+    return Pickled(file.getvalue(), large.buffers, frozenset(pickler.used), frozenset(sent))
 
 
 def size(value: object) -> int:
@@ -159,7 +203,7 @@ def size(value: object) -> int:
 _Trailer = tuple[dict[str, "_Import"], dict[str, bytes], frozenset[str]]
 
 
-def _trailer(pickled: bytes | mmap.mmap) -> _Trailer:
+def _trailer(pickled: bytes | memoryview) -> _Trailer:
     end = len(pickled) - _SIZE.size
     (n_bytes,) = _SIZE.unpack(pickled[end:])
     found: _Trailer = pickle.loads(pickled[end - n_bytes : end])
@@ -192,8 +236,8 @@ class _Pickler(pickling.Pickler):
         From then on functions are of those that nobody uses: of their variables these go along.
     """
 
-    def __init__(self, file: Any) -> None:
-        super().__init__(file, protocol=5)
+    def __init__(self, file: Any, buffer_callback: Any = None) -> None:
+        super().__init__(file, 5, buffer_callback)
         self.used: set[str] = set()
         self.others: Any = None
         self.known = known = _variables()
@@ -213,8 +257,8 @@ class _Pickler(pickling.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: Any, main: Main) -> None:
-        super().__init__(file)
+    def __init__(self, file: Any, main: Main, buffers: Iterable[memoryview] = ()) -> None:
+        super().__init__(file, buffers=buffers)
         self._main = main
 
     def find_class(self, module: str, name: str) -> Any:
@@ -227,6 +271,30 @@ class _Unpickler(pickle.Unpickler):
     def _globals(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
         vars(self._main).update(attributes)
         return vars(self._main)
+
+
+class _Reader:
+    """A file on what is in memory already: a large pickle is not copied as a whole."""
+
+    def __init__(self, content: bytes | memoryview) -> None:
+        self._content = memoryview(content)
+        self._at = 0
+
+    def read(self, n: int) -> memoryview:
+        found = self._content[self._at : self._at + n]
+        self._at += len(found)
+        return found
+
+    def readinto(self, place: Any) -> int:
+        found = self.read(len(place))
+        place[: len(found)] = found
+        return len(found)
+
+    def readline(self) -> bytes:
+        rest = bytes(self._content[self._at : self._at + 2**16])
+        line = rest[: rest.find(b"\n") + 1]
+        self._at += len(line)
+        return line
 
 
 class _Globals(dict[str, Any]):
@@ -458,7 +526,7 @@ def _script_for_children(main: Main) -> str:
     if not os.path.exists(script):
         os.makedirs(main.folder, exist_ok=True)
         with open(path, "wb") as file:
-            file.write(main.pickled or pickled(())[0])
+            file.write(main.pickled or pickled(()).stream)
         with open(f"{script}.new", "w", encoding="utf-8") as text:
             text.write(_SCRIPT.format(path=path))
         os.replace(f"{script}.new", script)

@@ -66,7 +66,7 @@ def load(file: IO[bytes]) -> Any:
     return pickle.load(file)
 
 
-def loads(pickled: bytes) -> Any:
+def loads(pickled: bytes | memoryview) -> Any:
     """The value that `dumps` was given."""
     return pickle.loads(pickled)
 
@@ -159,8 +159,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         cloudpickle.Pickler.dispatch_table,
     )
 
-    def __init__(self, file: Any, protocol: int) -> None:
-        super().__init__(file, protocol=protocol)
+    def __init__(self, file: Any, protocol: int, buffer_callback: Any = None) -> None:
+        super().__init__(file, protocol, buffer_callback)
         if "__mp_main__" in sys.modules:  # the script, in a process that `multiprocessing` started
             cloudpickle.register_pickle_by_value(sys.modules["__mp_main__"])
 

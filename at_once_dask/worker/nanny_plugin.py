@@ -17,7 +17,7 @@ from tornado.ioloop import PeriodicCallback
 from at_once_dask.logs.descriptors import last_words
 from at_once_dask.protocol import events
 from at_once_dask.protocol.events import WorkerDied
-from at_once_dask.protocol.progress_file import ProgressFolder
+from at_once_dask.protocol.progress_folder import ProgressFolder
 from at_once_dask.worker import dask_internals
 from at_once_dask.worker.last_stack import ASK, is_written
 from at_once_dask.worker.processes import end_tree
@@ -35,11 +35,14 @@ class RunNannyPlugin(NannyPlugin):
     run : str
     timeout : float or None
         Seconds an input may take.
+    shared : int
+        Bytes that all own workers hold together; they count in each one's memory.
     """
 
-    def __init__(self, run: str, timeout: float | None) -> None:
+    def __init__(self, run: str, timeout: float | None, shared: int = 0) -> None:
         self.run = run
         self.timeout = timeout
+        self.shared = shared
         self._overdue: tuple[str, int] | None = None
         self._reported: set[str] = (
             set()
@@ -49,16 +52,23 @@ class RunNannyPlugin(NannyPlugin):
     def setup(self, nanny: Any) -> None:
         self._nanny = nanny
         self._base: str = nanny.local_directory
+        self._allow(self.shared)
         dask_internals.watch_exits(nanny, self.run, self.ended)
         self._looker = PeriodicCallback(self._look, LOOK_SECONDS * 1000)
         if self.timeout is not None:
             self._looker.start()
 
     def teardown(self, nanny: Any) -> None:
+        self._allow(-self.shared)
         self._looker.stop()
         dask_internals.forget_exits(nanny, self.run)
         for progress_folder in self._progress_folders.values():
             progress_folder.clear()
+
+    def _allow(self, n_bytes: int) -> None:
+        manager = self._nanny.memory_manager
+        if manager.memory_limit:
+            manager.memory_limit += n_bytes
 
     def _look(self) -> None:
         """End the worker when an input of it has run for longer than it may."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate, takewhile
 from typing import Any
@@ -19,7 +19,8 @@ from at_once_dask.logs.log_file import RunLog
 from at_once_dask.protocol import lease
 from at_once_dask.protocol.failure import Failure, from_exception
 from at_once_dask.protocol.lease import Lease
-from at_once_dask.protocol.progress_file import ProgressFile, ProgressFolder, TakenBackError
+from at_once_dask.protocol.progress_file import ProgressFile, TakenBackError
+from at_once_dask.protocol.progress_folder import ProgressFolder
 from at_once_dask.protocol.return_values import Pairs
 from at_once_dask.protocol.status import COLLECT, FAILED, PENDING, PROCESSED, SEND
 from at_once_dask.protocol.task import (
@@ -109,11 +110,15 @@ class _PartitionRun:
 
     def drawn(self) -> Iterator[Any]:
         """The inputs; those that come singly are unpickled one by one, when they are drawn."""
+        filed = self.partition.filed
+        packs: Sequence[bytes | memoryview] = self.partition.packs
+        if filed is not None:
+            packs = filed.open()
         if not self.partition.singly:
-            self.inputs = _read_together(self.partition.packs[0])
+            self.inputs = _read_together(packs[0])
             yield from self.inputs
             return
-        for position, pack in enumerate(self.partition.packs, self.partition.start):
+        for position, pack in enumerate(packs, self.partition.start):
             self.progress.turn_to(position, SEND)
             subject, self.mine.subject = self.mine.subject, None
             self.inputs.append(_read_alone(pack))
@@ -350,7 +355,7 @@ class _Unread:
         return "<an input that could not be unpickled>"
 
 
-def _read_together(pack: bytes) -> list[Any]:
+def _read_together(pack: bytes | memoryview) -> list[Any]:
     try:
         inputs: list[Any] = pickling.loads(pack)
     except BaseException as error:
@@ -358,7 +363,7 @@ def _read_together(pack: bytes) -> list[Any]:
     return inputs
 
 
-def _read_alone(pack: bytes) -> Any:
+def _read_alone(pack: bytes | memoryview) -> Any:
     try:
         return pickling.loads(pack)
     except BaseException as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import signal
 import sys
@@ -19,7 +18,8 @@ from at_once_dask.logs.descriptors import Descriptors
 from at_once_dask.logs.log_file import RunLog
 from at_once_dask.protocol import events, lease
 from at_once_dask.protocol.events import Running
-from at_once_dask.protocol.progress_file import ProgressFolder
+from at_once_dask.protocol.progress_folder import ProgressFolder
+from at_once_dask.protocol.shared_file import Copies, Parts
 from at_once_dask.protocol.task import Job, Outcome, Partition
 from at_once_dask.user_code import pickling
 from at_once_dask.user_code.main_module import Main
@@ -83,16 +83,11 @@ class _SealedJob:
         with self._lock:
             self._main.take_place()
             if self._bags is None:
-                self._bags = Bags(Job(*self._main.fill(self._unsealed())))
-                self._sealed = b""
+                stream, *buffers = self._sealed.open()
+                self._bags = Bags(Job(*self._main.fill(stream, buffers)))
+                self._sealed = Copies(())
                 pickling.share(vars(self._main))
             return self._bags
-
-    def _unsealed(self) -> bytes | mmap.mmap:
-        if isinstance(self._sealed, bytes):
-            return self._sealed
-        with open(self._sealed, "rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def close(self) -> None:
         self._main.leave()
@@ -108,8 +103,8 @@ class RunPlugin(WorkerPlugin):
     Parameters
     ----------
     run : str
-    job : bytes or str
-        The pickled Job, or the path of a file with it.
+    job : Parts or Copies
+        The pickled Job, and the large arrays that are not in the pickle.
     run_log : RunLog
         Where the log goes.
     environment : Environment or None
@@ -123,7 +118,7 @@ class RunPlugin(WorkerPlugin):
     def __init__(
         self,
         run: str,
-        job: bytes | str,
+        job: Parts | Copies,
         run_log: RunLog,
         environment: Environment | None = None,
         settings: InterpreterSettings | None = None,
@@ -164,7 +159,7 @@ class RunPlugin(WorkerPlugin):
             _while_there_are_jobs.enter_context(computing_in_place())
             _while_there_are_jobs.enter_context(dask_internals.may_be_started())
         _JOBS[self.run] = _SealedJob(self, folder)
-        self.job = b""
+        self.job = Copies(())
 
     def _captured_descriptors(self, worker: Any) -> Descriptors | None:
         """In an own worker: in a borrowed one others write, too."""

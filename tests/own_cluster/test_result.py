@@ -30,7 +30,7 @@ def inline(monkeypatch: pytest.MonkeyPatch, threads: int, first: int) -> Iterato
 
     @contextmanager
     def backend(this: call.Call) -> Iterator[Backend]:
-        with InlineBackend(this.run.job.pickled, this.run.run_log, threads) as found:
+        with InlineBackend(this.run.job, this.run.run_log, threads) as found:
             yield found
 
     with monkeypatch.context() as patch:

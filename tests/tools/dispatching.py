@@ -19,7 +19,7 @@ from at_once_dask.driver.sinks import MapSink
 from at_once_dask.driver.stop_rule import StopRule
 from at_once_dask.live.progress_bar import NoProgress
 from at_once_dask.protocol.failure import Failure
-from at_once_dask.protocol.progress_file import ProgressFolder
+from at_once_dask.protocol.progress_folder import ProgressFolder
 from at_once_dask.protocol.status import NAMES, PROCESSED
 from at_once_dask.protocol.task import MapOutcome, Outcome, Partition
 from at_once_dask.reduction.groups import Groups

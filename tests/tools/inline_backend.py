@@ -7,9 +7,10 @@ from collections import deque
 from at_once_dask.cluster.own import Worker
 from at_once_dask.driver.backend import Delivered, Event
 from at_once_dask.driver.blame import Death
+from at_once_dask.driver.packing import PackedJob
 from at_once_dask.logs.log_file import RunLog
 from at_once_dask.protocol.lease import forget
-from at_once_dask.protocol.progress_file import ProgressFolder
+from at_once_dask.protocol.progress_folder import ProgressFolder
 from at_once_dask.protocol.task import Job, Partition
 from at_once_dask.user_code.main_module import Main
 from at_once_dask.worker.bag import Bags
@@ -21,8 +22,8 @@ class InlineBackend:
 
     sees_progress = False
 
-    def __init__(self, job: bytes, run_log: RunLog, threads: int = 1) -> None:
-        self._bags = Bags(Job(*Main().fill(job)))
+    def __init__(self, job: PackedJob, run_log: RunLog, threads: int = 1) -> None:
+        self._bags = Bags(Job(*Main().fill(job.pickled, job.buffers)))
         self._run_log = run_log
         self._threads = threads
         self._waiting: deque[Partition] = deque()

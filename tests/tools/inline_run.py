@@ -13,6 +13,7 @@ from at_once_dask.driver.backend import Backend
 from at_once_dask.driver.dispatcher import Watcher
 from at_once_dask.driver.inputs import Inputs
 from at_once_dask.driver.interrupts import Interrupts
+from at_once_dask.driver.packing import PackedJob
 from at_once_dask.driver.run import Run
 from at_once_dask.live.progress_bar import NoProgress
 from at_once_dask.logs.log_file import RunLog
@@ -21,7 +22,7 @@ from at_once_dask.report.ledger import Ledger
 from at_once_dask.report.report import Report
 from at_once_dask.report.summary import RunFacts
 
-MakeBackend = Callable[[bytes, RunLog], AbstractContextManager[Backend]]
+MakeBackend = Callable[[PackedJob, RunLog], AbstractContextManager[Backend]]
 
 
 class Unseen:
@@ -56,7 +57,7 @@ def run_inline(
     try:
         this.open()
         if not this.inputs.is_empty():
-            with backend(this.job.pickled, this.run_log) as workers:
+            with backend(this.job, this.run_log) as workers:
                 this.map(workers)
                 if this.inputs.error is None and len(this.groups):
                     this.reduce(workers)

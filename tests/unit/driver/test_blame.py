@@ -11,8 +11,8 @@ import pytest
 from at_once_dask.driver.blame import Death, exit_name, settle
 from at_once_dask.driver.inputs import Chunk
 from at_once_dask.protocol.failure import Failure
-from at_once_dask.protocol.lease import Lease
-from at_once_dask.protocol.progress_file import Progress, ProgressFolder
+from at_once_dask.protocol.progress_file import Progress
+from at_once_dask.protocol.progress_folder import ProgressFolder
 from at_once_dask.protocol.status import (
     CHECK,
     COMBINE,

@@ -47,7 +47,7 @@ def clock() -> Clock:
 class Looks(InlineBackend):
     """Each look at the workers shows what `look` makes of the one there is."""
 
-    def __init__(self, job: bytes, run_log: RunLog, clock: Clock) -> None:
+    def __init__(self, job: PackedJob, run_log: RunLog, clock: Clock) -> None:
         super().__init__(job, run_log)
         self.clock = clock
         self.looks = 0
@@ -77,7 +77,7 @@ def dispatched_by(kind: type[Looks], n: int = 40) -> tuple[Dispatched, str | Non
     """`n` inputs, on such a backend; and why that stopped early."""
     clock = Clock()
     job = PackedJob(Job(None, nothing, None, None), own=True)
-    with kind(job.pickled, open_run_log("run", "log.jsonl", captures=False), clock) as backend:
+    with kind(job, open_run_log("run", "log.jsonl", captures=False), clock) as backend:
         this = dispatching(range(n), backend, clock)
         stopped = this.dispatcher.run()
     job.close()

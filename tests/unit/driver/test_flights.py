@@ -84,9 +84,9 @@ def test_what_was_delivered_is_said_once(flights: Flights) -> None:
 def test_what_a_worker_holds_is_found_by_its_address(flights: Flights) -> None:
     first, other, second = (add(flights, worker) for worker in "wvw")
     assert flights.of("w") == [first, second]
-    assert (flights.of("v"), flights.of("x"), flights.n_workers) == ([other], [], 2)
+    assert (flights.of("v"), flights.of("x"), flights.workers()) == ([other], [], {"v", "w"})
     flights.remove(other.id)
-    assert (flights.of("v"), flights.n_workers) == ([], 1)
+    assert (flights.of("v"), flights.workers()) == ([], {"w"})
 
 
 # ----- who has room

@@ -61,7 +61,12 @@ def test_those_of_a_short_list_take_their_time() -> None:
 def test_a_slice_grows_with_the_workers() -> None:
     """So that the driver has the same number of partitions a second, however many workers."""
     sizer = learned((10, 0.1))
-    assert [sizer.seconds(2 * workers) for workers in (2, 16, 64, 128)] == [0.5, 0.512, 2.048, 4.096]
+    assert [sizer.seconds(2 * workers) for workers in (2, 16, 64, 128)] == [
+        0.5,
+        0.512,
+        2.048,
+        4.096,
+    ]
     assert sizer.size(None, 128) == 204
 
 

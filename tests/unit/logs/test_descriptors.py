@@ -10,7 +10,7 @@ from pathlib import Path
 SCRIPT = """
 import os, resource, subprocess, sys, time
 from at_once_dask.logs import descriptors, log_file
-from at_once_dask.protocol.progress_file import ProgressFolder
+from at_once_dask.protocol.progress_folder import ProgressFolder
 
 descriptors._inotify()  # the process keeps it
 before = [os.readlink(f"/proc/self/fd/{n}") for n in (1, 2)], len(os.listdir("/proc/self/fd"))

@@ -14,12 +14,8 @@ from clock import Clock
 from at_once_dask.errors import AtOnceError
 from at_once_dask.protocol import progress_file
 from at_once_dask.protocol.failure import Failure
-from at_once_dask.protocol.progress_file import (
-    Progress,
-    ProgressFile,
-    ProgressFolder,
-    StartedBeforeError,
-)
+from at_once_dask.protocol.progress_file import Progress, ProgressFile, StartedBeforeError
+from at_once_dask.protocol.progress_folder import ProgressFolder
 from at_once_dask.protocol.status import (
     CHECK,
     COLLECT,

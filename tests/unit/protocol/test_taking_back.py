@@ -12,7 +12,8 @@ import pytest
 from helpers import poll_for
 
 import at_once_dask
-from at_once_dask.protocol.progress_file import ProgressFolder, TakenBackError
+from at_once_dask.protocol.progress_file import TakenBackError
+from at_once_dask.protocol.progress_folder import ProgressFolder
 
 N = 100
 
@@ -96,7 +97,8 @@ def test_where_no_outcome_can_be_left_none_is(of_worker: ProgressFolder) -> None
 # Claims all inputs of one partition after the other, as fast as it can, and says where it stopped.
 _WORKER = """
 import sys
-from at_once_dask.protocol.progress_file import ProgressFolder, TakenBackError
+from at_once_dask.protocol.progress_file import TakenBackError
+from at_once_dask.protocol.progress_folder import ProgressFolder
 
 folder = ProgressFolder(sys.argv[1], "run", "w")
 for number in range(int(sys.argv[2])):
