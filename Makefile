@@ -47,6 +47,7 @@ bench: $(VENV)/.installed-bench ## how fast, beside other tools; ARGS="--scenari
 
 growth: $(VENV)/.installed-bench ## how cost grows with inputs and workers; the driver's memory
 	$(VENV)/bin/python benchmarks/growth.py
+	$(VENV)/bin/python benchmarks/workers.py
 	$(VENV)/bin/python benchmarks/memory.py
 
 overhead: $(VENV)/.installed ## what the page and the capturing of output cost when nobody looks

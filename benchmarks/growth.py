@@ -1,8 +1,9 @@
 """How cost grows: with the number of inputs, and with the number of workers.
 
 Inputs: 1,000 to 10,000,000 that do nothing go through one call of `run`, on a cluster of one worker
-a core. Workers: 1 to 16 of them get inputs that sleep, so that more workers than cores are no
-problem; each gets the same share, and the whole would ideally take as long with 16 as with one.
+a core. Workers: 1 to 128 of them get inputs that sleep, so that more workers than cores are no
+problem; each gets the same share, and the whole would ideally take as long with 128 as with one.
+(`workers.py` has more of many workers, beside other tools.)
 
 Each cell runs in a new interpreter, on a cluster that is there and warm, and counts:
 
@@ -15,8 +16,8 @@ Each cell runs in a new interpreter, on a cluster that is there and warm, and co
 - the peak of the driver's resident memory, above what it was before the call.
 
 To the driver's CPU time of all rows a sum is fitted: so much for a partition, and so much for an
-input. From that follows how many workers one driver can feed before it needs more than a core
-itself, when a partition is half a second of work, as it is in the middle of a long run.
+input. From that follows how many workers one driver can feed before it needs more than half a core
+itself, when a partition is a slice of work, as it is in the middle of a long run.
 
     python -m pip install -e '.[bench]'
     python benchmarks/growth.py
@@ -54,13 +55,17 @@ import numpy as np
 import at_once_dask
 from at_once_dask.cluster import connect
 from at_once_dask.driver.dask_backend import DaskBackend
-from at_once_dask.protocol.task import SLICE_SECONDS
+from at_once_dask.driver.flights import DEPTH
+from at_once_dask.driver.partition_size import MOST, slice_seconds
 
 ROUNDS = 3
 CORES = os.cpu_count() or 1
 SIZES = (10**3, 10**4, 10**5, 10**6, 10**7)
-WORKERS = (1, 2, 4, 8, 16)
+WORKERS = (1, 2, 4, 8, 16, 32, 64, 128)
+MEMORY = "1 GiB"  # that each worker may have
+DRIVER = 0.5  # of a core, that the driver may need
 WARM_UP = 1000  # inputs
+MOST_WORKERS = 5_000
 LIMIT_SECONDS = 300  # for a cell
 LENGTHS = (1e-5, 1e-4, 1e-3, 1e-2)  # of inputs, in seconds, for what one driver can feed
 TARGET_SIZE, TARGET_EACH = 10**6, 3e-6  # so many inputs take at most so many seconds each
@@ -195,7 +200,7 @@ def own_cluster(workers: int) -> Iterator[None]:
     """A warm one, in an interpreter that sits in a temporary folder."""
     at_once_dask.logfile = str(Path.cwd() / "log.jsonl")
     # The dashboard's usual port may be taken.
-    client = at_once_dask.start(workers, dashboard_address="127.0.0.1:0")
+    client = at_once_dask.start(workers, memory_limit=MEMORY, dashboard_address="127.0.0.1:0")
     try:
         client.wait_for_workers(workers, timeout=60)
         at_once_dask.run(range(WARM_UP), None, nothing, progress=False)
@@ -343,10 +348,22 @@ class Model:
     inp: float
 
     def feeds(self, seconds: float) -> Feeds:
-        """Inputs that take so long, and a partition that is half a second of them."""
-        inputs = max(1.0, SLICE_SECONDS / seconds)
-        cpu = self.partition + self.inp * inputs
-        return Feeds(seconds, inputs, cpu, workers=inputs * seconds / cpu)
+        """The most workers that the driver feeds with inputs that take so long."""
+        workers = 1
+        while self.share(seconds, workers + 1) <= DRIVER and workers < MOST_WORKERS:
+            workers += 1
+        inputs = partition_of(seconds, workers)
+        return Feeds(seconds, inputs, self.partition + self.inp * inputs, workers)
+
+    def share(self, seconds: float, workers: int) -> float:
+        """Of a core, that the driver needs for so many."""
+        inputs = partition_of(seconds, workers)
+        return workers * (self.partition + self.inp * inputs) / (inputs * seconds)
+
+
+def partition_of(seconds: float, workers: int) -> float:
+    """How many inputs that take so long a partition has in the middle of a long run."""
+    return min(MOST, max(1.0, slice_seconds(DEPTH * workers) / seconds))
 
 
 @dataclass(frozen=True)
@@ -356,7 +373,7 @@ class Feeds:
     seconds: float
     inputs: float
     cpu: float
-    workers: float
+    workers: int
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -364,7 +381,7 @@ class Feeds:
             duration(self.seconds),
             f"{self.inputs:,.0f}",
             f"{self.cpu * 1000:.1f}",
-            f"{self.workers:,.0f}",
+            f"{self.workers:,}" + ("" if self.workers < MOST_WORKERS else " and more"),
         )
 
 
@@ -485,7 +502,7 @@ The cluster is there and warm; medians of {facts["rounds"]} rounds, each in a ne
 
 {as_table(FEEDS_HEAD, (found.cells for found in feeds(rows)))}
 
-By the sum that fits the driver's CPU time of all rows above, for partitions of {SLICE_SECONDS:g} s.
+By the sum that fits the driver's CPU time of all rows above: so many that it needs half a core.
 Of inputs that do nothing the first line takes the time of the longest run, over its workers.
 
 - **driver**: the process that calls `run`; Dask's scheduler and the nannies live in it, too.

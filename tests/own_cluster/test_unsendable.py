@@ -74,7 +74,7 @@ def test_an_input_says_what_to_pass(cluster: Client, folder: Path, way: str) -> 
 def test_what_is_large_is_named_before_it_is_sent(
     cluster: Client, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    small, table = [1], np.zeros(7 * 2**20)
+    small, table, shared = [1], bytes(56 * 2**20), np.zeros(7 * 2**20)
 
     def process_inp(n: int) -> None:
         assert small
@@ -87,4 +87,5 @@ def test_what_is_large_is_named_before_it_is_sent(
     ) in capfd.readouterr().err
     at_once_dask.run([1], None, process_inp, progress=False)
     at_once_dask.run([1], None, lambda n: small and None)
+    at_once_dask.run([1], None, lambda n: shared[n] or None)  # an array is there once
     assert "takes" not in capfd.readouterr().err

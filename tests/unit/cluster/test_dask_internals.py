@@ -18,6 +18,7 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import dask
@@ -31,7 +32,7 @@ from distributed.core import Status
 from distributed.deploy import spec
 from distributed.deploy.cluster import Cluster
 from distributed.nanny import WorkerProcess
-from distributed.scheduler import KilledWorker
+from distributed.scheduler import KilledWorker, WorkerState
 from distributed.utils import LoopRunner
 
 import at_once_dask
@@ -155,6 +156,30 @@ def test_a_plugin_can_be_added_to_a_nanny_that_replaces_its_worker() -> None:
     asyncio.run(main())
 
 
+def test_a_nanny_of_many_measures_nothing_in_the_process_that_they_share() -> None:
+    async def main() -> None:
+        nanny = Nanny("tcp://127.0.0.1:1", nthreads=1)
+        before = set(nanny.periodic_callbacks)
+        dask_internals.watch_nothing(nanny)
+        assert before - set(nanny.periodic_callbacks) == {"monitor", "tick", "ticks"}
+        assert "memory_monitor" in nanny.periodic_callbacks
+        await nanny.close()
+
+    asyncio.run(main())
+
+
+def test_the_nannies_of_this_process_forget_a_run() -> None:
+    async def main() -> None:
+        nannies = [Nanny("tcp://127.0.0.1:1", nthreads=1) for _ in range(2)]
+        await dask_internals.add_nanny_plugin(Noted(), TOPIC, dask_worker=nannies[0])
+        await dask_internals.forget_plugins(nannies, TOPIC)  # the other one never knew it
+        assert [TOPIC in nanny.plugins for nanny in nannies] == [False, False]
+        for nanny in nannies:
+            await nanny.close()
+
+    asyncio.run(main())
+
+
 def test_a_nanny_that_has_given_up_says_so() -> None:
     assert (Status.failed, Status.closed) == dask_internals.GIVEN_UP
     assert "status" in dir(Nanny)
@@ -184,6 +209,28 @@ def test_the_scheduler_says_itself_which_workers_there_are() -> None:
     async def check(scheduler: Scheduler, client: Client) -> None:
         assert await dask_internals.listed(client) == {}
         assert "n_workers" in inspect.signature(scheduler.identity).parameters
+
+    in_scheduler(check)
+
+
+def test_the_workers_of_a_scheduler_in_this_process_are_read_where_it_has_them() -> None:
+    async def check(scheduler: Scheduler, client: Client) -> None:
+        assert isinstance(scheduler.workers, dict)
+        cluster: Any = SimpleNamespace(scheduler=scheduler)
+        assert dask_internals.worker_states(cluster) == []
+        names = {"address", "nthreads", "status", "local_directory", "nanny"}
+        assert names <= set(WorkerState.__slots__)
+
+    in_scheduler(check)
+
+
+def test_the_end_of_a_future_is_waited_for_without_its_result() -> None:
+    async def check(scheduler: Scheduler, client: Client) -> None:
+        future = client.submit(print, key="never")
+        waiting = asyncio.ensure_future(dask_internals.ended(future))
+        await client._cancel([future], force=True)
+        await asyncio.wait_for(waiting, 10)
+        assert future.status == "cancelled"
 
     in_scheduler(check)
 
