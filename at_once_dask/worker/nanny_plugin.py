@@ -66,9 +66,8 @@ class RunNannyPlugin(NannyPlugin):
             progress_folder.clear()
 
     def _allow(self, n_bytes: int) -> None:
-        manager = self._nanny.memory_manager
-        if manager.memory_limit:
-            manager.memory_limit += n_bytes
+        if n_bytes and self._nanny.memory_manager.memory_limit:
+            self._nanny.memory_manager.memory_limit += n_bytes
 
     def _look(self) -> None:
         """End the worker when an input of it has run for longer than it may."""
