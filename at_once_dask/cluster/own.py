@@ -24,7 +24,14 @@ import dask
 from dask.utils import format_bytes
 from distributed import Client, LocalCluster, Nanny
 
-from at_once_dask.cluster import dashboard, dask_internals, forkserver, machine, tls, watchdog
+from at_once_dask.cluster import (
+    dashboard,
+    dask_internals,
+    driver_watchdog,
+    forkserver,
+    machine,
+    tls,
+)
 from at_once_dask.cluster.dashboard import Page
 from at_once_dask.errors import AtOnceError, InputError
 from at_once_dask.options import ClusterSettings
@@ -104,7 +111,7 @@ class OwnCluster:
         self.scratch = tempfile.mkdtemp(prefix="at_once_dask-")
         self._undo.callback(shutil.rmtree, self.scratch, ignore_errors=True)
         self._groups = _groups_folder(self.scratch)
-        dog = watchdog.watch("=".join(processes.mark()), self.scratch, forkserver.folder())
+        dog = driver_watchdog.watch("=".join(processes.mark()), self.scratch, forkserver.folder())
         self._undo.callback(_dismiss, dog)
         # In a process that `multiprocessing` started: before that waits for its children, among
         # which are the workers, which end with the cluster only.
@@ -277,7 +284,7 @@ class OwnNanny(Nanny):
     def _on_worker_exit_sync(self, exitcode: int) -> None:
         # However the worker ended, and however early: its file tells its number, Dask no more. At
         # once: later that may be another process's.
-        for group in watchdog.groups(self._groups):
+        for group in driver_watchdog.groups(self._groups):
             processes.end_group(group)
             _end_what_worker_started(group)
             with contextlib.suppress(OSError):
@@ -407,11 +414,11 @@ def _end_what_worker_started(pid: int) -> None:
 
     A process that was forked, made a session of its own and did not call ``exec`` is not found.
     """
-    watchdog.end_marked(worker_mark(mark()[1], pid))
+    driver_watchdog.end_marked(worker_mark(mark()[1], pid))
 
 
 def _groups_folder(scratch: str) -> str:
     """Made in the cluster's folder, for the files of its workers' groups."""
-    folder = os.path.join(scratch, watchdog.GROUPS)
+    folder = os.path.join(scratch, driver_watchdog.GROUPS)
     os.mkdir(folder)
     return folder

@@ -12,7 +12,7 @@ order, what had been done and need not be done again, who is guilty, and what ru
   alone.
 
 What runs `again` has its process for itself and leaves what it gives in its progress file. So
-nothing runs a third time, however many die.
+deaths alone make nothing run a third time, however many die, as long as that file can be read.
 """
 
 from __future__ import annotations

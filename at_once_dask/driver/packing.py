@@ -107,6 +107,7 @@ def sift(chunk: Chunk) -> tuple[list[Chunk], list[Failure]]:
         except Exception as error:
             failures.append(from_exception(position, "send", error))
             failures[-1].message += f"; pass {_instead_of(inp)}"
+            failures[-1].final = True
             chunks.append(chunk.part(first, position))
             first = position + 1
     chunks.append(chunk.part(first, chunk.stop))

@@ -234,6 +234,7 @@ class ReduceSink(Sink):
             except Exception as error:
                 outcome.states[position - start] = FAILED
                 failures.append(from_exception(position, "reduce", error))
+                failures[-1].final = True
                 self.log(failures[-1], inputs[position - start])
         failed = [keys[failure.position - start] for failure in failures]
         self._run_ledger.fail_keys(failures, failed)

@@ -87,10 +87,10 @@ class Descriptors:
 
     Parameters
     ----------
-    log : RunLog
+    run_log : RunLog
     worker : str
         The worker's address.
-    folder : ProgressFolder
+    progress_folder : ProgressFolder
         Where the files are made.
 
     Raises

@@ -72,7 +72,7 @@ class Failure:
     exit : str or None
         Signal name or exit code of a death.
     final : bool
-        A further attempt would not show it any more, and what it says would still be so.
+        There is no further attempt: it would not show it any more, or fail in the same way.
     """
 
     position: int

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
 from at_once_dask.protocol.failure import Failure, from_exception
+from at_once_dask.protocol.function_results import Pairs
 from at_once_dask.protocol.progress_file import ProgressFile
-from at_once_dask.protocol.return_values import Pairs
 from at_once_dask.protocol.status import COMBINE
 from at_once_dask.protocol.task import Piece
 from at_once_dask.user_code import pickling
@@ -109,7 +109,7 @@ def combine(combine_fn: Callable[[Any, Any], Any], total: Any, value: Any) -> An
 
 
 class _Alone:
-    """As ``pickles``, but what cannot be pickled gives way to a Failure."""
+    """As ``pickling``, but what cannot be pickled gives way to a Failure."""
 
     @staticmethod
     def dumps(total: object) -> bytes:

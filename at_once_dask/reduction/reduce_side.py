@@ -14,9 +14,9 @@ from typing import Any
 from dask.bag import Bag
 
 from at_once_dask.protocol.failure import Failure, from_exception
+from at_once_dask.protocol.function_results import refuse_awaitable
 from at_once_dask.protocol.lease import Lease
 from at_once_dask.protocol.progress_file import ProgressFile
-from at_once_dask.protocol.return_values import refuse_awaitable
 from at_once_dask.protocol.status import REDUCE
 from at_once_dask.protocol.task import Group, Place
 from at_once_dask.reduction.map_side import combine

@@ -79,7 +79,7 @@ class Ledger:
     Attributes
     ----------
     states : bytearray
-        Codes into ``states.NAMES``.
+        Codes into ``status.NAMES``.
     starts, seconds : array of float
         Since the epoch, and how long; NaN for what was not handled.
     workers : array of int

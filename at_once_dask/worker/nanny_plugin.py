@@ -44,9 +44,8 @@ class RunNannyPlugin(NannyPlugin):
         self.timeout = timeout
         self.shared = shared
         self._overdue: tuple[str, int] | None = None
-        self._reported: set[str] = (
-            set()
-        )  # partitions: of those that had the same address before, too
+        # Partitions; of those that had the same address before, too.
+        self._reported: set[str] = set()
         self._progress_folders: dict[str, ProgressFolder] = {}  # of workers that died
 
     def setup(self, nanny: Any) -> None:

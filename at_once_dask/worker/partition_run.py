@@ -18,10 +18,10 @@ from at_once_dask.logs import log_file, streams
 from at_once_dask.logs.log_file import RunLog
 from at_once_dask.protocol import lease
 from at_once_dask.protocol.failure import Failure, from_exception
+from at_once_dask.protocol.function_results import Pairs
 from at_once_dask.protocol.lease import Lease
 from at_once_dask.protocol.progress_file import ProgressFile, TakenBackError
 from at_once_dask.protocol.progress_folder import ProgressFolder
-from at_once_dask.protocol.return_values import Pairs
 from at_once_dask.protocol.status import COLLECT, FAILED, PENDING, PROCESSED, SEND
 from at_once_dask.protocol.task import (
     Group,

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from at_once_dask.protocol.failure import Failure, from_answer, from_exception
-from at_once_dask.protocol.progress_file import ProgressFile
-from at_once_dask.protocol.return_values import (
+from at_once_dask.protocol.function_results import (
     PAIRS_HINT,
     VALUE_HINT,
     DifferentValue,
@@ -18,6 +17,7 @@ from at_once_dask.protocol.return_values import (
     refuse_lazy,
     same_pairs,
 )
+from at_once_dask.protocol.progress_file import ProgressFile
 from at_once_dask.protocol.status import (
     CHECK,
     FAILED,

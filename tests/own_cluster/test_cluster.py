@@ -44,7 +44,7 @@ from traces import (
 )
 
 import at_once_dask
-from at_once_dask.cluster import connect, own, watchdog
+from at_once_dask.cluster import connect, driver_watchdog, own
 from at_once_dask.driver import workers_seen
 from at_once_dask.options import ClusterSettings
 
@@ -414,7 +414,7 @@ def test_only_living_workers_have_files_for_the_watchdog(folder: Path) -> None:
     def with_files() -> set[int]:
         running = connect._own
         assert running is not None
-        return set(watchdog.groups(str(Path(running.scratch) / watchdog.GROUPS)))
+        return set(driver_watchdog.groups(str(Path(running.scratch) / driver_watchdog.GROUPS)))
 
     at_once_dask.close()
     try:

@@ -19,7 +19,7 @@ from helpers import oracle, poll_for
 from scripts import SOON, Script, pause, seeded, started, told
 from traces import is_alive
 
-from at_once_dask.cluster import watchdog
+from at_once_dask.cluster import driver_watchdog
 
 # The input hangs in the way that is named on the command line, with processes of its own.
 HANGING = """
@@ -104,7 +104,7 @@ def test_while_inputs_hang(folder: Path, how: str, children: str) -> None:
 
 
 def check_all_there(script: Script, n_children: int) -> None:
-    assert commands(script, "watchdog.py") == 1
+    assert commands(script, "driver_watchdog.py") == 1
     assert commands(script, "multiprocessing.forkserver") == 3  # it, and two workers
     assert len(children_of(script)) == n_children
     assert all(map(is_alive, children_of(script)))
@@ -138,7 +138,7 @@ def test_the_worker_was_faster(folder: Path) -> None:
     assert not is_alive(worker)
     assert is_alive(child)
 
-    assert watchdog.end_marked("AT_ONCE_DASK_DRIVER=nobody", str(folder))
+    assert driver_watchdog.end_marked("AT_ONCE_DASK_DRIVER=nobody", str(folder))
     poll_for(lambda: not is_alive(child), "the child is left")
 
 
@@ -174,10 +174,10 @@ def test_an_error_in_one_round_ends_no_more_than_that_round(
             raise came
         return came
 
-    monkeypatch.setattr(watchdog, "end_marked", end_marked)
+    monkeypatch.setattr(driver_watchdog, "end_marked", end_marked)
     (folder / "scratch").mkdir()
     gone = subprocess.run(["sh", "-c", "echo $$"], stdout=subprocess.PIPE, check=True)
-    watchdog.main(int(gone.stdout), "A=b", str(folder / "scratch"))
+    driver_watchdog.main(int(gone.stdout), "A=b", str(folder / "scratch"))
     assert list(rounds) == []
     assert not (folder / "scratch").exists()
 

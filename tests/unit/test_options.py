@@ -9,6 +9,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ from calls import (
 )
 
 import at_once_dask
+from at_once_dask.api import Keywords
 from at_once_dask.cluster import connect
+from at_once_dask.options import _CHECKS, Options
 
 
 async def fetch_many(inp: Any) -> Any:
@@ -940,3 +943,11 @@ def test_nothing_is_drawn_before_all_is_well(untouched: None, name: str) -> None
     inputs = iter(range(3))
     refused(lambda: LATER[name](inputs))
     assert list(inputs) == [0, 1, 2]
+
+
+def test_each_option_has_a_check_and_its_type_stands_in_the_overloads() -> None:
+    """One that was forgotten would not be checked, or type checkers would refuse it."""
+    names = [field.name for field in fields(Options)]
+    assert list(_CHECKS) == names
+    positional = ["inp_list", "check_inp", "process_inp", "do_shuffle", "reduce_fn", "combine_fn"]
+    assert [*positional, *Keywords.__annotations__] == names

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 
-from at_once_dask.protocol.return_values import refuse_lazy
+from at_once_dask.protocol.function_results import refuse_lazy
 
 
 class Metaclass(type):

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from at_once_dask.protocol.function_results import Pairs
 from at_once_dask.protocol.progress_file import ProgressFile
-from at_once_dask.protocol.return_values import Pairs
 from at_once_dask.protocol.task import Group, Piece, Place
 from at_once_dask.reduction.groups import Groups
 from at_once_dask.reduction.map_side import FILED_BYTES, Lists, alone

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from at_once_dask.protocol.return_values import same
+from at_once_dask.protocol.function_results import same
 
 
 class Plain:
