@@ -185,7 +185,8 @@ class Summary:
                 f"{fix}call at_once_dask.last_report().reduce(reduce_fn) in this process: the"
                 " values are kept, nothing is mapped again."
             )
-        if any(failed.failure.final for failed in self.ledger.failed):
+        failures = [failed.failure for failed in self.ledger.failed]
+        if any(failure.final and failure.stage == "verify" for failure in failures):
             return (
                 "have check_inp give what process_inp returns, or return None there; other inputs"
                 " are likely to differ too, and what is saved counts as done."
