@@ -30,13 +30,23 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import psutil
-from growth import RESULTS, about, as_table, driver_cpu, in_new_interpreter, made, watched
+from growth import (
+    MEMORY,
+    RESULTS,
+    Asleep,
+    about,
+    as_table,
+    driver_cpu,
+    in_new_interpreter,
+    made,
+    nothing,
+    watched,
+)
 
 import at_once_dask
 from at_once_dask.cluster import connect
 
 OURS, POOL, JOBLIB = "at_once_dask", "Pool.map", "joblib"
-MEMORY = "1 GiB"  # that each worker may have: they sleep
 IDLE_SECONDS = 10.0
 ROUNDS = 3
 SLEEPS = "sleeps of 0.1 s"
@@ -86,14 +96,6 @@ def cases() -> list[Case]:
 
 
 @dataclass(frozen=True)
-class Asleep:
-    seconds: float
-
-    def __call__(self, inp: int) -> None:
-        time.sleep(self.seconds)
-
-
-@dataclass(frozen=True)
 class Keyed(Asleep):
     def __call__(self, inp: int) -> dict[int, int]:  # type: ignore[override]
         time.sleep(self.seconds)
@@ -114,10 +116,6 @@ class Deadly(Asleep):
 
 def is_done(inp: int) -> bool:
     return True
-
-
-def nothing(inp: int) -> None:
-    pass
 
 
 # Inside a row.
@@ -165,7 +163,7 @@ def check(case: Case, result: Any) -> None:
 
 
 def idle(own: Any) -> float:
-    """Percent of a core that a worker needs when it has nothing to do: the median of all."""
+    """Percent of a core that a worker needs when it has nothing to do: the mean of all."""
     time.sleep(2)  # what the run leaves to do is done
     pids = [nanny.pid for nanny in own.nannies().values()]
     before = [used(pid) for pid in pids]

@@ -234,11 +234,11 @@ class OwnCluster:
         """The workers, as the scheduler knows them, which is here: nobody is asked."""
         return {
             state.address: Worker(
-                state.nthreads,
-                state.status.name == "paused",
-                os.path.dirname(state.local_directory),
-                state.nanny,
-                state.local_directory,
+                threads=state.nthreads,
+                paused=state.status.name == "paused",
+                scratch=os.path.dirname(state.local_directory),
+                nanny=state.nanny,
+                directory=state.local_directory,
             )
             for state in dask_internals.worker_states(self._cluster)
         }

@@ -90,7 +90,9 @@ class Rooms:
 
 
 class Flights:
-    """All partitions in flight. No question costs more where there are more workers.
+    """All partitions in flight.
+
+    What is asked for each partition that is sent costs no more where there are more workers.
 
     Parameters
     ----------
@@ -104,6 +106,8 @@ class Flights:
         By partition id.
     delivered : dict of str to list of str
         The partitions of each worker that have come back, and whose files it may remove.
+    slots : int
+        How many partitions may be in flight.
     """
 
     def __init__(self, backend: Backend, clock: Callable[[], float]) -> None:
@@ -115,6 +119,7 @@ class Flights:
         self._threads: Mapping[str, int] = {}
         self._rooms = Rooms({})
         self._of: defaultdict[str, dict[str, InFlight]] = defaultdict(dict)  # by worker
+        self.slots = 0
         self.held: dict[str, InFlight] = {}
         self.delivered: defaultdict[str, list[str]] = defaultdict(list)
 
@@ -162,11 +167,6 @@ class Flights:
         return set(self._of)
 
     @property
-    def slots(self) -> int:
-        """How many partitions may be in flight."""
-        return DEPTH * sum(self._threads.values())
-
-    @property
     def n_idle(self) -> int:
         """How many workers have nothing to do."""
         return len(self._threads) - len(self._of)
@@ -180,6 +180,7 @@ class Flights:
     def take_workers(self, threads: Mapping[str, int]) -> None:
         """These workers may get something, and have so many threads."""
         self._threads = dict(threads)
+        self.slots = DEPTH * sum(threads.values())
         self._rooms = Rooms({worker: DEPTH * n for worker, n in threads.items()})
         for flight in self.held.values():
             self._rooms.fill(flight.worker, self._places(flight))

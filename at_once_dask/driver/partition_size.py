@@ -7,7 +7,7 @@ from at_once_dask.protocol.task import SLICE_SECONDS
 FIRST = 10_000  # inputs of the first partitions, of which nobody knows how long they take
 FIRST_CAUTIOUS = 8
 FIRST_SECONDS = 0.05  # so some of these come back soon, with what they have done until then
-# A slice is so long for each place in flight that the driver, which a partition costs some 4 ms,
+# A slice is so long for each place in flight that the driver, which a partition costs some 8 ms,
 # needs no more than half a core.
 SECONDS_A_SLOT = 0.016
 GROWTH = 64  # times the largest so far, at most
@@ -19,7 +19,7 @@ CAUTIOUS = 1000  # inputs a partition at most where the first failure ends the r
 
 
 class PartitionSizer:
-    """Sizes of partitions: short first, growing quickly, smaller again towards the end.
+    """Sizes of partitions: short first, growing quickly; smaller again where workers must be asked.
 
     Parameters
     ----------

@@ -311,8 +311,7 @@ class Run:
 
     def log_failure(self, failure: Failure, what: Any, index: int | None) -> None:
         """Log a failure where nobody else was left to do so."""
-        attempts = failure.attempts if failure.final else 1 + self.options.retries
-        log_file.note_failure(failure, self.run_log, what, index, attempts)
+        log_file.note_failure(failure, self.run_log, what, index, 1 + self.options.retries)
 
     def note(self, text: str) -> None:
         """Say it now, and in the report."""

@@ -65,8 +65,8 @@ class WorkersSeen:
 
     def is_short(self) -> bool:
         """Whether a worker died a short time ago, and is being replaced."""
-        short = self.n_threads < self._most_threads
-        return short and self._last_death > self._clock() - PATIENCE_SECONDS
+        recently = self._last_death > self._clock() - PATIENCE_SECONDS
+        return recently and self.n_threads < self._most_threads
 
     def is_due(self) -> bool:
         """Whether it is time for a look."""

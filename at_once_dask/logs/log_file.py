@@ -133,9 +133,11 @@ def note_failure(
 ) -> None:
     """Log a failure as it happens, as a warning when it was not the last of its `attempts`.
 
+    One that is final was the last in any case.
     What hinders that (a full disk) must not fail anything else.
     """
     level, text = "ERROR", failure.line()
+    attempts = failure.attempts if failure.final else attempts
     if attempts > 1:
         text += f" (attempt {failure.attempts} of {attempts})"
     if failure.attempts < attempts:

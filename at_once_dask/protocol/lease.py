@@ -83,11 +83,6 @@ class Lease:
         self.worker = ""
 
     @property
-    def current(self) -> int:
-        """The position being worked on; ``start - 1`` before the first."""
-        return self.start - 1 if self.progress is None else self.progress.current
-
-    @property
     def named(self) -> tuple[int | None, Any]:
         """The offset of the current input, and that input; None when there is none.
 

@@ -141,8 +141,7 @@ class _PartitionRun:
             index = failure.position if indices is None else indices[offset]
         assert mine.run_log is not None
         streams.settle(mine)  # what it printed comes before its failure
-        attempts = failure.attempts if failure.final else partition.attempts
-        log_file.note_failure(failure, mine.run_log, inp, index, attempts)
+        log_file.note_failure(failure, mine.run_log, inp, index, partition.attempts)
 
     def handled(self) -> dict[str, Any]:
         """The fields that every outcome has."""

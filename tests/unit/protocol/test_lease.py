@@ -104,7 +104,7 @@ def test_both_ways_to_begin_say_the_same(begun: Callable[[Entered], Iterator[int
     assert next(claimed) == 7
     assert lease.take_back([("run-1", 7)]) == {"run-1": 8}
     assert list(claimed) == []
-    assert (mine.lease.current, mine.progress.stop) == (8, 8)
+    assert (mine.progress.current, mine.progress.stop) == (8, 8)
     assert mine.states(2) == [STARTED, LEFT]
     first, second = mine.progress.marks(8)
     assert 0 < first <= second
