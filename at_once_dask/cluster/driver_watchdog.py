@@ -36,7 +36,8 @@ def watch(mark: str, folder: str, also: str | None = None) -> subprocess.Popen[b
     mark : str
         ``NAME=value``, in the environment of the processes to end.
     folder : str
-        Those that hold a file in it open are ended too; removed at the end.
+        Those that hold a file in it open are ended too; removed at the end. It need not be there
+        yet.
     also : str, optional
         Another folder to be removed at the end.
     """
@@ -71,13 +72,17 @@ def end_marked(mark: str, folder: str | None = None) -> bool:
 
 
 def _processes() -> Iterator[tuple[int, tuple[int, int]]]:
-    """Each other process: its number, that of its parent, and that of its group."""
+    """Each other process that lives: its number, that of its parent, and that of its group.
+
+    One that has ended may stay listed for ever: where the first process of a container never asks.
+    """
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
             with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as stat:
                 # Behind the name in parentheses, in which anything may stand.
-                _, parent, group = stat.read().rpartition(b")")[2].split()[:3]
-                yield int(name), (int(parent), int(group))
+                state, parent, group = stat.read().rpartition(b")")[2].split()[:3]
+                if state not in (b"Z", b"X"):
+                    yield int(name), (int(parent), int(group))
 
 
 def groups(folder: str) -> Iterator[int]:

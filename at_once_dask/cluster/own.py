@@ -7,6 +7,7 @@ import gc
 import logging
 import multiprocessing.util
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -108,11 +109,14 @@ class OwnCluster:
         forkserver.start()
         machine.check(self.n_workers)
         self._dashboard_address = _free_address(self.settings.dashboard_address)
-        self.scratch = tempfile.mkdtemp(prefix="at_once_dask-")
-        self._undo.callback(shutil.rmtree, self.scratch, ignore_errors=True)
-        self._groups = _groups_folder(self.scratch)
+        # The watchdog is there before the folder is, and until it is gone: whenever the driver is
+        # killed, the folder is removed.
+        self.scratch = os.path.join(tempfile.gettempdir(), f"at_once_dask-{secrets.token_hex(8)}")
         dog = driver_watchdog.watch("=".join(processes.mark()), self.scratch, forkserver.folder())
         self._undo.callback(_dismiss, dog)
+        os.mkdir(self.scratch, mode=0o700)
+        self._undo.callback(shutil.rmtree, self.scratch, ignore_errors=True)
+        self._groups = _groups_folder(self.scratch)
         # In a process that `multiprocessing` started: before that waits for its children, among
         # which are the workers, which end with the cluster only.
         finalizer = multiprocessing.util.Finalize(None, self._at_exit, exitpriority=100)

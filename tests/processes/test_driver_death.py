@@ -191,6 +191,57 @@ def test_with_a_fork_server_of_its_own(folder: Path, how: str) -> None:
         kill(script)
 
 
+# ----- while the cluster comes and goes
+
+DYING = """
+import os, signal, sys
+import at_once_dask
+from at_once_dask.cluster import driver_watchdog, own
+
+def die(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def watch_and_die(*arguments, watch=driver_watchdog.watch):
+    watch(*arguments)
+    die()
+
+def dismiss_and_die(dog, dismiss=own._dismiss):
+    dismiss(dog)
+    die()
+
+moment = sys.argv[1]
+if moment == "before the watchdog":
+    driver_watchdog.watch = die
+if moment == "behind the watchdog":
+    driver_watchdog.watch = watch_and_die
+at_once_dask.start(2, dashboard_address="127.0.0.1:0")
+own._dismiss = dismiss_and_die
+at_once_dask.close()
+"""
+
+
+@pytest.mark.parametrize(
+    "moment", ["before the watchdog", "behind the watchdog", "when the watchdog is gone"]
+)
+def test_while_the_cluster_starts_or_closes(folder: Path, moment: str) -> None:
+    """Its folder comes after the watchdog, and goes before it."""
+    with started(DYING, folder, moment) as script:
+        assert script.process.wait(30) == -signal.SIGKILL
+        script.check_all_gone(time.monotonic())
+
+
+def test_one_that_has_ended_and_nobody_asks_for() -> None:
+    """Its parent never learns that it is gone: it is no process that could be ended."""
+    mark = {"AT_ONCE_DASK_TEST": "a child that ended"}
+    child = subprocess.Popen(["true"], env=mark, start_new_session=True)
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    try:
+        assert psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE
+        assert child.pid not in dict(driver_watchdog._processes())
+    finally:
+        child.wait()
+
+
 # ----- at any moment
 
 RESUMED = """
