@@ -1,54 +1,89 @@
-"""`logging` records of inputs: noted where they are made, whatever handlers do with them then."""
+"""`logging` records of inputs: noted where a logger hands them to its handlers."""
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 _FORMAT = logging.Formatter("%(name)s: %(message)s")
-_NOTED = "at_once_dask_noted"  # an attribute of records
+_NOTED = "_at_once_dask_noted"  # an attribute of records; formatters that list all pass by such
 _EMIT = logging.StreamHandler.emit.__code__
 
 
-class Factory:
-    """Makes records, as ``logging.setLogRecordFactory`` takes it.
+class Records:
+    """Notes what comes to the root logger, while it is installed.
 
-    No handler would do: one of the root logger keeps ``logging.basicConfig`` from doing anything.
+    A handler of the root logger would keep ``logging.basicConfig`` from doing anything. And a
+    record is not to be noted where it is made: filters may drop it or take a password out of it,
+    and it may be a copy of another process's, which gets its text only later. So it is noted behind
+    the loggers' filters, when the handlers have had it, unless a logger keeps it from the root.
 
     Parameters
     ----------
+    is_captured : callable
+        Whether it is an input that logs.
     write : callable
-        Called with the level's name and the text; returns whether it was an input that logged.
+        Called with the level's name and the text.
     """
 
-    def __init__(self, write: Callable[[str, str], bool]) -> None:
-        self._write = write
-        self._make: Callable[..., logging.LogRecord] = logging.getLogRecordFactory()
+    def __init__(
+        self, is_captured: Callable[[], bool], write: Callable[[str, str], object]
+    ) -> None:
+        self._before: Any = logging.Logger.callHandlers
+        before = self._before
+
+        @functools.wraps(before)
+        def call_handlers(logger: logging.Logger, record: logging.LogRecord) -> None:
+            if not _comes_to_root(logger) or is_noted(record) or not is_captured():
+                before(logger, record)
+                return
+            setattr(record, _NOTED, True)  # first: what handlers print of it is the same again
+            try:
+                before(logger, record)
+            finally:
+                text = _text(record)
+                if text is not None:
+                    write(record.levelname, text)
+
+        self._ours: Any = call_handlers
 
     def install(self) -> None:
-        logging.setLogRecordFactory(self)
+        logging.Logger.callHandlers = self._ours  # type: ignore[method-assign]
 
     def uninstall(self) -> None:
         """Somebody who has put another one there meanwhile keeps it."""
-        if logging.getLogRecordFactory() is self:
-            logging.setLogRecordFactory(self._make)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
-        record = self._make(*args, **kwargs)
-        try:
-            text = _FORMAT.format(record)
-        except Exception:  # handlers will say so
-            return record
-        record.exc_text = None  # others may format it in their own way
-        setattr(record, _NOTED, self._write(record.levelname, text))
-        return record
+        if logging.Logger.callHandlers is self._ours:
+            logging.Logger.callHandlers = self._before  # type: ignore[method-assign]
 
 
-def is_noted(caller: FrameType) -> bool:
-    """Whether it is a handler that writes, as `StreamHandler` does, what has been noted already.
+def is_noted(record: logging.LogRecord) -> bool:
+    return getattr(record, _NOTED, False)
+
+
+def writes_noted(caller: FrameType) -> bool:
+    """Whether it is a handler that writes, as `StreamHandler` does, what is noted anyhow.
 
     What a handler's own ``emit`` writes may say more than the record, and is logged beside it.
     """
-    return caller.f_code is _EMIT and getattr(caller.f_locals["record"], _NOTED, False)
+    return caller.f_code is _EMIT and is_noted(caller.f_locals["record"])
+
+
+def _comes_to_root(logger: logging.Logger) -> bool:
+    current: logging.Logger | None = logger
+    while current is not None and current.propagate:
+        current = current.parent
+    return current is None
+
+
+def _text(record: logging.LogRecord) -> str | None:
+    """As a handler would write it; others may format the traceback in their own way."""
+    before = record.exc_text
+    try:
+        return _FORMAT.format(record)
+    except Exception:  # handlers have said so
+        return None
+    finally:
+        record.exc_text = before

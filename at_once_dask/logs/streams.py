@@ -61,7 +61,7 @@ _runs: set[str] = set()  # those of this worker whose output is captured
 _posts: dict[str, _Post] = {}  # by run, where the driver is on another host
 _streams: dict[str, Stream] = {}  # in place, by name
 _descriptors: dict[str, Descriptors] = {}  # by run, where they are captured
-_records: logging_records.Factory | None = None  # in place
+_records: logging_records.Records | None = None  # in place
 _is_child = False  # of a worker: an input has forked it
 
 
@@ -314,7 +314,7 @@ class Stream(io.TextIOBase):
                 if not isinstance(text, str):
                     kind = type(text).__name__
                     raise TypeError(f"write() argument must be str, not {kind}")
-                if not logging_records.is_noted(sys._getframe(1)):
+                if not logging_records.writes_noted(sys._getframe(1)):
                     page.write(self.level, str.__str__(text))
                 return len(text)
         written: int = self.original.write(text)
@@ -420,13 +420,11 @@ class _Buffer(io.BufferedIOBase):
         return getattr(self._stream.original.buffer, name)
 
 
-def _write_record(level: str, text: str) -> bool:
-    """A `logging` record was made; whether it is an input's."""
+def _write_record(level: str, text: str) -> None:
+    """A `logging` record of an input."""
     with _writing() as page:
-        if page is None:
-            return False
-        page.note(level, [text])
-    return True
+        if page is not None:  # its run may just have ended
+            page.note(level, [text])
 
 
 @contextlib.contextmanager
@@ -511,7 +509,7 @@ def _install(streams: Mapping[str, TextIO]) -> None:
             original = open(os.devnull, "w")  # noqa: SIM115
         _streams[name] = Stream(name, original, before, name in streams)
         setattr(sys, name, _streams[name])
-    _records = logging_records.Factory(_write_record)
+    _records = logging_records.Records(_is_captured, _write_record)
     _records.install()
 
 

@@ -7,10 +7,12 @@ import ctypes
 import io
 import json
 import logging
+import logging.handlers
 import multiprocessing
 import os
 import pickle
 import pty
+import queue
 import subprocess
 import sys
 import threading
@@ -458,8 +460,8 @@ def seen_in_worker() -> tuple[bool, bool, int]:
     """Whether the streams are ours, whether logging is, and the root logger's level."""
     ours = [type(stream).__module__ == streams.__name__ for stream in (sys.stdout, sys.stderr)]
     assert ours[0] == ours[1]
-    makes_records = type(logging.getLogRecordFactory()).__module__ == logging_records.__name__
-    return ours[0], makes_records, logging.getLogger().level
+    notes_records = logging.Logger.callHandlers.__code__.co_filename == logging_records.__file__
+    return ours[0], notes_records, logging.getLogger().level
 
 
 def test_the_streams_are_put_back(cluster: Client) -> None:
@@ -529,7 +531,7 @@ def test_a_functions_own_configuration(cluster: Client, folder: Path) -> None:
     assert said_by(work) == [
         ("INFO", "mine: once"),
         ("INFO", "mine: also there"),
-        ("WARNING", "alone: by its own handler"),
+        ("STDERR", "by its own handler"),
     ]
     assert (folder / "own.log").read_text() == "also there\n"
 
@@ -564,6 +566,68 @@ def test_a_record_that_cannot_be_formatted(cluster: Client) -> None:
     found = said_by(lambda: logging.getLogger("mine").warning("%d", "no number"))
     assert {level for level, _ in found} == {"STDERR"}
     assert "--- Logging error ---" in [text for _, text in found]
+
+
+class Redacted(logging.Filter):
+    """As people write it to keep secrets out of logs."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg = record.getMessage().replace("hunter2", "***")
+        record.args = ()
+        return "nobody's business" not in record.msg
+
+
+@pytest.mark.parametrize("where", ["logger", "handler"])
+def test_what_filters_change_or_drop(cluster: Client, where: str) -> None:
+    """What the handlers get, the log gets."""
+
+    def work() -> None:
+        with as_before():
+            mine, handler, redacted = logging.getLogger("mine"), logging.StreamHandler(), Redacted()
+            logging.getLogger().addHandler(handler)
+            changed = mine if where == "logger" else handler
+            changed.addFilter(redacted)
+            try:
+                mine.warning("the password is %s", "hunter2")
+                if where == "logger":
+                    mine.warning("nobody's business")
+            finally:
+                changed.removeFilter(redacted)
+
+    assert said_by(work) == [("WARNING", "mine: the password is ***")]
+
+
+def test_a_logger_that_is_to_be_silent(cluster: Client) -> None:
+    """As libraries are silenced."""
+
+    def work() -> None:
+        silent = logging.getLogger("silent")
+        silent.propagate = False
+        silent.addHandler(logging.NullHandler())
+        silent.warning("not to be heard")
+        logging.getLogger("silent.child").warning("nor this")
+
+    assert said_by(work) == []
+
+
+def test_records_through_a_queue(cluster: Client) -> None:
+    """Copied with ``logging.makeLogRecord``, which makes them empty first; printed by a thread."""
+
+    def work() -> None:
+        records: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        queued = logging.getLogger("queued")
+        queued.propagate = False
+        handler = logging.handlers.QueueHandler(records)
+        queued.addHandler(handler)
+        copied = logging.makeLogRecord({"name": "made", "msg": "elsewhere", "levelname": "INFO"})
+        listener = logging.handlers.QueueListener(records, logging.StreamHandler())
+        listener.start()
+        queued.warning("through the queue")
+        records.put(copied)
+        listener.stop()
+        queued.removeHandler(handler)
+
+    assert said_by(work) == [("STDERR", "through the queue"), ("STDERR", "elsewhere")]
 
 
 # ----- what the driver shows
