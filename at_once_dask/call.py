@@ -29,13 +29,20 @@ from at_once_dask.report.report import Plan, Reduction, Report
 from at_once_dask.user_code import notebook
 
 
-@dataclass(frozen=True)
+@dataclass
 class Call:
-    """One call: its run, the Client that was lent to it, and what is seen of it."""
+    """One call: its run, the Client that was lent to it, and what is seen of it.
+
+    Attributes
+    ----------
+    reached : bool
+        Whether it has come to the workers: before that, nothing has started.
+    """
 
     run: Run
     client: Client | None
     views: LiveViews
+    reached: bool = False
 
 
 def run(options: Options, interrupts: Interrupts) -> Run:
@@ -114,10 +121,11 @@ def _one_call(options: Options, interrupts: Interrupts) -> Iterator[Call]:
     with connect.one_at_a_time():
         client, views = connect.lent(options.client), LiveViews(options.progress)
         this = Run(options, interrupts, client, views)
+        call = Call(this, client, views)
         log_file.enter_run(this.start.id)
         try:
             this.open()
-            yield Call(this, client, views)
+            yield call
             interrupts.check()
             _keep(this, this.end(this.inputs.error))
             _write(this)
@@ -125,8 +133,8 @@ def _one_call(options: Options, interrupts: Interrupts) -> Iterator[Call]:
         except BaseException as error:
             is_written = this.report is not None
             report = this.end(error)
-            if isinstance(error, InputError):
-                raise  # nothing has started
+            if isinstance(error, InputError) and not call.reached:
+                raise
             _keep(this, report)
             _attach(report, error)
             _complete(error, report, options.progress)
@@ -158,8 +166,9 @@ def _backend(call: Call) -> Iterator[Backend]:
     call.views.show(view, this.links.by_name, this.ledger)
     labels = name, function_name(options.reduce_fn or options.combine_fn)
     with DaskBackend(
-        cluster, this.job, this.run_log, labels, options.timeout, this.interrupts
+        cluster, this.job, this.run_log, labels, options.timeout, this.interrupts, this.note
     ) as backend:
+        call.reached = True
         if options.progress:
             show_links(this.links.by_name)
         yield backend

@@ -7,7 +7,6 @@ changes. What the worker leans on is in ``worker/dask_internals.py``.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import multiprocessing.process
 import weakref
 from collections.abc import Iterable
@@ -75,9 +74,10 @@ async def close_connections(scheduler: Any) -> None:
 
 
 def unsubscribe(client: Client, topic: str) -> None:
-    """Without the second line the client keeps the handler, and with it the run."""
-    with contextlib.suppress(ValueError):  # it came to an end before it began
-        client.unsubscribe_topic(topic)
+    """Without this the client keeps the handler, and with it the run, as with Dask's own way.
+
+    The scheduler has forgotten the topic with all who listen; Dask's own way would make it again.
+    """
     client._event_handlers.pop(topic, None)
 
 
@@ -106,13 +106,16 @@ async def _forget_run(topic: str, nannies: Iterable[str], dask_scheduler: Any) -
     """Runs in the scheduler; the last parameter's name is Dask's.
 
     A worker that dies now takes its plugin along. A nanny that is just replacing its worker is not
-    reached by Dask's own way, which goes by the workers; so each is asked by its address.
+    reached by Dask's own way, which goes by the workers; so each is asked by its address. The topic
+    comes last: an event that arrives meanwhile would make it again.
     """
-    dask_scheduler._broker._topics.pop(topic, None)
     asked = [dask_scheduler.rpc(nanny).plugin_remove(name=topic) for nanny in nannies]
     if topic in dask_scheduler.worker_plugins:
         asked.append(dask_scheduler.unregister_worker_plugin(None, topic))
-    await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), FORGET_SECONDS)
+    try:
+        await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), FORGET_SECONDS)
+    finally:
+        dask_scheduler._broker._topics.pop(topic, None)
 
 
 def forget_events(topic: str, dask_scheduler: Any) -> None:

@@ -219,28 +219,35 @@ def _keep_sockets_short() -> None:
     )
 
 
-_get_preparation_data = multiprocessing.spawn.get_preparation_data
+class PreparationWithoutMain:
+    """In place of ``multiprocessing.spawn.get_preparation_data``, for as long as a cluster lives.
+
+    Others may have put theirs there before, or do so meanwhile: joblib's loky, coverage, debuggers.
+    """
+
+    def __init__(self) -> None:
+        self._before = multiprocessing.spawn.get_preparation_data
+
+    def __call__(self, name: str) -> dict[str, Any]:
+        if not name.startswith(WORKER_PROCESS):
+            return self._before(name)
+        data = plain(self._before, name)
+        data.pop("init_main_from_path", None)
+        data.pop("init_main_from_name", None)
+        return data
+
+    def undo(self) -> None:
+        """Somebody who has put another one there meanwhile keeps it."""
+        if multiprocessing.spawn.get_preparation_data is self:
+            multiprocessing.spawn.get_preparation_data = self._before
 
 
-def _without_main(name: str) -> dict[str, Any]:
-    if not name.startswith(WORKER_PROCESS):
-        return _get_preparation_data(name)
-    data = plain(_get_preparation_data, name)
-    data.pop("init_main_from_path", None)
-    data.pop("init_main_from_name", None)
-    return data
-
-
-def keep_main_out_of_workers() -> None:
+def keep_main_out_of_workers() -> PreparationWithoutMain:
     """Stop `multiprocessing` from running the script again in Dask's worker processes.
 
     Without this, a script without a ``__main__`` guard starts its cluster again in every worker,
     and no worker starts. Functions of ``__main__`` travel by value, so workers do not miss it.
     Processes of other names are not touched.
     """
-    multiprocessing.spawn.get_preparation_data = _without_main
-
-
-def let_main_into_processes() -> None:
-    """Undo `keep_main_out_of_workers`."""
-    multiprocessing.spawn.get_preparation_data = _get_preparation_data
+    multiprocessing.spawn.get_preparation_data = preparation = PreparationWithoutMain()
+    return preparation

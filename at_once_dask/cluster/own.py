@@ -123,8 +123,8 @@ class OwnCluster:
         self._undo.callback(finalizer.cancel)
         self._undo.enter_context(may_be_started())
         self._undo.enter_context(exit_codes_read_once())
-        forkserver.keep_main_out_of_workers()
-        self._undo.callback(forkserver.let_main_into_processes)
+        self._preparation = forkserver.keep_main_out_of_workers()
+        self._undo.callback(self._preparation.undo)
         self._config = dask.config.set(_config(self.n_workers) | dashboard.link_setting())
         self._undo.enter_context(self._config)
 
@@ -273,7 +273,7 @@ class OwnCluster:
         """In a child that was forked: neither it nor Dask touches at its end what is another's."""
         dask_internals.forget_cluster(self.client, self._cluster)
         self._config.__exit__(None, None, None)
-        forkserver.let_main_into_processes()
+        self._preparation.undo()
 
 
 class OwnNanny(Nanny):

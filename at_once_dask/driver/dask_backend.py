@@ -12,6 +12,7 @@ import pickle
 import queue
 import signal
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -57,6 +58,8 @@ class DaskBackend:
     timeout : float or None
         Seconds an input may take.
     interrupts : Interrupts, optional
+    note : callable, optional
+        Called with what the user should know; by default it is only logged.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class DaskBackend:
         labels: tuple[str, str],
         timeout: float | None = None,
         interrupts: Interrupts | None = None,
+        note: Callable[[str], None] | None = None,
     ) -> None:
         self._cluster = cluster
         self._client = cluster.client
@@ -76,7 +80,9 @@ class DaskBackend:
         self._labels = [f"{label}-{run_log.run}" for label in labels]
         self._interrupts = Interrupts() if interrupts is None else interrupts
         plugin = RunNannyPlugin(run_log.run, timeout, job.n_bytes if cluster.own else 0)
-        self._registration = Registration(cluster, self._topic, plugin, self._interrupts)
+        self._registration = Registration(
+            cluster, self._topic, plugin, self._interrupts, note or run_log.warn
+        )
         self._files = HostFiles(cluster.scratch, run_log.run, run_log.warn)
         self._since = time.time()
         self._questioned: set[str] = set()  # workers that were asked to give back, and have not yet
@@ -104,13 +110,14 @@ class DaskBackend:
             return
         self._client.cancel(list(self._futures.values()), force=True)
         self._futures.clear()
-        dask_internals.unsubscribe(self._client, self._topic)
         for worker, known in self._registration.known.items():
             # Nanny plugins and living workers do so themselves.
             folder = self.progress_folder(worker) if known.nanny is None else None
             if folder is not None:
                 folder.clear()
         self._registration.end()
+        # Last: until they have forgotten the run, workers may send lines for the log.
+        dask_internals.unsubscribe(self._client, self._topic)
 
     def _introduce(self) -> None:
         """Bring the run to the workers and their nannies, and listen to what they report."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 from typing import Any
@@ -42,10 +43,17 @@ class Registration:
     plugin : RunNannyPlugin
         What each nanny gets.
     interrupts : Interrupts
+    note : callable
+        Called with what the user should know.
     """
 
     def __init__(
-        self, cluster: Cluster, topic: str, plugin: RunNannyPlugin, interrupts: Interrupts
+        self,
+        cluster: Cluster,
+        topic: str,
+        plugin: RunNannyPlugin,
+        interrupts: Interrupts,
+        note: Callable[[str], None],
     ) -> None:
         self._cluster = cluster
         self._client: Client = cluster.client
@@ -53,6 +61,7 @@ class Registration:
         self._topic = topic
         self._plugin = plugin
         self._interrupts = interrupts
+        self._note = note
         self.known: dict[str, Worker] = {}  # also those that are gone
         self.occupied: set[str] = set()  # workers that could not be ended when a run stopped
         self._there: dict[str, Worker] = {}  # at the last look
@@ -60,6 +69,7 @@ class Registration:
         # By address, and the directory of the process: what was met stays so as long as that lives.
         self._asked: dict[str, str] = {}
         self._met: dict[str, str] = {}  # workers that are watched, or have no nanny
+        self._unwatched: dict[str, bool] = {}  # none can hold them to the limit; whether noted
         self._meetings: set[asyncio.Future[None]] = set()
         self._refused: AtOnceError | None = None
         self._is_over = False
@@ -73,6 +83,8 @@ class Registration:
         self._client.sync(self._meet_all, workers)
         if self._refused is not None:
             raise self._refused
+        if self._unwatched and not any(worker.nanny for worker in workers.values()):
+            raise InputError(self._no_nanny(min(self._unwatched)))
 
     def _register(self, plugin: RunPlugin) -> None:
         for attempt in range(ATTEMPTS):
@@ -99,6 +111,7 @@ class Registration:
         if self._refused is not None:
             raise self._refused
         self.known |= self._there
+        self._note_unwatched()
         if self._strangers():
             self._loop.add_callback(self._meet_strangers)
         return {address: self._as_met(address, w) for address, w in self._there.items()}
@@ -126,7 +139,22 @@ class Registration:
     def _as_met(self, address: str, worker: Worker) -> Worker:
         """It takes partitions from when it was met; what still runs there starts nothing new."""
         ready = worker.ready and self._met.get(address) == worker.directory
-        return replace(worker, ready=ready, paused=worker.paused or address in self.occupied)
+        gets_nothing = address in self.occupied or address in self._unwatched
+        return replace(worker, ready=ready, paused=worker.paused or gets_nothing)
+
+    def _note_unwatched(self) -> None:
+        """One that is given nothing would puzzle who counts the workers."""
+        for address, is_noted in list(self._unwatched.items()):
+            if not is_noted:
+                self._unwatched[address] = True
+                self._note(f"the run goes on without a worker: {self._no_nanny(address)}")
+
+    def _no_nanny(self, worker: str) -> str:
+        return (
+            f"timeout={self._plugin.timeout:g} needs a nanny, which ends a worker that takes"
+            f" longer, and the worker {worker} has none; start it without --no-nanny, or leave"
+            " timeout out: run(inp_list, check_inp, process_inp, client=client)"
+        )
 
     async def _meet_all(self, workers: dict[str, Worker]) -> None:
         self.known |= workers
@@ -153,7 +181,7 @@ class Registration:
         A worker that dies before it is connected is never replaced.
         """
         if worker.nanny is None and self._plugin.timeout is not None:
-            self._refused = _no_nanny(address, self._plugin.timeout)
+            self._unwatched.setdefault(address, False)
             return
         watched = None if worker.nanny else address
         while watched != address and self._client.status == "running" and not self._is_over:
@@ -172,6 +200,7 @@ class Registration:
             if watched != address:
                 await asyncio.sleep(MEET_PAUSE_SECONDS)
         self._met[address] = worker.directory
+        self._unwatched.pop(address, None)  # of one that was at the same address before
 
     async def _ask_nanny(self, address: str, nanny: Nanny | None) -> str | None:
         """Which worker it watches; one that is here is asked without a message."""
@@ -206,14 +235,6 @@ class Registration:
         """Wait until the scheduler knows that they are gone: it would still speak to them."""
         while workers & (await listed(self._client)).keys():
             await asyncio.sleep(0.02)
-
-
-def _no_nanny(worker: str, timeout: float) -> InputError:
-    return InputError(
-        f"timeout={timeout:g} needs a nanny, which ends a worker that takes longer, and the worker"
-        f" {worker} has none; start it without --no-nanny, or leave timeout out:"
-        " run(inp_list, check_inp, process_inp, client=client)"
-    )
 
 
 def connection_lost() -> AtOnceError:

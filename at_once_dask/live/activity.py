@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any, Protocol
 
 from at_once_dask.driver.flights import InFlight
+from at_once_dask.protocol.events import LONG_SECONDS
 from at_once_dask.protocol.progress_file import Progress
 from at_once_dask.protocol.progress_folder import ProgressFolder
 from at_once_dask.protocol.status import FAILED, PROCESSED, is_final, stage
@@ -23,8 +24,7 @@ from at_once_dask.user_code.text import safe_repr
 
 NAMING_SECONDS = 0.05  # that the run's thread gives to names at a time
 NAMES_KEPT = 1_000
-LONG_SECONDS = 2.0  # an input that runs for less is not called long, ...
-LONG_TIMES = 5  # ... nor one that takes less than so many times the usual
+LONG_TIMES = 5  # an input is not called long that takes less than so many times the usual
 LONG_ALONE_SECONDS = 60.0  # the same while no other says what is usual
 SAMPLE = 1_000  # inputs that say what is usual
 
@@ -101,7 +101,7 @@ class Activity:
     """The activity of one worker."""
 
     worker: str
-    current: AtWork | None  # a worker works on one partition at a time
+    current: AtWork | None  # of several at a time, the one that has been at the same for longest
     at: float
 
     def lacks_name(self, names: Names) -> bool:
@@ -132,7 +132,10 @@ def activities(workers: Workers | None) -> list[Activity]:
     for flight in workers.in_flight():
         folder = workers.progress_folder(flight.worker)
         progress = None if folder is None else folder.look(flight.id)
-        if progress is not None and not progress.ended:
+        if progress is None or progress.ended:
+            continue
+        other = at_work.get(flight.worker)
+        if other is None or progress.since < other.progress.since:
             at_work[flight.worker] = AtWork(flight, progress)
     now = time.monotonic()
     return [Activity(worker, current, now) for worker, current in at_work.items()]

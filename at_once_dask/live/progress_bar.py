@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TextIO
 
-from at_once_dask.live.activity import Workers, activities
+from at_once_dask.live.activity import AtWork, Workers, activities
 from at_once_dask.live.console import Screen, View, screen, warn
 from at_once_dask.live.eta import Eta
-from at_once_dask.protocol.events import Running
+from at_once_dask.protocol.events import LONG_SECONDS, Running
 from at_once_dask.protocol.status import FAILED, PENDING, PROCESSED, SKIPPED, stage
 from at_once_dask.report.ledger import Cause, Ledger
 from at_once_dask.report.summary import counted, duration, elapsed, example, message_line, speed
@@ -19,7 +19,6 @@ from at_once_dask.user_code.text import safe_repr
 
 FORGET_SECONDS = 3.0  # a worker of which nothing was seen for so long is no longer at it
 LOOK_SECONDS = 1.0  # between two looks at what runs
-LONG_SECONDS = 2.0  # when an input counts as one that runs long
 NAME_LENGTH = 40  # of an input in the progress, at most
 NAME_LEAST = 12  # and where the terminal is narrow
 CAUSES_SHOWN = 5  # of a run, as they first come
@@ -75,8 +74,7 @@ class ProgressBar:
         self._shown = clock()
         self._begun = self._shown if begun is None else begun
         self._eta = Eta(self._shown) if eta is None else eta
-        self._looked = self._shown
-        self._long: dict[str, tuple[float, Running]] = {}
+        self._slowest = Slowest(clock)
         self._workers: Workers | None = None
         self._is_over = False
         self._screen: Screen = screen(stream, total, links or {})
@@ -86,14 +84,13 @@ class ProgressBar:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._long.clear()
         self._workers = None
         self._is_over = True
         self._show_causes()
         self._screen.end(self._view())
 
     def running(self, event: Running) -> None:
-        self._long[event.worker] = (self._clock(), event)
+        self._slowest.note(event)
 
     def begin(self, workers: Workers) -> None:
         """Who works at what, from now on."""
@@ -105,23 +102,9 @@ class ProgressBar:
         self._show_causes()
         self._alarm()
         if now - self._shown >= self._screen.seconds:
-            self._look(now)
+            self._slowest.look(self._workers)
             self._shown = now
             self._screen.draw(self._view())
-
-    def _look(self, now: float) -> None:
-        """Note what runs long, by the progress files; where none is seen, workers report it."""
-        if now - self._looked < LOOK_SECONDS:
-            return
-        self._looked = now
-        for activity in activities(self._workers):
-            current = activity.current
-            if current is None or current.progress.position is None:
-                continue
-            seconds, what = activity.at - current.progress.since, stage(current.progress.doing)
-            if seconds > LONG_SECONDS:
-                name = safe_repr(current.inp)
-                self.running(Running(activity.worker, seconds, what, name))
 
     def say(self, text: str) -> None:
         """A line that stays; in a notebook not in the display, which keeps its last line only."""
@@ -135,7 +118,8 @@ class ProgressBar:
         text = ", ".join([*self._counts(), self._time()])
         if len(text) > width:
             return self._short()
-        text += self._slowest(width - len(text))
+        if self._left() != 0 and not self._is_over:
+            text += self._slowest.text(width - len(text))
         rate = self._rate()
         more = "" if rate is None else f", {speed(rate)}"
         return text + more if len(text + more) <= width else text
@@ -199,23 +183,6 @@ class ProgressBar:
     def _failed(self) -> int:
         return self._ledger.counts[FAILED]
 
-    def _slowest(self, room: int) -> str:
-        """The input that has run longest, of those seen a short time ago."""
-        now = self._clock()
-        self._long = {w: seen for w, seen in self._long.items() if now - seen[0] < FORGET_SECONDS}
-        if not self._long or self._left() == 0:
-            return ""
-        at, event = max(self._long.values(), key=lambda seen: seen[1].seconds - seen[0])
-        rest = f" in {event.stage} for {duration(event.seconds + now - at)}"
-        room -= len(", slowest: ")
-        if room < NAME_LEAST + len(rest):
-            rest = ""
-        name = _one_line(event.inp)
-        limit = min(NAME_LENGTH, room - len(rest))
-        if len(name) > limit:
-            name = "…" + name[1 - limit :]  # its end tells more than its beginning
-        return f", slowest: {name}{rest}" if room >= NAME_LEAST else ""
-
     def _show_causes(self) -> None:
         """Each new cause, as it first comes: so that nobody waits for the end to learn of it."""
         n = min(self._causes.n_causes, CAUSES_SHOWN)
@@ -235,6 +202,64 @@ class ProgressBar:
                 f"ALL {n:,} INPUTS SO FAR HAVE FAILED, for this one cause. {stop} ends the run, and"
                 " the same call goes on when it is fixed; max_failures=50 would end it by itself."
             )
+
+
+class Slowest:
+    """The input that has run longest, of those seen a short time ago.
+
+    Parameters
+    ----------
+    clock : callable
+        Seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._looked = clock()
+        self._seen: dict[str, tuple[float, Running]] = {}  # when, by worker
+        self._named: tuple[object, str] = (None, "")
+
+    def note(self, event: Running) -> None:
+        self._seen[event.worker] = (self._clock(), event)
+
+    def look(self, workers: Workers | None) -> None:
+        """By the progress files; where none is seen, workers report it."""
+        if self._clock() - self._looked < LOOK_SECONDS:
+            return
+        self._looked = self._clock()
+        current = [activity.current for activity in activities(workers)]
+        named = [at for at in current if at is not None and at.progress.position is not None]
+        if not named:
+            return
+        slowest = min(named, key=lambda at: at.progress.since)
+        seconds = time.monotonic() - slowest.progress.since
+        if seconds > LONG_SECONDS:
+            what, name = stage(slowest.progress.doing), self._name(slowest)
+            self.note(Running(slowest.flight.worker, seconds, what, name))
+
+    def _name(self, slowest: AtWork) -> str:
+        """Its `repr`, which may be slow and is the user's code: only of this one, and once."""
+        key = slowest.flight.id, slowest.progress.position
+        if self._named[0] != key:
+            self._named = key, safe_repr(slowest.inp)
+        return self._named[1]
+
+    def text(self, room: int) -> str:
+        """For the end of a line, where there is `room` for it; empty where nothing runs long."""
+        now = self._clock()
+        self._seen = {w: seen for w, seen in self._seen.items() if now - seen[0] < FORGET_SECONDS}
+        if not self._seen:
+            return ""
+        at, event = max(self._seen.values(), key=lambda seen: seen[1].seconds - seen[0])
+        rest = f" in {event.stage} for {duration(event.seconds + now - at)}"
+        room -= len(", slowest: ")
+        if room < NAME_LEAST + len(rest):
+            rest = ""
+        name = _one_line(event.inp)
+        limit = min(NAME_LENGTH, room - len(rest))
+        if len(name) > limit:
+            name = "…" + name[1 - limit :]  # its end tells more than its beginning
+        return f", slowest: {name}{rest}" if room >= NAME_LEAST else ""
 
 
 class NoProgress:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+LONG_SECONDS = 2.0  # an input that has run for less is not called long
+
 
 def topic(run: str) -> str:
     """The topic of a run: no other driver receives what is reported on it."""
@@ -20,7 +22,7 @@ class LogLines:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """An input runs long on a worker whose progress files the driver does not see."""
+    """An input runs long on a borrowed cluster, whose workers may be on other hosts."""
 
     worker: str
     seconds: float

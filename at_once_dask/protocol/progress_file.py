@@ -301,6 +301,21 @@ def look(path: str) -> Progress | None:
         return Progress.read(_without_records(file))
 
 
+def at_it_since(path: str) -> tuple[int, float] | None:
+    """The position that the partition has come to, and since when; None when it does not go on.
+
+    Two small reads, however many inputs it has: nannies ask ten times a second.
+    """
+    with open(path, "rb") as file:
+        start, n, current, stop, closing, *_ = _HEAD.unpack(file.read(_HEAD.size))
+        if not n or (stop != _UNKNOWN and not closing):
+            return None
+        reached = current if stop == _UNKNOWN else stop
+        file.seek(_HEAD.size + _MARK_BYTES * (reached - start))
+        (since,) = struct.unpack("=d", file.read(_MARK_BYTES))
+    return reached, since
+
+
 @contextlib.contextmanager
 def _mapped_head(path: str) -> Iterator[memoryview[int]]:
     """The head of another process's file."""

@@ -59,7 +59,7 @@ class Main(ModuleType):
     What the script imports and the functions do not use is imported when somebody asks for it.
     """
 
-    __slots__ = ("folder", "later", "left", "pickled")
+    __slots__ = ("_preparation", "folder", "later", "left", "pickled")
 
     def __init__(self, folder: str = "") -> None:
         super().__init__("__main__")
@@ -104,7 +104,8 @@ class Main(ModuleType):
         if sys.modules["__main__"] is not self:
             sys.modules.update(dict.fromkeys(MAINS, self))
             pickling.share(vars(self))
-            multiprocessing.spawn.get_preparation_data = _with_main
+            self._preparation = _PreparationWithMain(self)
+            multiprocessing.spawn.get_preparation_data = self._preparation
 
     def leave(self) -> None:
         """The process is as it was."""
@@ -112,7 +113,7 @@ class Main(ModuleType):
             sys.modules["__main__"] = _before
             sys.modules.pop("__mp_main__", None)
             pickling.share(())
-            multiprocessing.spawn.get_preparation_data = _get_preparation_data
+            self._preparation.undo()
 
 
 _before = sys.modules["__main__"]
@@ -507,17 +508,28 @@ from at_once_dask.user_code import main_module
 globals().update(main_module.variables({path!r}))
 """
 
-_get_preparation_data = multiprocessing.spawn.get_preparation_data
 
+class _PreparationWithMain:
+    """In place of ``multiprocessing.spawn.get_preparation_data``, while a `Main` is in place.
 
-def _with_main(name: str) -> dict[str, Any]:
-    """The preparation of a child that is not forked: its ``__main__`` is this one."""
-    data = _get_preparation_data(name)
-    main = sys.modules["__main__"]
-    if isinstance(main, Main):
-        data.pop("init_main_from_name", None)
-        data["init_main_from_path"] = _script_for_children(main)
-    return data
+    A child that is not forked gets that for its ``__main__``.
+    """
+
+    def __init__(self, main: Main) -> None:
+        self._main = main
+        self._before = multiprocessing.spawn.get_preparation_data
+
+    def __call__(self, name: str) -> dict[str, Any]:
+        data: dict[str, Any] = self._before(name)
+        if sys.modules["__main__"] is self._main:
+            data.pop("init_main_from_name", None)
+            data["init_main_from_path"] = _script_for_children(self._main)
+        return data
+
+    def undo(self) -> None:
+        """Somebody who has put another one there meanwhile keeps it."""
+        if multiprocessing.spawn.get_preparation_data is self:
+            multiprocessing.spawn.get_preparation_data = self._before
 
 
 def _script_for_children(main: Main) -> str:

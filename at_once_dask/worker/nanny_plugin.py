@@ -87,10 +87,10 @@ class RunNannyPlugin(NannyPlugin):
     def _find_overdue(self, progress_folder: ProgressFolder) -> tuple[str, int] | None:
         assert self.timeout is not None
         latest = time.monotonic() - self.timeout
-        for id, progress in progress_folder.running():
+        for id, reached, since in progress_folder.running():
             # Those reported were of the process before: until it is replaced, the address stays.
-            if progress.since < latest and id not in self._reported:
-                return id, progress.reached
+            if since < latest and id not in self._reported:
+                return id, reached
         return None
 
     async def _ask_and_end(

@@ -84,11 +84,11 @@ def work(
     except UnreadableError:
         return Outcome(partition.start, worker, unreadable=True)
     finally:
+        progress.close()  # first: nobody is to take back any more what the outcome does not say
         mine.subject = None
         streams.settle(mine)
         lease.enter(None)
         lease.end(partition.id)
-        progress.close()
 
 
 class UnreadableError(Exception):

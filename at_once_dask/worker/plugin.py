@@ -36,7 +36,6 @@ from at_once_dask.worker.partition_run import work
 
 REPORT_SECONDS = 1.0  # how often a worker reports what runs long
 TIDY_SECONDS = 0.5  # how often it looks after output that nobody brings to the log
-LONG_SECONDS = 2.0  # when an input counts as one that runs long
 
 
 class OwnWorkerPlugin(WorkerPlugin):
@@ -171,11 +170,11 @@ class RunPlugin(WorkerPlugin):
             return None
 
     def _report(self, worker: Any) -> None:
-        """Report what runs long, where the driver does not see the progress files."""
-        if self.run_log.is_near:
+        """Report what runs long; from the own cluster's workers the driver knows it."""
+        if self.environment is not None:
             return
         found = lease.longest_running(self.run)
-        if found is not None and found[0] > LONG_SECONDS:
+        if found is not None and found[0] > events.LONG_SECONDS:
             seconds, stage, inp = found
             event = Running(worker.address, seconds, stage, safe_repr(inp))
             worker.log_event(events.topic(self.run), events.message(event))

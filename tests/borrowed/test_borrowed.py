@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,7 @@ def state_of(client: Client) -> dict[str, Any]:
             "config": dask.config.config,
             "plugins": [*dask_scheduler.plugins, *dask_scheduler.worker_plugins],
             "tasks": len(dask_scheduler.tasks),
+            "topics": [name for name in dask_scheduler._broker._topics if "at_once" in name],
         }
 
     return {"scheduler": client.run_on_scheduler(of_scheduler), **client.run(of_worker)}
@@ -537,6 +539,54 @@ def test_a_worker_without_a_nanny(
         report = run.value.report
         assert report.seconds < 8
         assert report.n_failed + report.n_left >= 1
+
+
+def test_a_worker_without_a_nanny_that_comes_while_a_time_limit_holds(
+    client_of_spare: Client,
+    spare: tuple[Path, subprocess.Popen[Any]],
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It gets nothing, which is said once; those that can be watched do the work."""
+    seen: list[str] = []
+
+    def wait(n: int) -> None:
+        poll_for((folder / "go").exists, "nobody ends this", seconds=30)
+
+    def join(ended: threading.Event) -> None:
+        with dask_command("worker", spare[0], "--no-nanny", "--nthreads", "1"):
+            poll_for(lambda: len(client_of_spare.nthreads()) == 2, "it does not come", seconds=30)
+            poll_for(lambda: "goes on without" in said(), "nobody says so", said, seconds=30)
+            (folder / "go").touch()
+            ended.wait()
+
+    def said() -> str:
+        seen.append(capsys.readouterr().err)
+        return "".join(seen)
+
+    with dask_command("worker", spare[0], "--nthreads", "1"):
+        client_of_spare.wait_for_workers(1, timeout=30)
+        (watched,) = client_of_spare.nthreads()
+        with thread_until_end(join):
+            report = at_once_dask.run(range(8), None, wait, timeout=60, client=client_of_spare)
+    assert report.ok
+    assert set(report.items["worker"]) == {watched}
+    note = "the run goes on without a worker: timeout=60 needs a nanny, which ends a worker that"
+    assert " ".join(report.summary().split()).count(note) == 1
+    assert said().count(note) == 1
+
+
+@contextlib.contextmanager
+def thread_until_end(function: Callable[[threading.Event], None]) -> Iterator[None]:
+    """`function` runs meanwhile; it gets an Event that is set at the end."""
+    ended = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(function, ended)
+        try:
+            yield
+        finally:
+            ended.set()
+            future.result()
 
 
 def check_no_time_limit(client: Client, folder: Path) -> None:

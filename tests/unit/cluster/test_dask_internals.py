@@ -259,6 +259,20 @@ def test_the_handler_of_a_topic_is_forgotten_with_it() -> None:
     in_scheduler(check)
 
 
+def test_a_topic_that_the_scheduler_has_forgotten_stays_so() -> None:
+    """Dask's own way makes it again; were that so no more, ours could go."""
+
+    async def check(scheduler: Scheduler, client: Client) -> None:
+        scheduler._broker.unsubscribe(TOPIC, client.id)
+        assert TOPIC in scheduler._broker._topics
+        await client._run_on_scheduler(dask_internals._forget_run, TOPIC, [])
+        dask_internals.unsubscribe(client, TOPIC)
+        await client._run_on_scheduler(dask_internals.forget_events, TOPIC)  # it has come so far
+        assert TOPIC not in scheduler._broker._topics
+
+    in_scheduler(check)
+
+
 def test_events_that_passed_through_the_scheduler_can_be_forgotten() -> None:
     async def check(scheduler: Scheduler, client: Client) -> None:
         scheduler.log_event(TOPIC, {"kind": "WorkerDied"})

@@ -63,8 +63,16 @@ def read(of_worker: ProgressFolder, id: str = "p") -> Progress:
 
 
 def going_on(of_worker: ProgressFolder) -> list[tuple[str, int, float]]:
-    """Of each partition that goes on: its id, the position it has come to, and since when."""
-    return [(id, found.reached, found.since) for id, found in of_worker.running()]
+    """Of each partition that goes on: its id, the position it has come to, and since when.
+
+    A look at the whole file says the same.
+    """
+    found = list(of_worker.running())
+    for id, reached, since in found:
+        seen = of_worker.look(id)
+        assert seen is not None
+        assert (seen.reached, seen.since) == (reached, since)
+    return found
 
 
 def handle(file: ProgressFile, position: int, state: int, clock: Clock, seconds: float) -> None:
@@ -146,18 +154,23 @@ def test_who_looks_while_it_is_made_finds_nothing_and_raises_nothing(
 
 def test_looks_while_it_is_written_agree_with_themselves(of_worker: ProgressFolder) -> None:
     """A thread handles inputs as fast as it can; each look finds a state that was once there."""
-    n = 20_000
+    n = 100_000
     file = of_worker.create("p", 0, n)
+    half, looked = n // 2, threading.Event()
 
     def work() -> None:
         for offset in file.claims(lambda: None):
             file.states[offset] = PROCESSED
+            if offset == half:  # so that one look at least is in the middle
+                looked.wait(10)
 
     thread = threading.Thread(target=work)
     thread.start()
     looks = []
     while thread.is_alive():
         looks.append(of_worker.look("p"))
+        if any(True for _ in of_worker.running()) and looks[-1] and looks[-1].current == half:
+            looked.set()
     thread.join()
     file.close()
 
