@@ -115,7 +115,7 @@ class Options:
         }
 
     def checked(self) -> Options:
-        """Itself, when the arguments fit together."""
+        """The same with plain numbers, when the arguments fit together."""
         if self.reduce_fn is not None and self.combine_fn is not None:
             raise InputError(
                 "reduce_fn and combine_fn were both given; pass one of them: with"
@@ -146,10 +146,18 @@ class Options:
                 " leave one of them out:"
                 f" run(inp_list, check_inp, process_inp, max_failures={self.max_failures})"
             )
-        return self
+        return replace(self, **{name: _plain(getattr(self, name)) for name in _NUMBERS})
 
 
 _DESCRIBED = [field.name for field in fields(Options)][1:]
+_NUMBERS = ("max_failures", "retries", "timeout")
+
+
+def _plain(number: Any) -> Any:
+    """A number of NumPy's, or a fraction, as Python's own: its type tells a count from a share."""
+    if number is None:
+        return None
+    return int(number) if isinstance(number, numbers.Integral) else float(number)
 
 
 @dataclass(frozen=True)

@@ -299,8 +299,12 @@ class Dispatcher:
                     self._lose(flight)
         elif self._workers.is_dead(worker):  # it left no trace of this one: that never started
             self._settle(flight, Death(worker, progress={}))
-        elif self._workers.is_lost(worker):
-            self._bury(self._backend.inquest(worker))
+        elif self._workers.is_lost(worker, flight.directory):
+            death = self._backend.inquest(worker)
+            if worker in self._workers.alive:  # another process, which came to the same address
+                self._settle(flight, death)
+            else:
+                self._bury(death)
 
     def _lose(self, flight: InFlight) -> None:
         """Its worker lives, and has lost what it had done: no input is to blame for that."""

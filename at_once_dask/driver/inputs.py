@@ -8,10 +8,10 @@ import random
 import time
 from array import array
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
+from itertools import count, groupby
 from typing import Any
 
 from toolz import partition_all
@@ -107,14 +107,14 @@ class Inputs:
         self._iterator: Iterator[Any] | None = None
         self._back: deque[Chunk] = deque()
         self._again: deque[Chunk] = deque()
+        self._n_back = 0  # inputs in both: they may be chunks of one, and very many
 
     @property
     def left(self) -> int | None:
         """How many inputs are still to be given out, where that is known."""
         if self.total is None:
             return None
-        back = sum(map(len, self._back)) + sum(map(len, self._again))
-        return max(0, self.total - self.drawn) + back
+        return max(0, self.total - self.drawn) + self._n_back
 
     def is_empty(self) -> bool:
         """Whether nothing is left to give out; draws a few inputs to find out."""
@@ -130,7 +130,7 @@ class Inputs:
         """The next inputs, `n` at most; None at the end."""
         if not self._back:
             return self._draw(n) or None
-        chunk = _cut(self._back, n)
+        chunk = self._cut(self._back, n)
         # Of what is only just being made nothing waits for more.
         wanted = self.total is not None and len(chunk) < n and not chunk.singly
         if wanted and chunk.stop == self.drawn:
@@ -140,12 +140,22 @@ class Inputs:
 
     def take_again(self, n: int) -> Chunk:
         """The next of those that run a second time, `n` at most."""
-        return _cut(self._again, n)
+        return self._cut(self._again, n)
 
     def give_back(self, chunk: Chunk) -> None:
         """Take `chunk` back, to be given out again before anything new."""
         if chunk:
             (self._again if chunk.again else self._back).append(chunk)
+            self._n_back += len(chunk)
+
+    def _cut(self, chunks: deque[Chunk], n: int) -> Chunk:
+        """The first `n` inputs of the first chunk; the rest of it stays."""
+        chunk = chunks.popleft()
+        if len(chunk) > n:
+            chunks.appendleft(chunk.part(chunk.start + n, chunk.stop))
+            chunk = chunk.part(chunk.start, chunk.start + n)
+        self._n_back -= len(chunk)
+        return chunk
 
     def indices(self, chunk: Chunk) -> array[int] | None:
         """The positions of `chunk` in the list as given, where they differ."""
@@ -177,15 +187,6 @@ class Inputs:
         self.at_end = True
 
 
-def _cut(chunks: deque[Chunk], n: int) -> Chunk:
-    """The first `n` inputs of the first chunk; the rest of it stays."""
-    chunk = chunks.popleft()
-    if len(chunk) > n:
-        chunks.appendleft(chunk.part(chunk.start + n, chunk.stop))
-        chunk = chunk.part(chunk.start, chunk.start + n)
-    return chunk
-
-
 class Retries:
     """Which inputs wait for a further attempt, and how many attempts each has had.
 
@@ -199,7 +200,7 @@ class Retries:
         self._most = most
         self._failed: dict[int, int] = {}  # attempts that failed, by position
         self._losses: Counter[int] = Counter()  # by position, in workers that live
-        self._waiting: list[tuple[float, int, Chunk]] = []  # a heap: due, position, input
+        self._waiting: list[tuple[float, int, Chunk]] = []  # a heap: due, position, inputs
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -218,11 +219,20 @@ class Retries:
         failure.attempts = self._failed[failure.position] = self.attempt(failure.position)
         return failure.attempts > self._most or failure.final
 
-    def wait(self, position: int, inp: Any, now: float) -> None:
-        """Run it again after a while: exponential, with jitter."""
-        backoff = min(BACKOFF_LIMIT, BACKOFF_SECONDS * 2 ** (self._failed[position] - 1))
-        due = now + backoff * random.uniform(0.5, 1.5)
-        heapq.heappush(self._waiting, (due, position, Chunk(position, [inp], singly=True)))
+    def wait(self, inputs: Mapping[int, Any], now: float) -> None:
+        """Run these of one partition, by position, again after a while: exponential, with jitter.
+
+        Neighbours stay together, who failed equally often: a million failures are no million
+        partitions.
+        """
+        place = count()
+        for _, some in groupby(sorted(inputs), lambda p: (p - next(place), self._failed[p])):
+            positions = list(some)
+            first, attempts = positions[0], self._failed[positions[0]]
+            backoff = min(BACKOFF_LIMIT, BACKOFF_SECONDS * 2 ** (attempts - 1))
+            due = now + backoff * random.uniform(0.5, 1.5)
+            chunk = Chunk(first, [inputs[position] for position in positions], singly=True)
+            heapq.heappush(self._waiting, (due, first, chunk))
 
     def due(self, now: float) -> Iterator[Chunk]:
         """The inputs that have waited long enough."""

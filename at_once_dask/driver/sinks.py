@@ -92,14 +92,15 @@ class Collector:
             self.comparing = False
 
     def _record(self, start: int, outcome: Outcome, inputs: list[Any]) -> None:
-        final = []
+        final, waiting = [], {}
         for failure in outcome.failures:
             if self._retries.count(failure):
                 final.append(failure)
                 continue
             offset = failure.position - start
             outcome.states[offset] = LEFT
-            self._retries.wait(failure.position, inputs[offset], self._clock())
+            waiting[failure.position] = inputs[offset]
+        self._retries.wait(waiting, self._clock())
         outcome.failures = final
         self._sink.record(start, outcome, inputs)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from toolz import keyfilter
+
 from at_once_dask.cluster.own import Worker
 
 LOOK_SECONDS = 1.0  # between two looks at which workers there are
@@ -49,7 +51,8 @@ class WorkersSeen:
         self._with_nanny: set[str] = set()  # somebody reports their death, and replaces them
         self._most_threads = 0
         self._looked = float("-inf")
-        self._gone: dict[str, float] = {}  # since when, by worker that holds partitions
+        # Since when, by address and directory of processes that hold partitions.
+        self._gone: dict[tuple[str, str], float] = {}
         self._dead: dict[str, float] = {}  # when their death was reported
         self._last_death = float("-inf")
         self._deserted: float | None = None  # since when nobody works
@@ -93,23 +96,23 @@ class WorkersSeen:
         known = self.alive.get(worker)
         if known is None or known.directory != directory:
             return False
-        self._gone.pop(worker, None)
+        self._gone.pop((worker, directory), None)
         return True
 
     def is_dead(self, worker: str) -> bool:
         """Whether its death was reported a short time ago."""
         return worker in self._dead
 
-    def is_lost(self, worker: str) -> bool:
-        """Whether it has been gone for so long that nobody will report its death."""
+    def is_lost(self, worker: str, directory: str) -> bool:
+        """Whether this process has been gone for so long that nobody will report its death."""
         patience = NEWS_SECONDS if worker in self._with_nanny else BLINK_SECONDS
         now = self._clock()
-        return now - self._gone.setdefault(worker, now) > patience
+        return now - self._gone.setdefault((worker, directory), now) > patience
 
     def died(self, worker: str) -> None:
         """Its death was reported, or is taken for certain: the next look comes at once."""
         self._dead[worker] = self._last_death = self._clock()
-        self._gone.pop(worker, None)
+        self._gone = keyfilter(lambda process: process[0] != worker, self._gone)
         self.threads.pop(worker, None)
         self.alive.pop(worker, None)
         self._looked = float("-inf")

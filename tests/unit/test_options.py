@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -951,3 +952,22 @@ def test_each_option_has_a_check_and_its_type_stands_in_the_overloads() -> None:
     assert list(_CHECKS) == names
     positional = ["inp_list", "check_inp", "process_inp", "do_shuffle", "reduce_fn", "combine_fn"]
     assert [*positional, *Keywords.__annotations__] == names
+
+
+@pytest.mark.parametrize(
+    ("given", "plain"),
+    [
+        (np.int64(3), 3),
+        (np.uint8(3), 3),
+        (np.float32(0.25), 0.25),
+        (Fraction(1, 4), 0.25),
+        (None, None),
+    ],
+)
+def test_numbers_of_numpy_count_as_those_of_python(given: Any, plain: float | None) -> None:
+    """The type of `max_failures` says whether it is a count or a share."""
+    options = Options([1], check, process, max_failures=given, timeout=given).checked()
+    for found in (options.max_failures, options.timeout):
+        assert (type(found), found) == (type(plain), plain)
+    retries: Any = np.int64(2)
+    assert type(Options([1], check, process, retries=retries).checked().retries) is int

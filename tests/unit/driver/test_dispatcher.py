@@ -543,6 +543,26 @@ def test_of_a_worker_that_is_gone_nobody_hears_for_a_while_and_then_it_is_buried
     assert this.statuses == ["processed"] * 4
 
 
+def test_one_that_vanished_while_another_process_came_to_its_address(
+    backend: ScriptedBackend, clock: Clock
+) -> None:
+    """Nobody reports its death. What it held goes again; what the new one holds stays there."""
+
+    def replace(this: ScriptedBackend) -> None:
+        this.living = {"w": worker(threads=2, directory="second")}
+        if len(this.dropped) == 2:
+            this.deliver()
+
+    backend.idle = replace
+    this = dispatching(range(100), backend, clock, on_error="stop")
+    assert this.dispatcher.run() is None
+    assert backend.dropped == ["run-m0", "run-m1"]
+    sent = list(chain(*backend.inputs))
+    assert backend.inputs[:4] == [list(range(n, n + 8)) for n in (0, 8, 16, 24)]
+    assert {n: sent.count(n) for n in range(100)} == {n: 1 + (n < 16) for n in range(100)}
+    assert this.statuses == ["processed"] * 100
+
+
 def test_a_nanny_has_longer_to_report(backend: ScriptedBackend, clock: Clock) -> None:
     """Five seconds; the report comes in time, and nobody asks for an inquest."""
     backend.living = {"w": worker(nanny="its nanny"), "v": worker(nanny="another")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -170,12 +171,43 @@ def test_each_attempt_waits_twice_as_long_give_or_take_half(attempt: int, backof
         retries.count(failure())
     waits = []
     for _ in range(200):
-        retries.wait(7, "input", 1_000.0)
+        retries.wait({7: "input"}, 1_000.0)
         waits.append(retries.seconds(1_000.0))
         (chunk,) = retries.due(1_000.0 + 1.5 * backoff)
         assert chunk == Chunk(7, ["input"], singly=True)
     assert 0.5 * backoff <= min(waits) < 0.7 * backoff
     assert 1.3 * backoff < max(waits) <= 1.5 * backoff
+
+
+def test_neighbours_that_failed_equally_often_stay_together() -> None:
+    retries = Retries(3)
+    for position in (3, 4, 5, 7, 8, 8):  # the third attempt of 8 is another one than the second
+        retries.count(failure(position))
+    retries.wait({8: "8", 4: "4", 3: "3", 7: "7", 5: "5"}, 0.0)
+    chunks = sorted(retries.due(10.0), key=lambda chunk: chunk.start)
+    assert [(chunk.start, chunk.inputs) for chunk in chunks] == [
+        (3, ["3", "4", "5"]),
+        (7, ["7"]),
+        (8, ["8"]),
+    ]
+    assert all(chunk.singly for chunk in chunks)
+    assert not retries
+
+
+def test_how_many_are_left_is_known_however_many_chunks_came_back() -> None:
+    inputs = Inputs(range(10), 10)
+    seen = [inputs.left]
+    chunk = inputs.take(6)
+    assert chunk is not None
+    inputs.give_back(chunk.part(0, 2))
+    inputs.give_back(replace(chunk.part(2, 5), again=True))
+    seen.append(inputs.left)  # 0, 1, 2, 3, 4 came back, and 6, 7, 8, 9 were never drawn
+    inputs.take(1)
+    inputs.take_again(2)
+    seen.append(inputs.left)
+    inputs.give_back(chunk.part(0, 0))
+    seen.append(inputs.left)
+    assert seen == [10, 9, 6, 6]
 
 
 def test_what_waits_comes_in_the_order_in_which_it_is_due(
@@ -186,8 +218,8 @@ def test_what_waits_comes_in_the_order_in_which_it_is_due(
     assert (bool(retries), retries.seconds(0.0)) == (False, math.inf)
     for position in (7, 8, 8):  # the third is the second failure of 8: it waits 1 s
         retries.count(failure(position))
-    retries.wait(8, "eight", 100.0)
-    retries.wait(7, "seven", 100.2)
+    retries.wait({8: "eight"}, 100.0)
+    retries.wait({7: "seven"}, 100.2)
     assert bool(retries)
     assert retries.seconds(100.2) == pytest.approx(0.5)
     assert list(retries.due(100.69)) == []

@@ -75,25 +75,25 @@ def test_one_that_is_gone_is_lost_when_nobody_reports_its_death(
     seen.look({"w": worker(nanny=nanny)})
     seen.look({})
     assert not seen.lives("w", "first")
-    assert not seen.is_lost("w")  # this says since when
+    assert not seen.is_lost("w", "first")  # this says since when
     clock.move(patience)
-    assert not seen.is_lost("w")
+    assert not seen.is_lost("w", "first")
     clock.move(0.01)
-    assert seen.is_lost("w")
+    assert seen.is_lost("w", "first")
     assert not seen.is_dead("w")
 
 
 def test_one_that_is_met_again_was_never_gone(seen: WorkersSeen, clock: Clock) -> None:
     """One look that does not show it is not the end; the time begins anew."""
     seen.look({})
-    assert not seen.is_lost("w")
+    assert not seen.is_lost("w", "first")
     clock.move(2)
     seen.look({"w": worker()})
     assert seen.lives("w", "first")
     seen.look({})
-    assert not seen.is_lost("w")
+    assert not seen.is_lost("w", "first")
     clock.move(2)
-    assert not seen.is_lost("w")
+    assert not seen.is_lost("w", "first")
 
 
 def test_another_process_at_its_address_is_another_worker(seen: WorkersSeen) -> None:
