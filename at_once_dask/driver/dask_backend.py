@@ -80,9 +80,7 @@ class DaskBackend:
         self._labels = [f"{label}-{run_log.run}" for label in labels]
         self._interrupts = Interrupts() if interrupts is None else interrupts
         plugin = RunNannyPlugin(run_log.run, timeout, job.n_bytes if cluster.own else 0)
-        self._registration = Registration(
-            cluster, self._topic, plugin, self._interrupts, note or run_log.warn
-        )
+        self._registration = Registration(cluster, plugin, self._interrupts, note or run_log.warn)
         self._files = HostFiles(cluster.scratch, run_log.run, run_log.warn)
         self._since = time.time()
         self._questioned: set[str] = set()  # workers that were asked to give back, and have not yet
@@ -158,7 +156,6 @@ class DaskBackend:
             workers=[worker],
             allow_other_workers=False,
             pure=False,
-            retries=0,
         )
         self._futures[partition.id] = future
         self._loop.add_callback(self._fetch, partition.id, worker, future)
@@ -167,9 +164,8 @@ class DaskBackend:
         """Bring an outcome here as soon as it is there: a later death cannot take it along."""
         try:
             await dask_internals.ended(future)
-            event: Event = Delivered(
-                id, self._left(id, worker) or await self._client.gather(future)
-            )
+            outcome = self._left(id, worker) or await self._client.gather(future)
+            event: Event = Delivered(id, outcome)
         except BaseException as error:
             event = Broken(id, error if self._client.status == "running" else connection_lost())
         self._futures.pop(id, None)

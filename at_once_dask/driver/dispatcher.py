@@ -165,14 +165,14 @@ class Dispatcher:
         """Where `worker` leaves its progress files, when that can be seen from here."""
         return self._backend.progress_folder(worker)
 
-    def stop(self, grace: float = GRACE_SECONDS) -> None:
-        """Nothing new starts; what runs gets `grace` seconds, then its worker is ended."""
+    def stop(self) -> None:
+        """Nothing new starts; what runs gets some seconds, then its worker is ended."""
         flights = self._flights
         flights.keep(lambda flight: flight.worker in self._workers.alive)
         try:
             for worker in flights.workers():
                 flights.ask_back(worker, stopping=True)
-            end = self._clock() + grace
+            end = self._clock() + GRACE_SECONDS
             while flights.held and (left := end - self._clock()) > 0:
                 self._handle(self._backend.next(left), stopping=True)
         finally:
@@ -181,9 +181,7 @@ class Dispatcher:
 
     def _fill(self) -> None:
         reserved = self._fill_again()
-        while (worker := self._flights.least_busy(reserved)) is not None:
-            if self._flights.all_start():
-                return
+        while (worker := self._flights.least_busy(reserved)) and not self._flights.all_start():
             chunk = self._inputs.take(self._size)
             self._sink.draw(self._inputs.drawn)
             if chunk is None:
@@ -269,7 +267,7 @@ class Dispatcher:
         self._flights.delivered[flight.worker].append(flight.id)
         self._collector.take(flight, outcome)
         n = outcome.stop - flight.chunk.start
-        if n and not outcome.unreadable:
+        if n:
             self._stop_rule.handled()
         if outcome.marks:
             self._sizer.learn(n, outcome.marks[-1] - outcome.marks[0], outcome.n_bytes)
@@ -300,11 +298,9 @@ class Dispatcher:
         elif self._workers.is_dead(worker):  # it left no trace of this one: that never started
             self._settle(flight, Death(worker, progress={}))
         elif self._workers.is_lost(worker, flight.directory):
+            is_replaced = worker in self._workers.alive  # by another process at the same address
             death = self._backend.inquest(worker)
-            if worker in self._workers.alive:  # another process, which came to the same address
-                self._settle(flight, death)
-            else:
-                self._bury(death)
+            self._settle(flight, death) if is_replaced else self._bury(death)
 
     def _lose(self, flight: InFlight) -> None:
         """Its worker lives, and has lost what it had done: no input is to blame for that."""

@@ -14,7 +14,7 @@ from distributed import Client, Nanny
 
 from at_once_dask.cluster import dask_internals
 from at_once_dask.cluster.connect import Cluster
-from at_once_dask.cluster.dask_internals import listed
+from at_once_dask.cluster.dask_internals import FORGET_SECONDS, listed
 from at_once_dask.cluster.own import Worker
 from at_once_dask.driver.interrupts import Interrupts
 from at_once_dask.errors import AtOnceError, InputError
@@ -24,8 +24,7 @@ from at_once_dask.worker.plugin import RunPlugin
 ATTEMPTS = 10  # to bring a run to the workers, while some of them die
 MEET_SECONDS = 1.0  # for nannies to take their plugin, before the run goes on without them
 MEET_PAUSE_SECONDS = 0.05  # between two questions to a nanny that is replacing its worker
-FORGET_SECONDS = 5.0  # for workers and nannies to forget a run
-SILENT_SECONDS = 0.5  # instead, where somebody has not answered already
+SILENT_SECONDS = 0.5  # for them to forget a run, where somebody has not answered already
 _ALIVE = ("running", "connecting")
 
 
@@ -38,8 +37,6 @@ class Registration:
     Parameters
     ----------
     cluster : Cluster
-    topic : str
-        The name of the run's plugins.
     plugin : RunNannyPlugin
         What each nanny gets.
     interrupts : Interrupts
@@ -50,15 +47,12 @@ class Registration:
     def __init__(
         self,
         cluster: Cluster,
-        topic: str,
         plugin: RunNannyPlugin,
         interrupts: Interrupts,
         note: Callable[[str], None],
     ) -> None:
         self._cluster = cluster
         self._client: Client = cluster.client
-        self._loop: Any = cluster.client.loop
-        self._topic = topic
         self._plugin = plugin
         self._interrupts = interrupts
         self._note = note
@@ -89,7 +83,7 @@ class Registration:
     def _register(self, plugin: RunPlugin) -> None:
         for attempt in range(ATTEMPTS):
             try:
-                self._client.register_plugin(plugin, name=self._topic)
+                self._client.register_plugin(plugin, name=self._plugin.topic)
                 return
             except ModuleNotFoundError as error:
                 raise InputError(
@@ -113,7 +107,8 @@ class Registration:
         self.known |= self._there
         self._note_unwatched()
         if self._strangers():
-            self._loop.add_callback(self._meet_strangers)
+            loop: Any = self._client.loop
+            loop.add_callback(self._meet_strangers)
         return {address: self._as_met(address, w) for address, w in self._there.items()}
 
     def _look(self, is_at_work: bool) -> None:
@@ -206,11 +201,11 @@ class Registration:
         """Which worker it watches; one that is here is asked without a message."""
         if nanny is not None:
             plugin = copy(self._plugin)  # each has its own, as by message
-            return await dask_internals.add_nanny_plugin(plugin, self._topic, nanny)
+            return await dask_internals.add_nanny_plugin(plugin, self._plugin.topic, nanny)
         answers = await self._client.run(
             dask_internals.add_nanny_plugin,
             self._plugin,
-            self._topic,
+            self._plugin.topic,
             workers=[address],
             nanny=True,
             on_error="raise",
@@ -228,8 +223,8 @@ class Registration:
         here = self._cluster.nannies()
         others = {known.nanny for known in self.known.values() if known.nanny} - here.keys()
         with contextlib.suppress(OSError, ValueError, KeyError):
-            self._client.sync(dask_internals.forget_plugins, here.values(), self._topic)
-            dask_internals.forget_run(self._client, self._topic, sorted(others), patience)
+            self._client.sync(dask_internals.forget_plugins, here.values(), self._plugin.topic)
+            dask_internals.forget_run(self._client, self._plugin.topic, sorted(others), patience)
 
     async def left(self, workers: set[str]) -> None:
         """Wait until the scheduler knows that they are gone: it would still speak to them."""

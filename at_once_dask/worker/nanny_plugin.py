@@ -48,6 +48,11 @@ class RunNannyPlugin(NannyPlugin):
         self._reported: set[str] = set()
         self._progress_folders: dict[str, ProgressFolder] = {}  # of workers that died
 
+    @property
+    def topic(self) -> str:
+        """The name of all that belongs to the run."""
+        return events.topic(self.run)
+
     def setup(self, nanny: Any) -> None:
         self._nanny = nanny
         self._base: str = nanny.local_directory
@@ -118,9 +123,7 @@ class RunNannyPlugin(NannyPlugin):
 
     async def _report(self, death: WorkerDied, progress_folder: ProgressFolder) -> None:
         with contextlib.suppress(OSError):  # the scheduler is gone, and nobody wants to know
-            await self._nanny.scheduler.log_event(
-                topic=events.topic(self.run), msg=events.message(death)
-            )
+            await self._nanny.scheduler.log_event(topic=self.topic, msg=events.message(death))
             progress_folder.forget(tuple(death.progress or ()))
 
     def ended(self, exit: int) -> None:
