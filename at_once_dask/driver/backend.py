@@ -85,5 +85,5 @@ class Backend(Protocol):
     def keep_values(self) -> str | None:
         """The folder with large values, which is the caller's to remove from now on."""
 
-    def inquest(self, worker: str) -> Death:
+    def unreported_death(self, worker: str) -> Death:
         """A death that was never reported, as the progress files have it."""

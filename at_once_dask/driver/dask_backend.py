@@ -249,7 +249,7 @@ class DaskBackend:
         new = [e["rss"] for at, e in found if e["worker"] == seen.worker and at > self._since]
         return new[-1] if new else None
 
-    def inquest(self, worker: str) -> Death:
+    def unreported_death(self, worker: str) -> Death:
         folder = self.progress_folder(worker)
         now = time.monotonic()
         return Death(

@@ -260,7 +260,7 @@ class Dispatcher:
             case Died(death) if stopping:
                 self._flights.keep(lambda flight: flight.worker != death.worker)
             case Died(death):
-                self._bury(death)
+                self._worker_died(death)
 
     def _deliver(self, flight: InFlight, outcome: Outcome) -> None:
         """A partition came back."""
@@ -299,8 +299,8 @@ class Dispatcher:
             self._settle(flight, Death(worker, progress={}))
         elif self._workers.is_lost(worker, flight.directory):
             is_replaced = worker in self._workers.alive  # by another process at the same address
-            death = self._backend.inquest(worker)
-            self._settle(flight, death) if is_replaced else self._bury(death)
+            death = self._backend.unreported_death(worker)
+            self._settle(flight, death) if is_replaced else self._worker_died(death)
 
     def _lose(self, flight: InFlight) -> None:
         """Its worker lives, and has lost what it had done: no input is to blame for that."""
@@ -312,7 +312,7 @@ class Dispatcher:
         else:
             self._settle(flight, Death(flight.worker))
 
-    def _bury(self, death: Death) -> None:
+    def _worker_died(self, death: Death) -> None:
         """A worker died: settle what it held."""
         self._workers.died(death.worker)
         self._flights.take_workers(self._workers.threads)

@@ -90,7 +90,7 @@ def blinking(folder: Path, client: Client | None) -> None:
     assert [(folder / f"{n} times").read_text() for n in range(40)] == ["x"] * 40
 
 
-def test_living_workers_are_not_buried(
+def test_living_workers_are_not_given_up(
     cluster: Client, folder: Path, slow_to_answer: None, empty_answers: list[float]
 ) -> None:
     """One answer without workers, and meetings that take long: each alone did nothing."""

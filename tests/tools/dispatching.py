@@ -67,8 +67,8 @@ class ScriptedBackend:
         What was asked back: worker, partitions with their first position, whether it stops.
     dropped, ended
         What the dispatcher did with partitions and workers.
-    buried : dict of str to float
-        When there was an inquest, by worker.
+    inferred : dict of str to float
+        When a death was inferred that nobody had reported, by worker.
     replaces : bool
         Whether somebody starts a worker when there is none.
     """
@@ -84,7 +84,7 @@ class ScriptedBackend:
         self.asked: list[tuple[str, list[tuple[str, int]], bool]] = []
         self.dropped: list[str] = []
         self.ended: list[set[str]] = []
-        self.buried: dict[str, float] = {}
+        self.inferred: dict[str, float] = {}
         self.replaces = False
         self._delivered: set[str] = set()
         self._calls = 0
@@ -150,8 +150,8 @@ class ScriptedBackend:
     def keep_values(self) -> str | None:
         return None
 
-    def inquest(self, worker: str) -> Death:
-        self.buried[worker] = self._clock()
+    def unreported_death(self, worker: str) -> Death:
+        self.inferred[worker] = self._clock()
         return Death(worker, progress={})
 
 

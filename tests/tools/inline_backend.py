@@ -72,5 +72,5 @@ class InlineBackend:
     def keep_values(self) -> str | None:
         return None
 
-    def inquest(self, worker: str) -> Death:
+    def unreported_death(self, worker: str) -> Death:
         return Death(worker)

@@ -69,8 +69,8 @@ class Looks(InlineBackend):
     def event(self) -> Event | None:
         return super().next(0)
 
-    def inquest(self, worker: str) -> Death:
-        raise AssertionError(f"{worker} lives, and is buried")
+    def unreported_death(self, worker: str) -> Death:
+        raise AssertionError(f"{worker} lives, and is taken for dead")
 
 
 def dispatched_by(kind: type[Looks], n: int = 40) -> tuple[Dispatched, str | None]:
@@ -101,7 +101,7 @@ def test_all_partitions_of_a_lost_worker_are_settled_at_once() -> None:
             else:
                 super().send(worker, partition)
 
-        def inquest(self, worker: str) -> Death:
+        def unreported_death(self, worker: str) -> Death:
             assert worker == "gone"
             return Death(worker)
 
@@ -123,7 +123,7 @@ def test_looks_that_show_nobody_end_nothing() -> None:
     assert (stopped, this.statuses) == (None, ["processed"] * 40)
 
 
-def test_a_worker_that_answers_late_is_not_buried() -> None:
+def test_a_worker_that_answers_late_is_not_taken_for_dead() -> None:
     """It lives, and is met again for longer than news of a death may take."""
 
     class Late(Looks):
@@ -205,18 +205,18 @@ def test_but_not_without_end() -> None:
 
 def test_another_process_at_the_same_address_is_not_the_same_worker() -> None:
     class Replaced(Looks):
-        buried = 0
+        inferred = 0
 
         def look(self, worker: Worker) -> Worker | None:
             return replace(worker, directory="first" if self.looks == 1 else "second")
 
         def event(self) -> Event | None:
-            if self.looks > 1 and not self.buried:
+            if self.looks > 1 and not self.inferred:
                 self._waiting.clear()  # what was sent to the first
             return super().event() if self.looks > 1 else None
 
-        def inquest(self, worker: str) -> Death:
-            self.buried += 1
+        def unreported_death(self, worker: str) -> Death:
+            self.inferred += 1
             return Death(worker, progress={})
 
     this, stopped = dispatched_by(Replaced)
@@ -494,7 +494,7 @@ def test_a_death_is_settled_by_what_its_progress_says(
     assert this.messages == ["its worker died: SIGSEGV"]
     assert [(failure.exit, inp) for failure, inp in this.logged] == [("SIGSEGV", "b")]
     assert backend.dropped == ["run-m0", "run-m1"]
-    assert backend.buried == {}  # its death was reported
+    assert backend.inferred == {}  # its death was reported
 
 
 def test_what_is_suspect_runs_alone_in_a_process_of_its_own(
@@ -522,7 +522,7 @@ def test_what_is_suspect_runs_alone_in_a_process_of_its_own(
     assert this.statuses == ["processed"] * 2
 
 
-def test_of_a_worker_that_is_gone_nobody_hears_for_a_while_and_then_it_is_buried(
+def test_of_a_worker_that_is_gone_nobody_hears_for_a_while_and_then_it_is_given_up(
     backend: ScriptedBackend, clock: Clock
 ) -> None:
     """Without a nanny after 2.5 s; what it held goes to the one that is left."""
@@ -538,8 +538,8 @@ def test_of_a_worker_that_is_gone_nobody_hears_for_a_while_and_then_it_is_buried
     backend.idle = vanish
     this = dispatching("abcd", backend, clock)
     assert this.dispatcher.run() is None
-    assert list(backend.buried) == ["w"]
-    assert 2.5 < backend.buried["w"] - gone_at[0] < 5
+    assert list(backend.inferred) == ["w"]
+    assert 2.5 < backend.inferred["w"] - gone_at[0] < 5
     assert this.statuses == ["processed"] * 4
 
 
@@ -564,7 +564,7 @@ def test_one_that_vanished_while_another_process_came_to_its_address(
 
 
 def test_a_nanny_has_longer_to_report(backend: ScriptedBackend, clock: Clock) -> None:
-    """Five seconds; the report comes in time, and nobody asks for an inquest."""
+    """Five seconds; the report comes in time, and nobody looks for what it left."""
     backend.living = {"w": worker(nanny="its nanny"), "v": worker(nanny="another")}
     gone_at: list[float] = []
     reported: list[Event] = []
@@ -581,7 +581,7 @@ def test_a_nanny_has_longer_to_report(backend: ScriptedBackend, clock: Clock) ->
     backend.idle = vanish
     this = dispatching("abcd", backend, clock)
     assert this.dispatcher.run() is None
-    assert backend.buried == {}
+    assert backend.inferred == {}
     assert this.statuses == ["processed"] * 4
 
 
