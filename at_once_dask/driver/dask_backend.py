@@ -79,7 +79,7 @@ class DaskBackend:
         self._topic = events.topic(run_log.run)
         self._labels = [f"{label}-{run_log.run}" for label in labels]
         self._interrupts = Interrupts() if interrupts is None else interrupts
-        plugin = RunNannyPlugin(run_log.run, timeout, job.n_bytes if cluster.own else 0)
+        plugin = RunNannyPlugin(run_log.run, timeout)
         self._registration = Registration(cluster, plugin, self._interrupts, note or run_log.warn)
         self._files = HostFiles(cluster.scratch, run_log.run, run_log.warn)
         self._since = time.time()
@@ -130,7 +130,7 @@ class DaskBackend:
             None if environment is None else InterpreterSettings.of_this_process(),
             self._files.values,
         )
-        self._registration.introduce(plugin)
+        self._registration.introduce(plugin, self._files.shared)
 
     @property
     def _loop(self) -> IOLoop:

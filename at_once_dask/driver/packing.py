@@ -161,10 +161,6 @@ class PackedJob:
         )
         return cls(job, own)
 
-    @property
-    def n_bytes(self) -> int:
-        return len(self.pickled) + sum(buffer.nbytes for buffer in self.buffers)
-
     def heaviest(self) -> str:
         """The reason why it is large, for people."""
         return unsendable.heaviest(vars(self._job))

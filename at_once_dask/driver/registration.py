@@ -68,8 +68,9 @@ class Registration:
         self._refused: AtOnceError | None = None
         self._is_over = False
 
-    def introduce(self, plugin: RunPlugin) -> None:
-        """Bring `plugin` to the workers; those that are slow to answer join later."""
+    def introduce(self, plugin: RunPlugin, shared: int) -> None:
+        """Bring `plugin` to the workers, which share so many bytes; the slow ones join later."""
+        self._plugin.shared = shared
         self._register(plugin)
         workers: dict[str, Worker] = {}
         with contextlib.suppress(OSError):  # one that has no time to answer is asked again

@@ -34,6 +34,8 @@ class HostFiles:
     ----------
     values : str or None
         The folder for large values.
+    shared : int
+        Bytes that all workers hold together, for as long as the run lasts.
     """
 
     def __init__(self, scratch: str | None, run: str, warn: Callable[[str], None]) -> None:
@@ -43,6 +45,7 @@ class HostFiles:
         self._job: SharedFile | None = None
         self._inputs: dict[str, SharedFile] = {}  # by partition id
         self.values: str | None = None
+        self.shared = 0
 
     def open(self) -> None:
         """Make the folder; where there is no space, or somebody has tidied up, all crosses."""
@@ -68,6 +71,7 @@ class HostFiles:
                     f" space in {self._scratch}"
                 )
             else:
+                self.shared = n_bytes
                 return self._job.parts
         return Copies(tuple(map(bytes, parts)))
 
