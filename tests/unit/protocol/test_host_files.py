@@ -10,7 +10,7 @@ from at_once_dask.protocol import host_files
 from at_once_dask.protocol.host_files import SHARED_BYTES, HostFiles
 from at_once_dask.protocol.shared_file import Copies, Parts
 
-LARGE = [b"pickled", memoryview(bytes(SHARED_BYTES))]
+LARGE: list[bytes | memoryview] = [b"pickled", memoryview(bytes(SHARED_BYTES))]
 
 
 def test_a_large_job_is_shared_and_counts_so(tmp_path: Path) -> None:
