@@ -214,8 +214,8 @@ if moment == "before the watchdog":
     driver_watchdog.watch = die
 if moment == "behind the watchdog":
     driver_watchdog.watch = watch_and_die
-at_once_dask.start(2, dashboard_address="127.0.0.1:0")
 own._dismiss = dismiss_and_die
+at_once_dask.start(2, dashboard_address="127.0.0.1:0")
 at_once_dask.close()
 """
 
