@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
 
-from at_once_dask.protocol.task import Group, Piece, Place
+from at_once_dask.protocol.task import Group, Numbers, Piece, Place
+from at_once_dask.reduction import arrays
+from at_once_dask.reduction.arrays import KeyNumbers
 from at_once_dask.user_code import pickling
 
 SPILL_BYTES = 256 * 2**20
+
+_Places = tuple[Any, Any, Any]  # sorted by key: which piece, and offset and size in that
+_BlobsOf = Callable[[int], list[bytes | Place | Numbers]]  # by the key's number
 
 
 class Groups:
@@ -29,7 +34,7 @@ class Groups:
         self._spill_bytes = spill_bytes
         self._held = 0  # bytes in memory
         self._file: IO[bytes] | None = None
-        self._numbers = _Numbers()
+        self._numbers = KeyNumbers()
         self._first = array("q")  # number -> start of its first piece
         self._pieces: list[_Stored] = []
 
@@ -43,8 +48,9 @@ class Groups:
         for place in np.flatnonzero(later)[::-1].tolist():  # the first in the piece comes last
             self._first[numbers[place]] = start
             self._numbers.order[numbers[place]] = keys[place]
-        self._pieces.append(_Stored(start, piece.data, numbers, piece.sizes))
-        self._held += len(piece.data) if isinstance(piece.data, bytes) else 0
+        code = piece.data.typecode if isinstance(piece.data, array) else ""
+        self._pieces.append(_Stored(start, piece.data, numbers, piece.sizes, code))
+        self._held += 0 if isinstance(piece.data, str) else piece.n_bytes
         if self._held > self._spill_bytes:
             self._spill()
 
@@ -52,7 +58,7 @@ class Groups:
         if self._file is None:
             self._file = tempfile.TemporaryFile()  # noqa: SIM115
         for piece in self._pieces:
-            if isinstance(piece.data, bytes):
+            if isinstance(piece.data, (bytes, array)):
                 offset = self._file.tell()
                 self._file.write(piece.data)
                 piece.data = offset
@@ -72,39 +78,57 @@ class Groups:
         offsets = np.concatenate([piece.offsets() for piece in pieces])
         which = np.repeat(np.arange(len(pieces)), [len(piece.sizes) for piece in pieces])
         _, first, counts = np.unique(numbers, return_index=True, return_counts=True)
-        by_key = np.argsort(numbers, kind="stable")
-        which, offsets, sizes = which[by_key], offsets[by_key], sizes[by_key]
+        by_key = arrays.grouping(numbers, len(self._numbers))
+        places = which[by_key], offsets[by_key], sizes[by_key]
         stops = np.cumsum(counts)
+        blobs_of = self._together(pieces, places, stops) or self._apart(pieces, places, stops)
         for number in np.argsort(first).tolist():
-            mine = slice(stops[number] - counts[number], stops[number])
-            places = zip(*(of[mine].tolist() for of in (which, offsets, sizes)), strict=True)
-            blobs = [self._find(pieces[n].data, offset, size) for n, offset, size in places]
-            yield Group(self._numbers.order[number], blobs)
+            yield Group(self._numbers.order[number], blobs_of(number))
 
-    def _find(self, data: bytes | int | str, offset: int, size: int) -> bytes | Place:
+    def _apart(self, pieces: list[_Stored], places: _Places, stops: Any) -> _BlobsOf:
+        """Each key's blobs are looked up piece by piece."""
+        which, offsets, sizes = places
+        starts = [0, *stops.tolist()]
+
+        def blobs_of(number: int) -> list[bytes | Place | Numbers]:
+            mine = slice(starts[number], starts[number + 1])
+            rows = zip(*(of[mine].tolist() for of in (which, offsets, sizes)), strict=True)
+            return [self._find(pieces[n], offset, size) for n, offset, size in rows]
+
+        return blobs_of
+
+    @staticmethod
+    def _together(pieces: list[_Stored], places: _Places, stops: Any) -> _BlobsOf | None:
+        """Where all pieces are arrays of one kind they are sorted as one: a key is one blob."""
+        data = [piece.data for piece in pieces if isinstance(piece.data, array)]
+        codes = {values.typecode for values in data}
+        if len(data) < len(pieces) or len(codes) > 1:
+            return None
+        which, offsets, sizes = places
+        ends = np.cumsum(sizes)
+        before = np.cumsum([0, *map(len, data)])[which]
+        sorted_places = np.repeat(before + offsets + sizes - ends, sizes) + np.arange(ends[-1])
+        code, each = data[0].typecode, data[0].itemsize
+        raw = np.concatenate(data)[sorted_places].tobytes()
+        starts = [0, *(each * ends[stops - 1]).tolist()]
+        return lambda number: [(code, raw[starts[number] : starts[number + 1]])]
+
+    def _find(self, piece: _Stored, offset: int, size: int) -> bytes | Place | Numbers:
+        data = piece.data
         if isinstance(data, bytes):
             return data[offset : offset + size]
+        if isinstance(data, array):
+            return data.typecode, data[offset : offset + size].tobytes()
         if isinstance(data, str):
             return Place(data, offset, size)
         assert self._file is not None
-        return os.pread(self._file.fileno(), size, data + offset)
+        each = array(piece.code).itemsize if piece.code else 1
+        read = os.pread(self._file.fileno(), size * each, data + offset * each)
+        return (piece.code, read) if piece.code else read
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-
-
-class _Numbers(dict[Any, int]):
-    """Gives each key that it has not seen the next number; `order` has the keys by number."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.order: list[Any] = []
-
-    def __missing__(self, key: Any) -> int:
-        number = self[key] = len(self.order)
-        self.order.append(key)
-        return number
 
 
 @dataclass(slots=True)
@@ -113,12 +137,14 @@ class _Stored:
 
     `data` are the values, one key's behind the other's: here, or the offset at which they begin in
     the file that they were spilled to, or the path of the file in which workers have left them.
+    With a `code` they are an array of such numbers, and sizes are in numbers.
     """
 
     start: int
-    data: bytes | int | str
+    data: bytes | array[Any] | int | str
     numbers: array[int]
     sizes: array[int]
+    code: str
 
     def offsets(self) -> Any:
         sizes = np.array(self.sizes)

@@ -7,13 +7,18 @@ import os
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import IO, Any
+
+import numpy as np
 
 from at_once_dask.protocol.failure import Failure, from_exception
 from at_once_dask.protocol.function_results import Pairs
 from at_once_dask.protocol.progress_file import ProgressFile
 from at_once_dask.protocol.status import COMBINE
 from at_once_dask.protocol.task import Piece
+from at_once_dask.reduction import arrays
+from at_once_dask.reduction.arrays import KeyNumbers
 from at_once_dask.user_code import pickling
 
 FILED_BYTES = 2**20  # of a partition's values, from which on they are put into a file
@@ -31,6 +36,24 @@ class Lists:
 
     def close(self, values_file: str | None = None) -> Piece:
         """The piece, large values in a file; raises when a value cannot be pickled."""
+        return self._of_numbers() or self._of_any(values_file)
+
+    def _of_numbers(self) -> Piece | None:
+        """Where all values are numbers, and no file would be better."""
+        values = arrays.of_values(list(chain.from_iterable(pairs.values for _, pairs in self.made)))
+        if values is None:
+            return None
+        known = KeyNumbers()
+        keys = chain.from_iterable(pairs.keys for _, pairs in self.made)
+        numbers = np.fromiter(map(known.__getitem__, keys), np.int64, len(values))
+        n = len(known)
+        if is_for_file(len(values) * arrays.ITEM_BYTES, n):
+            return None
+        sizes = array("q", np.bincount(numbers, minlength=n).astype(np.int64).tobytes())
+        data = arrays.taken(values, arrays.grouping(numbers, n))
+        return Piece(pickling.dumps(known.order), sizes, data)
+
+    def _of_any(self, values_file: str | None) -> Piece:
         # No `toolz.groupby`: it takes 1.3 times as long, and groups pairs, not values.
         groups: defaultdict[Any, list[Any]] = defaultdict(list)
         for _, pairs in self.made:
@@ -79,7 +102,11 @@ class Folds:
                 totals[key] = from_exception(-1, "reduce", error)
 
     def close(self, values_file: str | None = None) -> Piece:
-        return _pack(self._totals, self._totals.values(), values_file, _Alone)
+        keys, totals = list(self._totals), list(self._totals.values())
+        values = arrays.of_values(totals)
+        if values is None:
+            return _pack(keys, totals, values_file, _Alone)
+        return Piece(pickling.dumps(keys), array("q", [1]) * len(keys), values)
 
 
 def alone(pairs: Pairs, combining: bool) -> bytes:
@@ -131,6 +158,11 @@ class _Alone:
             return pickling.dump(from_exception(-1, "reduce", error), file)
 
 
+def is_for_file(n_bytes: int, n_keys: int) -> bool:
+    """Whether values are many bytes, and each key's are enough to be read alone."""
+    return n_bytes >= FILED_BYTES and n_bytes >= FILED_EACH * n_keys
+
+
 def _pack(
     keys: Iterable[Any], values: Iterable[Any], values_file: str | None = None, way: Any = pickling
 ) -> Piece:
@@ -144,7 +176,7 @@ def _pack(
         held += len(first[-1])
         if held >= FILED_BYTES:
             break
-    if values_file is None or held < FILED_BYTES or held < FILED_EACH * len(first):
+    if values_file is None or not is_for_file(held, len(first)):
         first += [way.dumps(value) for value in rest]
         return Piece(pickled, array("q", map(len, first)), b"".join(first))
     try:

@@ -7,6 +7,7 @@ where the bag's ``foldby`` folds the pieces of each key and ``reduce_fn`` is map
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -49,9 +50,15 @@ class Part:
     def inp(self) -> Any:
         return self.group.key
 
-    def values(self) -> Iterator[Any]:
+    def values(self, combined: bool) -> Iterator[Any]:
         """From each piece: its list of values, its combined value, or a Failure."""
-        return map(self._value, self.group.blobs)
+        for blob in self.group.blobs:
+            if not isinstance(blob, tuple):
+                yield self._value(blob)
+            elif combined:
+                yield from array(*blob)
+            else:
+                yield array(*blob).tolist()
 
     def _value(self, blob: bytes | Place) -> Any:
         try:
@@ -122,7 +129,7 @@ class Fold:
 
     def add(self, total: Total, part: Part) -> Total:
         part.begin()  # the combiner runs in here
-        values = part.values()
+        values = part.values(self.combine_fn is not None)
         value = next(values) if total.part is None else total.value
         for more in values:
             value = self._join(value, more)

@@ -25,6 +25,10 @@ from cloudpickle.cloudpickle import (
 
 from at_once_dask.user_code import notebook, pickling
 
+# A piece of a pickle that is larger names no class: it is one text, or bytes. All else comes in
+# frames of 64 KiB, and one object more of less than that.
+DATA_BYTES = 2**18
+
 # The script's own module; the second name is that in a process which `multiprocessing` started.
 MAINS = ("__main__", "__mp_main__")
 
@@ -34,13 +38,22 @@ def dumps(value: object) -> bytes:
 
     Plain pickle is several times faster; only cloudpickle takes what lives in ``__main__``.
     """
+    pieces = _Pieces()
     try:
-        pickled = pickle.dumps(value, protocol=5)
+        pickle.Pickler(pieces, protocol=5).dump(value)
     except Exception:
         return _dumps_by_value(value)
-    if any(module in pickled for module in _by_value):
+    # To look through large bytes would take ten times as long as to pickle them.
+    named = [piece for piece in pieces if len(piece) < DATA_BYTES]
+    if any(module in piece for piece in named for module in _by_value):
         return _dumps_by_value(value)
-    return pickled
+    return b"".join(pieces)
+
+
+class _Pieces(list[bytes]):
+    """A file to pickle into: large bytes and texts come as pieces of their own, as they are."""
+
+    write = list.append
 
 
 _by_value = [module.encode() for module in MAINS]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from at_once_dask.protocol.function_results import Pairs
 from at_once_dask.protocol.progress_file import ProgressFile
-from at_once_dask.protocol.task import Group, Piece, Place
+from at_once_dask.protocol.task import Group, Numbers, Piece, Place
 from at_once_dask.reduction.groups import Groups
 from at_once_dask.reduction.map_side import FILED_BYTES, Lists, alone
 from at_once_dask.user_code import pickling
@@ -27,16 +28,14 @@ def piece(*pairs: tuple[Any, Any], values_file: str | None = None) -> Piece:
 
 def read(groups: Groups) -> list[tuple[Any, list[Any]]]:
     return [
-        (
-            group.key,
-            [
-                value
-                for blob in group.blobs
-                for value in (blob.load() if isinstance(blob, Place) else pickling.loads(blob))
-            ],
-        )
-        for group in groups
+        (group.key, [value for blob in group.blobs for value in opened(blob)]) for group in groups
     ]
+
+
+def opened(blob: bytes | Place | Numbers) -> list[Any]:
+    if isinstance(blob, Place):
+        return list(blob.load())
+    return array(*blob).tolist() if isinstance(blob, tuple) else list(pickling.loads(blob))
 
 
 @pytest.mark.parametrize("spill_bytes", [0, 30, 10**9])
@@ -107,3 +106,64 @@ def test_a_file_that_fails_is_not_left(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         piece(*[(n, bytes(FILED_BYTES)) for n in range(3)], (3, threading.Lock()), values_file=path)
     assert not os.path.exists(path)
+
+
+# ----- numbers
+
+
+@pytest.mark.parametrize("spill_bytes", [0, 30, 10**9])
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1, -2, 3, 2**63 - 1, -(2**63), 0],
+        [0.5, -0.0, float("inf"), 1e-310, 2.0, -3.5],
+        [1, 2, 2**63, 4, 5, 6],  # too large for an array
+        [1, 2.0, 3, 4, 5, 6],  # of two kinds
+        [True, False, True, True, False, True],  # no int, for all that
+        [1, True, 2, 3, 4, 5],
+    ],
+    ids=["int", "float", "large", "mixed", "bool", "int and bool"],
+)
+def test_numbers_come_back_as_they_were(spill_bytes: int, values: list[Any]) -> None:
+    """Whatever a piece makes of them; also beside pieces of another kind."""
+    a, b, c, d, e, f = values
+    groups = Groups(spill_bytes)
+    groups.add(10, piece(("y", e), ("x", f), ("x", None)))
+    groups.add(0, piece(("x", a), ("y", b), ("x", c), ("z", d)))
+    groups.add(20, piece(("z", a), ("y", b)))
+    expected = [("x", [a, c, f, None]), ("y", [b, e, b]), ("z", [d, a])]
+    for _ in range(2):  # they may be wanted again
+        found = read(groups)
+        assert repr(found) == repr(expected)  # -0.0 is not 0.0, nor True 1
+    groups.close()
+
+
+def test_only_plain_numbers_are_an_array() -> None:
+    class Count(int):
+        pass
+
+    kinds: dict[str, list[Any]] = {
+        "q": [1, 2],
+        "d": [1.0, 2.0],
+        "": [Count(1), 2],
+        "bool": [True, 1],
+        "none": [None, 1],
+        "large": [2**70, 1],
+    }
+    found = {name: piece(*zip("ab", values, strict=True)).data for name, values in kinds.items()}
+    assert {name: getattr(data, "typecode", None) for name, data in found.items()} == {
+        "q": "q",
+        "d": "d",
+        **dict.fromkeys(("", "bool", "none", "large")),
+    }
+    assert piece(("a", 1), ("b", 2), ("a", 3)).n_bytes == 24
+
+
+def test_very_many_numbers_of_few_keys_lie_in_a_file(tmp_path: Path) -> None:
+    """They need not pass through the driver."""
+    n = FILED_BYTES // 2
+    filed = piece(*((k % 2, k) for k in range(n)), values_file=str(tmp_path / "values"))
+    assert filed.data == str(tmp_path / "values")
+    groups = Groups()
+    groups.add(0, filed)
+    assert read(groups) == [(0, list(range(0, n, 2))), (1, list(range(1, n, 2)))]
