@@ -63,10 +63,12 @@ _CONFIG = {
     "distributed.deploy.lost-worker-timeout": "365 days",
     # Else each message to all workers opens a TLS connection to each of them, and closes it.
     "distributed.scheduler.reuse-broadcast-comm": True,
-    # What looks on in an idle worker twenty to a hundred times a second costs 2.5 % of a core.
+    # What looks on in an idle worker twenty to a hundred times a second costs 2.5 % of a core. The
+    # dashboard's page of the profile still has two samples a second of each worker.
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "2s",
-    "distributed.worker.profile.interval": "100ms",
+    "distributed.worker.profile.interval": "500ms",
+    "distributed.worker.profile.cycle": "5s",
     # For its own developers Dask keeps the last 1,000 messages to each worker, with all inputs.
     "distributed.admin.low-level-log-length": 16,
     # A paused worker may never wake; one that holds too much is ended, and its input is named.

@@ -82,6 +82,8 @@ class Packer:
         return self._first_of(chunk, self._sizer.fits)
 
     def _first_of(self, chunk: Chunk, n: int) -> Chunk:
+        if len(chunk) <= n:  # as a rule; to split it would take longer than to pickle it
+            return chunk
         first, *others = chunk.split(n)
         for other in others:
             self._inputs.give_back(other)
