@@ -130,7 +130,7 @@ class DaskBackend:
             None if environment is None else InterpreterSettings.of_this_process(),
             self._files.values,
         )
-        self._registration.introduce(plugin, self._files.shared)
+        self._registration.introduce(plugin, self._files)
 
     @property
     def _loop(self) -> IOLoop:

@@ -127,7 +127,7 @@ class PackedJob:
     ----------
     job : Job
     own : bool
-        Whether the workers are of the own cluster: what a borrowed one can open nobody knows.
+        Whether the workers are of the own cluster.
 
     Attributes
     ----------
@@ -144,7 +144,7 @@ class PackedJob:
         self._undo = contextlib.ExitStack()
         self._undo.enter_context(by_value(own))
         try:
-            made = unsendable.pickled(vars(job), apart=own)
+            made = unsendable.pickled(vars(job))
         except BaseException:
             self._undo.close()
             raise

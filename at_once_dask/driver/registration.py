@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any
 
 from distributed import Client, Nanny
+from distributed.comm.addressing import get_address_host
 
 from at_once_dask.cluster import dask_internals
 from at_once_dask.cluster.connect import Cluster
@@ -18,6 +20,8 @@ from at_once_dask.cluster.dask_internals import FORGET_SECONDS, listed
 from at_once_dask.cluster.own import Worker
 from at_once_dask.driver.interrupts import Interrupts
 from at_once_dask.errors import AtOnceError, InputError
+from at_once_dask.protocol.host_files import HostFiles
+from at_once_dask.worker import host_job
 from at_once_dask.worker.nanny_plugin import RunNannyPlugin
 from at_once_dask.worker.plugin import RunPlugin
 
@@ -52,7 +56,7 @@ class Registration:
         note: Callable[[str], None],
     ) -> None:
         self._cluster = cluster
-        self._client: Client = cluster.client
+        self._to_hosts = ToHosts(cluster.client, plugin.run)
         self._plugin = plugin
         self._interrupts = interrupts
         self._note = note
@@ -68,9 +72,13 @@ class Registration:
         self._refused: AtOnceError | None = None
         self._is_over = False
 
-    def introduce(self, plugin: RunPlugin, shared: int) -> None:
-        """Bring `plugin` to the workers, which share so many bytes; the slow ones join later."""
-        self._plugin.shared = shared
+    @property
+    def _client(self) -> Client:
+        return self._cluster.client
+
+    def introduce(self, plugin: RunPlugin, files: HostFiles) -> None:
+        """Bring `plugin` to the workers, with what they share; the slow ones join later."""
+        self._plugin.shared, self._to_hosts.parts = files.shared, files.to_bring
         self._register(plugin)
         workers: dict[str, Worker] = {}
         with contextlib.suppress(OSError):  # one that has no time to answer is asked again
@@ -179,24 +187,28 @@ class Registration:
         if worker.nanny is None and self._plugin.timeout is not None:
             self._unwatched.setdefault(address, False)
             return
-        watched = None if worker.nanny else address
-        while watched != address and self._client.status == "running" and not self._is_over:
-            try:
-                watched = await self._ask_nanny(address, nanny)
-            except (OSError, KeyError, ValueError):  # it is gone again
-                self._asked.pop(address, None)
-                return
-            except Exception as error:
-                self._refused = AtOnceError(
-                    f"the nanny of {address} cannot watch it: {type(error).__name__}: {error}; see"
-                    " that at_once_dask is installed there (pip install at_once_dask), start the"
-                    " cluster anew, and run the same again"
-                )
-                return
-            if watched != address:
-                await asyncio.sleep(MEET_PAUSE_SECONDS)
+        try:
+            if worker.nanny is not None:
+                await self._have_watched(address, nanny)
+            await self._to_hosts.bring(address, worker)
+        except (OSError, KeyError, ValueError):  # it is gone again
+            self._asked.pop(address, None)
+            return
+        except AtOnceError as error:
+            self._refused = error
+            return
+        except Exception as error:
+            self._refused = _unwatchable(address, error)
+            return
         self._met[address] = worker.directory
         self._unwatched.pop(address, None)  # of one that was at the same address before
+
+    async def _have_watched(self, address: str, nanny: Nanny | None) -> None:
+        watched = None
+        while watched != address and self._client.status == "running" and not self._is_over:
+            watched = await self._ask_nanny(address, nanny)
+            if watched != address:
+                await asyncio.sleep(MEET_PAUSE_SECONDS)
 
     async def _ask_nanny(self, address: str, nanny: Nanny | None) -> str | None:
         """Which worker it watches; one that is here is asked without a message."""
@@ -231,6 +243,56 @@ class Registration:
         """Wait until the scheduler knows that they are gone: it would still speak to them."""
         while workers & (await listed(self._client)).keys():
             await asyncio.sleep(0.02)
+
+
+class ToHosts:
+    """Brings what is large in a job to each host of a borrowed cluster, once.
+
+    Attributes
+    ----------
+    parts : sequence of bytes or memoryview
+        What is to be brought; empty where nothing is.
+    """
+
+    def __init__(self, client: Client, run: str) -> None:
+        self.parts: Sequence[bytes | memoryview] = ()
+        self._client = client
+        self._run = run
+        self._locks: defaultdict[tuple[str | None, str], asyncio.Lock]
+        self._locks = defaultdict(asyncio.Lock)  # by host, and folder there
+
+    async def bring(self, address: str, worker: Worker) -> None:
+        """See that the file is there which this worker will open."""
+        if not self.parts:
+            return
+        async with self._locks[get_address_host(address), worker.scratch]:
+            if await self._there(host_job.is_there, address):
+                return
+            try:
+                await self._there(host_job.put, address, list(map(bytes, self.parts)))
+            except OSError as error:
+                if error.errno is None:  # it is no disk that is full, but a worker that is gone
+                    raise
+                raise AtOnceError(
+                    f"what the functions take along cannot be put into a file on the host of"
+                    f" {address}: {error}; see that there is space in {worker.scratch}, and run the"
+                    " same again"
+                ) from error
+
+    async def _there(self, function: Callable[..., Any], address: str, *more: Any) -> Any:
+        """Call `function` in the worker."""
+        answers = await self._client.run(
+            function, self._run, *more, workers=[address], on_error="raise"
+        )
+        return answers[address]
+
+
+def _unwatchable(address: str, error: Exception) -> AtOnceError:
+    return AtOnceError(
+        f"the nanny of {address} cannot watch it: {type(error).__name__}: {error}; see that"
+        " at_once_dask is installed there (pip install at_once_dask), start the cluster anew, and"
+        " run the same again"
+    )
 
 
 def connection_lost() -> AtOnceError:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from dask.utils import format_bytes
 
-from at_once_dask.protocol.shared_file import Copies, Parts, SharedFile
+from at_once_dask.protocol.shared_file import Copies, OnHost, Parts, SharedFile, spans_of
 from at_once_dask.protocol.task import Partition
 
 SHARED_BYTES = 2**20  # of a job or a partition, from which on it lies in a file
@@ -35,17 +35,21 @@ class HostFiles:
     values : str or None
         The folder for large values.
     shared : int
-        Bytes that all workers hold together, for as long as the run lasts.
+        Bytes that all own workers hold together, for as long as the run lasts.
+    to_bring : sequence of bytes or memoryview
+        The parts of a job that each host of a borrowed cluster is to get.
     """
 
     def __init__(self, scratch: str | None, run: str, warn: Callable[[str], None]) -> None:
         self._scratch = scratch
+        self._is_borrowed = scratch is None
         self._run = run
         self._warn = warn
         self._job: SharedFile | None = None
         self._inputs: dict[str, SharedFile] = {}  # by partition id
         self.values: str | None = None
         self.shared = 0
+        self.to_bring: Sequence[bytes | memoryview] = ()
 
     def open(self) -> None:
         """Make the folder; where there is no space, or somebody has tidied up, all crosses."""
@@ -58,9 +62,12 @@ class HostFiles:
             else:
                 self.values = folder
 
-    def job(self, parts: Sequence[bytes | memoryview]) -> Parts | Copies:
+    def job(self, parts: Sequence[bytes | memoryview]) -> Parts | Copies | OnHost:
         """A job in the form in which workers open it."""
         n_bytes = sum(memoryview(part).nbytes for part in parts)
+        if self._is_borrowed and n_bytes >= SHARED_BYTES:
+            self.to_bring = parts
+            return OnHost(spans_of(parts))
         if self._scratch is not None and n_bytes >= SHARED_BYTES:
             try:
                 self._job = SharedFile(parts, self._scratch)

@@ -16,6 +16,9 @@ from at_once_dask.protocol.progress_file import Progress, ProgressFile
 _STACK, _HERE, _WRITTEN, _TAKEN_BACK, _OUTCOME = "stack", "here", "written", "taken", "outcome-"
 
 
+_JOB = "job"  # beside the folders of the workers
+
+
 class ProgressFolder:
     """The folder of the progress files of one run on one host; those of one worker among them.
 
@@ -51,6 +54,11 @@ class ProgressFolder:
     def stack(self) -> str:
         """Path of the file for the worker's last stack."""
         return self._path(_STACK)
+
+    @property
+    def job(self) -> str:
+        """Path of the file for what is large in a job, which the workers of this host share."""
+        return os.path.join(self._of_run, _JOB)
 
     def open(self) -> None:
         """Make it known that this worker writes into this folder."""
@@ -163,6 +171,8 @@ class ProgressFolder:
         """Remove the files of this worker, and the folder when it was the last."""
         shutil.rmtree(self.folder, ignore_errors=True)
         with contextlib.suppress(OSError):
+            if os.listdir(self._of_run) == [_JOB]:
+                os.unlink(self.job)
             os.rmdir(self._of_run)
 
     def _path(self, id: str) -> str:

@@ -32,6 +32,16 @@ class Parts:
 
 
 @dataclass(frozen=True)
+class OnHost:
+    """Parts that the driver brings to each host of a borrowed cluster, into a file there."""
+
+    spans: tuple[tuple[int, int], ...]
+
+    def at(self, path: str) -> Parts:
+        return Parts(path, self.spans)
+
+
+@dataclass(frozen=True)
 class Copies:
     """The parts themselves, where no file can be shared; crosses to any worker."""
 
@@ -58,18 +68,14 @@ class SharedFile:
     """
 
     def __init__(self, parts: Sequence[bytes | memoryview], folder: str) -> None:
-        sizes = [memoryview(part).nbytes for part in parts]
-        self._file = _unnamed(sum(sizes), folder)
+        spans = spans_of(parts)
+        self._file = _unnamed(sum(size for _, size in spans), folder)
         try:
-            spans, offset = [], 0
-            for part, size in zip(parts, sizes, strict=True):
-                _write(self._file, part, offset)
-                spans.append((offset, size))
-                offset += -(-size // mmap.PAGESIZE) * mmap.PAGESIZE  # no page is of two parts
+            write(self._file, parts, spans)
         except BaseException:
             self.close()
             raise
-        self.parts = Parts(f"/proc/{os.getpid()}/fd/{self._file}", tuple(spans))
+        self.parts = Parts(f"/proc/{os.getpid()}/fd/{self._file}", spans)
 
     def close(self) -> None:
         """Forget it; workers that have it open keep it until they end."""
@@ -80,6 +86,21 @@ def _unnamed(size: int, folder: str) -> int:
     if psutil.virtual_memory().available > COPIES * size:
         return os.memfd_create("at_once_dask")
     return os.open(folder, os.O_RDWR | os.O_TMPFILE, 0o600)
+
+
+def spans_of(parts: Sequence[bytes | memoryview]) -> tuple[tuple[int, int], ...]:
+    """Where each part comes to lie; no page is of two parts."""
+    spans, offset = [], 0
+    for size in (memoryview(part).nbytes for part in parts):
+        spans.append((offset, size))
+        offset += -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    return tuple(spans)
+
+
+def write(file: int, parts: Sequence[bytes | memoryview], spans: Sequence[tuple[int, int]]) -> None:
+    """Put the parts into the file with this descriptor."""
+    for part, (offset, _) in zip(parts, spans, strict=True):
+        _write(file, part, offset)
 
 
 def _write(file: int, part: bytes | memoryview, offset: int) -> None:

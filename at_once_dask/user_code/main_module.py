@@ -153,10 +153,10 @@ class Pickled:
 
 
 class _Apart:
-    """Keeps large arrays out of a pickle, while it is told to."""
+    """Keeps large arrays out of a pickle, while that is wanted."""
 
-    def __init__(self, wanted: bool) -> None:
-        self.wanted = wanted
+    def __init__(self) -> None:
+        self.wanted = True
         self.buffers: list[memoryview] = []
 
     def __call__(self, buffer: pickle.PickleBuffer) -> bool:
@@ -173,12 +173,12 @@ class _Apart:
         return False
 
 
-def pickled(functions: object, apart: bool = False) -> Pickled:
-    """`functions` for the way to the workers; large arrays `apart`, where workers are on this host.
+def pickled(functions: object) -> Pickled:
+    """`functions` for the way to the workers; large arrays apart from the rest.
 
     Raises whatever pickling the functions raises; of the other names, what cannot go stays here.
     """
-    file, large = io.BytesIO(), _Apart(apart)
+    file, large = io.BytesIO(), _Apart()
     pickler = _Pickler(file, large)
     pickler.dump(functions)
     large.wanted = False

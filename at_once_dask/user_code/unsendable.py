@@ -17,10 +17,10 @@ from at_once_dask.user_code.text import first_line
 DEPTH = 8  # of helpers that use helpers
 
 
-def pickled(functions: Mapping[str, Any], apart: bool) -> main_module.Pickled:
+def pickled(functions: Mapping[str, Any]) -> main_module.Pickled:
     """As `main_module.pickled`; a function that cannot be pickled is bad input."""
     try:
-        return main_module.pickled(tuple(functions.values()), apart)
+        return main_module.pickled(tuple(functions.values()))
     except Exception as error:
         raise InputError(_explained(functions, error)) from error
 

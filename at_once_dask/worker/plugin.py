@@ -19,7 +19,7 @@ from at_once_dask.logs.log_file import RunLog
 from at_once_dask.protocol import events, lease
 from at_once_dask.protocol.events import Running
 from at_once_dask.protocol.progress_folder import ProgressFolder
-from at_once_dask.protocol.shared_file import Copies, Parts
+from at_once_dask.protocol.shared_file import Copies, OnHost, Parts
 from at_once_dask.protocol.task import Job, Outcome, Partition
 from at_once_dask.user_code import pickling
 from at_once_dask.user_code.main_module import Main
@@ -70,10 +70,10 @@ class OwnWorkerPlugin(WorkerPlugin):
 class _SealedJob:
     """A job as it came: opened by the first partition, by one thread, once a process."""
 
-    def __init__(self, run: RunPlugin, folder: str) -> None:
+    def __init__(self, run: RunPlugin, job: Parts | Copies, folder: str) -> None:
         self.run = run
         self._main = Main(folder)
-        self._sealed = run.job
+        self._sealed = job
         self._bags: Bags | None = None
         self._lock = threading.Lock()
 
@@ -102,7 +102,7 @@ class RunPlugin(WorkerPlugin):
     Parameters
     ----------
     run : str
-    job : Parts or Copies
+    job : Parts, OnHost or Copies
         The pickled Job, and the large arrays that are not in the pickle.
     run_log : RunLog
         Where the log goes.
@@ -117,7 +117,7 @@ class RunPlugin(WorkerPlugin):
     def __init__(
         self,
         run: str,
-        job: Parts | Copies,
+        job: Parts | OnHost | Copies,
         run_log: RunLog,
         environment: Environment | None = None,
         settings: InterpreterSettings | None = None,
@@ -138,7 +138,8 @@ class RunPlugin(WorkerPlugin):
         self.progress = ProgressFolder(
             os.path.dirname(worker.local_directory), self.run, worker.address
         )
-        self._take_job(os.path.join(worker.local_directory, f"main-{self.run}"))
+        job = self.job.at(self.progress.job) if isinstance(self.job, OnHost) else self.job
+        self._take_job(job, os.path.join(worker.local_directory, f"main-{self.run}"))
         self.progress.open()
         self._stack = self.progress.open_stack()
         self._writes_stack = last_stack.begin(self._stack)
@@ -153,11 +154,11 @@ class RunPlugin(WorkerPlugin):
         self._descriptors = self._captured_descriptors(worker)
         streams.begin(self.run_log, self._descriptors)
 
-    def _take_job(self, folder: str) -> None:
+    def _take_job(self, job: Parts | Copies, folder: str) -> None:
         if not _JOBS:
             _while_there_are_jobs.enter_context(computing_in_place())
             _while_there_are_jobs.enter_context(dask_internals.may_be_started())
-        _JOBS[self.run] = _SealedJob(self, folder)
+        _JOBS[self.run] = _SealedJob(self, job, folder)
         self.job = Copies(())
 
     def _captured_descriptors(self, worker: Any) -> Descriptors | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import helpers
+import numpy as np
 import pytest
 from dask_processes import by_value, client_of, dask_command
 from distributed import Client
@@ -25,6 +26,7 @@ from helpers import oracle, poll_for, same, statuses
 
 import at_once_dask
 from at_once_dask.logs import log_file
+from at_once_dask.worker import host_job
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,6 +80,51 @@ def run_a_few(client: Client) -> at_once_dask.Report:
 
 
 # ----- the same work
+
+
+def test_a_large_array_lies_once_on_a_host(borrowed: Client, folder: Path) -> None:
+    """In a file that all its workers map, one that comes later too; it goes with the run."""
+    array = np.ones(2**21, dtype=np.int64)
+    there = set(borrowed.run(os.getpid).values())
+
+    def seen(n: int) -> list[tuple[str, Any]]:
+        if n == 50 and not (folder / "died").exists():
+            (folder / "died").touch()
+            os._exit(3)
+        if os.getpid() not in there:
+            (folder / "came").touch()
+        if not (folder / "came").exists():
+            time.sleep(0.1)  # so that something is left for the one that comes
+        found = [("sum", int(array[:-1].sum())), ("where", helpers.mapped_from(array))]
+        array[-1] += n  # what is written stays in this worker
+        return [*found, ("pid", os.getpid())]
+
+    result = at_once_dask.run(
+        range(400), None, seen, reduce_fn=set, client=borrowed, progress=False, retries=1
+    )
+    assert result["sum"] == {2**21 - 1}
+    assert result["pid"] - there
+    (path,) = result["where"]
+    assert path.endswith(f"at_once_dask-{result.report.run}/job")
+    assert array.sum() == 2**21
+    poll_for(lambda: not Path(path).parent.exists(), "the file is left")
+
+
+@pytest.mark.thorough
+def test_a_host_without_space_for_a_large_array(
+    borrowed: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = np.ones(2**21)
+
+    def full(run: str, parts: list[bytes], dask_worker: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(host_job, "put", full)
+    with pytest.raises(at_once_dask.AtOnceError, match="No space left") as refused:
+        at_once_dask.run(range(8), None, lambda n: array[n], client=borrowed, progress=False)
+    assert str(refused.value).startswith("what the functions take along cannot be put into a file")
+    assert str(refused.value).endswith("and run the same again")
+    assert run_a_few(borrowed).ok
 
 
 def check(n: int) -> list[Any]:

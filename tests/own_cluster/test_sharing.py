@@ -11,23 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from distributed import Client
+from helpers import mapped_from
 
 import at_once_dask
 from at_once_dask.protocol import host_files
 
 run: Any = at_once_dask.run
 N = 2**21  # numbers: 16 MiB
-
-
-def place(array: np.ndarray[Any, Any]) -> str:
-    """The name of the file that the memory of `array` is mapped from, in this process."""
-    address = array.ctypes.data
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        span, _, _, _, _, *name = line.split(maxsplit=5)
-        first, last = (int(end, 16) for end in span.split("-"))
-        if first <= address < last:
-            return "".join(name)
-    return "nowhere"
 
 
 def shared_files() -> list[str]:
@@ -51,7 +41,7 @@ class Holder:
 
 def seen(array: np.ndarray[Any, Any], inp: int) -> list[tuple[str, Any]]:
     """What is there, and where; each input writes its own number into it afterwards."""
-    found = [("sum", int(array[100:].sum())), ("where", place(array))]
+    found = [("sum", int(array[100:].sum())), ("where", mapped_from(array))]
     array[:100] += inp
     return found
 

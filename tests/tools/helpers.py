@@ -73,3 +73,14 @@ def same(result: dict[Any, Any], expected: dict[Any, Any]) -> bool:
 def statuses(report: Any) -> Sequence[str]:
     """What became of each input, in the order of the list."""
     return list(report.items["status"])
+
+
+def mapped_from(array: Any) -> str:
+    """The name of the file that the memory of `array` is mapped from, in this process."""
+    address = array.ctypes.data
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, _, _, _, _, *name = line.split(maxsplit=5)
+        first, last = (int(end, 16) for end in span.split("-"))
+        if first <= address < last:
+            return "".join(name)
+    return "nowhere"
