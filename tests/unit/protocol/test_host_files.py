@@ -8,7 +8,7 @@ import pytest
 
 from at_once_dask.protocol import host_files
 from at_once_dask.protocol.host_files import SHARED_BYTES, HostFiles
-from at_once_dask.protocol.shared_file import Copies, Parts
+from at_once_dask.protocol.shared_file import Copies, OnHost, Parts, spans_of, write
 
 LARGE: list[bytes | memoryview] = [b"pickled", memoryview(bytes(SHARED_BYTES))]
 
@@ -43,9 +43,20 @@ def test_where_it_cannot_be_shared_each_worker_holds_it(
 
 
 @pytest.mark.parametrize("scratch", [True, False])
-def test_a_small_job_crosses_and_so_does_any_to_another_host(tmp_path: Path, scratch: bool) -> None:
+def test_a_small_job_crosses(tmp_path: Path, scratch: bool) -> None:
     files = HostFiles(str(tmp_path) if scratch else None, "run", print)
-    assert files.job([b"pickled"] if scratch else LARGE) == Copies(
-        (b"pickled",) if scratch else tuple(map(bytes, LARGE))
-    )
+    assert files.job([b"pickled"]) == Copies((b"pickled",))
+    assert (files.shared, files.to_bring) == (0, ())
+
+
+def test_a_large_job_is_to_be_brought_to_hosts_that_are_not_the_drivers(tmp_path: Path) -> None:
+    """Whoever puts it into a file there puts it where those who open it look."""
+    files = HostFiles(None, "run", print)
+    job = files.job(LARGE)
+    assert isinstance(job, OnHost)
+    assert files.to_bring == LARGE
+    with (tmp_path / "job").open("wb") as file:
+        write(file.fileno(), LARGE, spans_of(LARGE))
+    opened = job.at(str(tmp_path / "job")).open()
+    assert [bytes(part) for part in opened] == LARGE
     assert files.shared == 0
