@@ -44,16 +44,18 @@ def dumps(value: object) -> bytes:
     except Exception:
         return _dumps_by_value(value)
     # To look through large bytes would take ten times as long as to pickle them.
-    named = [piece for piece in pieces if len(piece) < DATA_BYTES]
+    named = [piece for piece in pieces if isinstance(piece, bytes) and len(piece) < DATA_BYTES]
     if any(module in piece for piece in named for module in _by_value):
         return _dumps_by_value(value)
     return b"".join(pieces)
 
 
-class _Pieces(list[bytes]):
-    """A file to pickle into: large bytes and texts come as pieces of their own, as they are."""
+class _Pieces(list[bytes | memoryview]):
+    """A file to pickle into: large bytes, texts and arrays come as pieces of their own."""
 
-    write = list.append
+    def write(self, piece: bytes | pickle.PickleBuffer | bytearray) -> None:
+        """Take it as it is; of an array its memory."""
+        self.append(piece if isinstance(piece, bytes) else pickle.PickleBuffer(piece).raw())
 
 
 _by_value = [module.encode() for module in MAINS]

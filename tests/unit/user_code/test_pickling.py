@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pickle
 import sys
+from array import array
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from at_once_dask.user_code import pickling
@@ -52,6 +56,30 @@ def test_data_that_mentions_a_module_is_data(size: int) -> None:
     pickled = pickling.dumps(data)
     assert pickling.loads(pickled) == data
     assert pickled == pickle.dumps(data, protocol=5)
+
+
+@pytest.mark.parametrize("size", [10, 300, 1_000])
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda n: np.arange(n * n).reshape(n, n),
+        lambda n: np.asfortranarray(np.arange(n * n).reshape(n, n)),
+        lambda n: np.arange(n * n).reshape(n, n)[:, ::2],
+        lambda n: np.arange(n * n).reshape(n, n).T,
+        lambda n: pd.DataFrame({"x": np.arange(n * n), "y": "text"}),
+        lambda n: np.array([None, {1: 2}] * n, dtype=object),
+        lambda n: array("d", range(n * n)),
+    ],
+    ids=["rows", "columns", "strided", "transposed", "frame", "objects", "array"],
+)
+def test_arrays(point: type, made: Any, size: int) -> None:
+    """Their memory is a piece that is no bytes; beside a class of the script they cross, too."""
+    value = made(size)
+    alone = pickling.loads(pickling.dumps(value))
+    beside, _ = pickling.loads(pickling.dumps([value, point]))
+    for one in (alone, beside):
+        assert type(one) is type(value)
+        assert pickle.dumps(one) == pickle.dumps(pickle.loads(pickle.dumps(value)))
 
 
 def test_small_values_are_what_pickle_makes_of_them() -> None:
