@@ -73,14 +73,14 @@ def writes_noted(caller: FrameType) -> bool:
 
 def _comes_to_root(logger: logging.Logger) -> bool:
     current: logging.Logger | None = logger
-    while current is not None and current.propagate:
+    while current is not None and current.propagate and current.parent is not None:
         current = current.parent
-    return current is None
+    return current is not None and current.parent is None  # whether that propagates, nobody asks
 
 
 def _text(record: logging.LogRecord) -> str | None:
     """As a handler would write it; others may format the traceback in their own way."""
-    before = record.exc_text
+    before, record.exc_text = record.exc_text, None
     try:
         return _FORMAT.format(record)
     except Exception:  # handlers have said so

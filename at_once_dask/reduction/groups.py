@@ -40,6 +40,8 @@ class Groups:
 
     def add(self, start: int, piece: Piece) -> None:
         """Take the piece of the partition that began at position `start`."""
+        if not piece.sizes:  # no input of it gave anything
+            return
         keys = pickling.loads(piece.keys)
         numbers = array("q", map(self._numbers.__getitem__, keys))
         self._first.extend([start] * (len(self._numbers) - len(self._first)))
@@ -107,7 +109,8 @@ class Groups:
         which, offsets, sizes = places
         ends = np.cumsum(sizes)
         before = np.cumsum([0, *map(len, data)])[which]
-        sorted_places = np.repeat(before + offsets + sizes - ends, sizes) + np.arange(ends[-1])
+        sorted_places = np.repeat(before + offsets + sizes - ends, sizes)
+        sorted_places += np.arange(ends[-1])
         code, each = data[0].typecode, data[0].itemsize
         raw = np.concatenate(data)[sorted_places].tobytes()
         starts = [0, *(each * ends[stops - 1]).tolist()]

@@ -26,7 +26,7 @@ from cloudpickle.cloudpickle import (
 from at_once_dask.user_code import notebook, pickling
 
 # A piece of a pickle that is larger names no class: it is one text, or bytes. All else comes in
-# frames of 64 KiB, and one object more of less than that.
+# frames of 64 KiB, and one object more of less than that, or an int of any size.
 DATA_BYTES = 2**18
 
 # The script's own module; the second name is that in a process which `multiprocessing` started.
@@ -44,10 +44,15 @@ def dumps(value: object) -> bytes:
     except Exception:
         return _dumps_by_value(value)
     # To look through large bytes would take ten times as long as to pickle them.
-    named = [piece for piece in pieces if isinstance(piece, bytes) and len(piece) < DATA_BYTES]
+    named = [piece for piece in pieces if isinstance(piece, bytes) and _may_name(piece)]
     if any(module in piece for piece in named for module in _by_value):
         return _dumps_by_value(value)
     return b"".join(pieces)
+
+
+def _may_name(piece: bytes) -> bool:
+    """Whether it may name a class: also a large piece that begins as a frame does."""
+    return len(piece) < DATA_BYTES or piece[:1] in (pickle.PROTO, pickle.FRAME)
 
 
 class _Pieces(list[bytes | memoryview]):

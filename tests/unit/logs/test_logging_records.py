@@ -75,3 +75,27 @@ def test_a_handler_that_raises(log: logging.Logger, monkeypatch: pytest.MonkeyPa
     with noting(noted), pytest.raises(OSError, match="no space"):
         log.error("lost?")
     assert noted == [("ERROR", "test_logging_records: lost?")]
+
+
+def test_a_traceback_that_a_handler_has_shortened(
+    log: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log has it whole; and that the root logger propagates to nobody says nothing."""
+
+    class Short(logging.Formatter):
+        def formatException(self, exc_info: object) -> str:  # noqa: N802
+            return "SHORT"
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(Short())
+    monkeypatch.setattr(log, "handlers", [handler])
+    monkeypatch.setattr(logging.getLogger(), "propagate", False)
+    noted: list[tuple[str, str]] = []
+    with noting(noted):
+        try:
+            raise ValueError("inner")
+        except ValueError:
+            log.exception("it broke")
+    ((_, text),) = noted
+    assert text.startswith("test_logging_records: it broke\nTraceback")
+    assert text.endswith("ValueError: inner")

@@ -111,6 +111,23 @@ def test_a_file_that_fails_is_not_left(tmp_path: Path) -> None:
 # ----- numbers
 
 
+@pytest.mark.parametrize("n_keys", [2**16, 2**16 + 1])
+def test_arrays_of_many_pieces_are_sorted_as_one(n_keys: int) -> None:
+    """Pieces come in any order, and one in which nothing was given changes nothing."""
+    groups = Groups()
+    groups.add(n_keys, Lists().close())
+    for start in (n_keys // 2, 2 * n_keys, 0):
+        pairs = [(key, start + key) for key in range(start, start + n_keys // 2 + 1)]
+        groups.add(start, piece(*pairs, (0, start)))
+    blobs = [len(group.blobs) for group in groups]
+    assert set(blobs) == {1}
+    expected: dict[int, list[int]] = {}
+    for start in (0, n_keys // 2, 2 * n_keys):
+        for key in (*range(start, start + n_keys // 2 + 1), 0):
+            expected.setdefault(key, []).append(start if key == 0 else start + key)
+    assert read(groups) == list(expected.items())
+
+
 @pytest.mark.parametrize("spill_bytes", [0, 30, 10**9])
 @pytest.mark.parametrize(
     "values",

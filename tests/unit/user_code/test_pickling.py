@@ -49,6 +49,16 @@ def test_no_frame_is_as_large_as_what_counts_as_data() -> None:
     assert max(framed) < DATA_BYTES
 
 
+def test_a_class_beside_a_huge_int(point: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which lies in a frame, whatever its size: that frame is looked through, too."""
+    n = 1 << 3_000_000
+    assert len(pickle.dumps(n)) > DATA_BYTES
+    pickled = pickling.dumps([point(), n])
+    monkeypatch.delattr(sys.modules["__main__"], "Point")
+    instance, found = pickling.loads(pickled)
+    assert (instance.x, found == n) == (7, True)
+
+
 @pytest.mark.parametrize("size", [10, DATA_BYTES])
 def test_data_that_mentions_a_module_is_data(size: int) -> None:
     """Large, it is not looked through; small, it costs a second pickling, and is right too."""
