@@ -14,11 +14,13 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from at_once_dask.errors import AtOnceError
+from at_once_dask.user_code.replaced import Replaced
 from at_once_dask.worker import processes
 
 WORKER_PROCESS = "Dask Worker process"  # so begin the names of Dask's worker processes
@@ -181,12 +183,13 @@ def _no_interrupts() -> Iterator[None]:
 @contextlib.contextmanager
 def _plain_preparation() -> Iterator[None]:
     """The fork server learns of this process from a text, in which only texts can be."""
-    prepare = multiprocessing.spawn.get_preparation_data
-    multiprocessing.spawn.get_preparation_data = lambda name: plain(prepare, name)
+    prepare = Replaced(
+        multiprocessing.spawn, "get_preparation_data", lambda prepare: partial(plain, prepare)
+    )
     try:
         yield
     finally:
-        multiprocessing.spawn.get_preparation_data = prepare
+        prepare.undo()
 
 
 def plain(prepare: Any, name: str) -> dict[str, Any]:
@@ -219,35 +222,24 @@ def _keep_sockets_short() -> None:
     )
 
 
-class PreparationWithoutMain:
-    """In place of ``multiprocessing.spawn.get_preparation_data``, for as long as a cluster lives.
-
-    Others may have put theirs there before, or do so meanwhile: joblib's loky, coverage, debuggers.
-    """
-
-    def __init__(self) -> None:
-        self._before = multiprocessing.spawn.get_preparation_data
-
-    def __call__(self, name: str) -> dict[str, Any]:
-        if not name.startswith(WORKER_PROCESS):
-            return self._before(name)
-        data = plain(self._before, name)
-        data.pop("init_main_from_path", None)
-        data.pop("init_main_from_name", None)
-        return data
-
-    def undo(self) -> None:
-        """Somebody who has put another one there meanwhile keeps it."""
-        if multiprocessing.spawn.get_preparation_data is self:
-            multiprocessing.spawn.get_preparation_data = self._before
-
-
-def keep_main_out_of_workers() -> PreparationWithoutMain:
+def keep_main_out_of_workers() -> Replaced:
     """Stop `multiprocessing` from running the script again in Dask's worker processes.
 
     Without this, a script without a ``__main__`` guard starts its cluster again in every worker,
     and no worker starts. Functions of ``__main__`` travel by value, so workers do not miss it.
     Processes of other names are not touched.
     """
-    multiprocessing.spawn.get_preparation_data = preparation = PreparationWithoutMain()
-    return preparation
+    return Replaced(multiprocessing.spawn, "get_preparation_data", _without_main)
+
+
+def _without_main(prepare: Any) -> Callable[[str], dict[str, Any]]:
+    def without_main(name: str) -> dict[str, Any]:
+        if not name.startswith(WORKER_PROCESS):
+            prepared: dict[str, Any] = prepare(name)
+            return prepared
+        data = plain(prepare, name)
+        data.pop("init_main_from_path", None)
+        data.pop("init_main_from_name", None)
+        return data
+
+    return without_main

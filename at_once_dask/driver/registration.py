@@ -67,7 +67,7 @@ class Registration:
         # By address, and the directory of the process: what was met stays so as long as that lives.
         self._asked: dict[str, str] = {}
         self._met: dict[str, str] = {}  # workers that are watched, or have no nanny
-        self._unwatched: dict[str, bool] = {}  # none can hold them to the limit; whether noted
+        self._noted: set[str] = set()  # workers that nobody could hold to the time limit
         self._meetings: set[asyncio.Future[None]] = set()
         self._refused: AtOnceError | None = None
         self._is_over = False
@@ -86,8 +86,8 @@ class Registration:
         self._client.sync(self._meet_all, workers)
         if self._refused is not None:
             raise self._refused
-        if self._unwatched and not any(worker.nanny for worker in workers.values()):
-            raise InputError(self._no_nanny(min(self._unwatched)))
+        if workers and all(map(self._is_unwatched, workers.values())):
+            raise InputError(self._no_nanny(min(workers)))
 
     def _register(self, plugin: RunPlugin) -> None:
         for attempt in range(ATTEMPTS):
@@ -143,15 +143,19 @@ class Registration:
     def _as_met(self, address: str, worker: Worker) -> Worker:
         """It takes partitions from when it was met; what still runs there starts nothing new."""
         ready = worker.ready and self._met.get(address) == worker.directory
-        gets_nothing = address in self.occupied or address in self._unwatched
+        gets_nothing = address in self.occupied or self._is_unwatched(worker)
         return replace(worker, ready=ready, paused=worker.paused or gets_nothing)
 
     def _note_unwatched(self) -> None:
         """One that is given nothing would puzzle who counts the workers."""
-        for address, is_noted in list(self._unwatched.items()):
-            if not is_noted:
-                self._unwatched[address] = True
+        for address, worker in self._there.items():
+            if self._is_unwatched(worker) and address not in self._noted:
+                self._noted.add(address)
                 self._note(f"the run goes on without a worker: {self._no_nanny(address)}")
+
+    def _is_unwatched(self, worker: Worker) -> bool:
+        """Whether nobody could hold it to the time limit."""
+        return worker.nanny is None and self._plugin.timeout is not None
 
     def _no_nanny(self, worker: str) -> str:
         return (
@@ -184,8 +188,7 @@ class Registration:
 
         A worker that dies before it is connected is never replaced.
         """
-        if worker.nanny is None and self._plugin.timeout is not None:
-            self._unwatched.setdefault(address, False)
+        if self._is_unwatched(worker):
             return
         try:
             if worker.nanny is not None:
@@ -201,7 +204,6 @@ class Registration:
             self._refused = _unwatchable(address, error)
             return
         self._met[address] = worker.directory
-        self._unwatched.pop(address, None)  # of one that was at the same address before
 
     async def _have_watched(self, address: str, nanny: Nanny | None) -> None:
         watched = None

@@ -8,13 +8,15 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from at_once_dask.user_code.replaced import Replaced
+
 _FORMAT = logging.Formatter("%(name)s: %(message)s")
 _NOTED = "_at_once_dask_noted"  # an attribute of records; formatters that list all pass by such
 _EMIT = logging.StreamHandler.emit.__code__
 
 
-class Records:
-    """Notes what comes to the root logger, while it is installed.
+def noting(is_captured: Callable[[], bool], write: Callable[[str, str], object]) -> Replaced:
+    """Note what comes to the root logger, until it is undone.
 
     A handler of the root logger would keep ``logging.basicConfig`` from doing anything. And a
     record is not to be noted where it is made: filters may drop it or take a password out of it,
@@ -29,12 +31,7 @@ class Records:
         Called with the level's name and the text.
     """
 
-    def __init__(
-        self, is_captured: Callable[[], bool], write: Callable[[str, str], object]
-    ) -> None:
-        self._before: Any = logging.Logger.callHandlers
-        before = self._before
-
+    def make(before: Any) -> Any:
         @functools.wraps(before)
         def call_handlers(logger: logging.Logger, record: logging.LogRecord) -> None:
             if not _comes_to_root(logger) or is_noted(record) or not is_captured():
@@ -48,15 +45,9 @@ class Records:
                 if text is not None:
                     write(record.levelname, text)
 
-        self._ours: Any = call_handlers
+        return call_handlers
 
-    def install(self) -> None:
-        logging.Logger.callHandlers = self._ours  # type: ignore[method-assign]
-
-    def uninstall(self) -> None:
-        """Somebody who has put another one there meanwhile keeps it."""
-        if logging.Logger.callHandlers is self._ours:
-            logging.Logger.callHandlers = self._before  # type: ignore[method-assign]
+    return Replaced(logging.Logger, "callHandlers", make)
 
 
 def is_noted(record: logging.LogRecord) -> bool:

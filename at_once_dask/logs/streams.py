@@ -32,6 +32,7 @@ from typing import Any, Protocol, TextIO, TypeVar
 from at_once_dask.logs import log_file, logging_records
 from at_once_dask.protocol import lease
 from at_once_dask.protocol.lease import Lease, Log
+from at_once_dask.user_code.replaced import Replaced
 from at_once_dask.user_code.text import cut, safe_repr
 
 T = TypeVar("T")
@@ -61,7 +62,7 @@ _runs: set[str] = set()  # those of this worker whose output is captured
 _posts: dict[str, _Post] = {}  # by run, where the driver is on another host
 _streams: dict[str, Stream] = {}  # in place, by name
 _descriptors: dict[str, Descriptors] = {}  # by run, where they are captured
-_records: logging_records.Records | None = None  # in place
+_records: Replaced | None = None  # in place
 _is_child = False  # of a worker: an input has forked it
 
 
@@ -509,8 +510,7 @@ def _install(streams: Mapping[str, TextIO]) -> None:
             original = open(os.devnull, "w")  # noqa: SIM115
         _streams[name] = Stream(name, original, before, name in streams)
         setattr(sys, name, _streams[name])
-    _records = logging_records.Records(_is_captured, _write_record)
-    _records.install()
+    _records = logging_records.noting(_is_captured, _write_record)
 
 
 def _uninstall() -> None:
@@ -520,7 +520,7 @@ def _uninstall() -> None:
             setattr(sys, name, stream.before)
     _streams.clear()
     if _records is not None:
-        _records.uninstall()
+        _records.undo()
 
 
 def _tell_original(level: str, texts: list[str]) -> None:

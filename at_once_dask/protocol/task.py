@@ -24,24 +24,25 @@ class Piece:
         The keys in order of first appearance, a pickled list. A key may repeat, each time with a
         value of its own.
     sizes : array of int
-        How many bytes of `data` belong to each key; of an array how many numbers.
-    data : bytes, str or array
+        How many bytes of `data` belong to each key.
+    data : bytes or str
         For each key, pickled: the list of its values in input order; with a combiner the
         combined value; or the Failure of the combiner for this key. A str is the path of a file
         with all that, where all workers are on the driver's host: large values need not cross.
-        An array has the values themselves, where all are ``int``, or all are ``float``: to pickle
-        them key by key would take longer than to make them.
+    code : str
+        Of the array that `data` is in place of pickles, where all values are ``int``, or all are
+        ``float``: to pickle them key by key would take longer than to make them.
     """
 
     keys: bytes
     sizes: array[int]
-    data: bytes | str | array[Any]
+    data: bytes | str
+    code: str = ""
 
     @property
     def n_bytes(self) -> int:
         """The size of all values together."""
-        each = self.data.itemsize if isinstance(self.data, array) else 1
-        return each * sum(self.sizes)
+        return sum(self.sizes)
 
 
 @dataclass(frozen=True, slots=True)

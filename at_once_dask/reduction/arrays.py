@@ -48,6 +48,7 @@ def grouping(numbers: Any, n: int) -> Any:
     return np.argsort(numbers.astype(np.uint16) if few else numbers, kind="stable")
 
 
-def taken(values: array[Any], places: Any) -> array[Any]:
+def taken(values: Any, places: Any) -> bytes:
     """The values at these places."""
-    return array(values.typecode, np.asarray(values)[places].tobytes())
+    raw: bytes = np.asarray(values)[places].tobytes()
+    return raw

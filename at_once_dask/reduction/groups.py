@@ -13,7 +13,7 @@ import numpy as np
 
 from at_once_dask.protocol.task import Group, Numbers, Piece, Place
 from at_once_dask.reduction import arrays
-from at_once_dask.reduction.arrays import KeyNumbers
+from at_once_dask.reduction.arrays import ITEM_BYTES, KeyNumbers
 from at_once_dask.user_code import pickling
 
 SPILL_BYTES = 256 * 2**20
@@ -50,9 +50,8 @@ class Groups:
         for place in np.flatnonzero(later)[::-1].tolist():  # the first in the piece comes last
             self._first[numbers[place]] = start
             self._numbers.order[numbers[place]] = keys[place]
-        code = piece.data.typecode if isinstance(piece.data, array) else ""
-        self._pieces.append(_Stored(start, piece.data, numbers, piece.sizes, code))
-        self._held += 0 if isinstance(piece.data, str) else piece.n_bytes
+        self._pieces.append(_Stored(start, piece.data, numbers, piece.sizes, piece.code))
+        self._held += len(piece.data) if isinstance(piece.data, bytes) else 0
         if self._held > self._spill_bytes:
             self._spill()
 
@@ -60,7 +59,7 @@ class Groups:
         if self._file is None:
             self._file = tempfile.TemporaryFile()  # noqa: SIM115
         for piece in self._pieces:
-            if isinstance(piece.data, (bytes, array)):
+            if isinstance(piece.data, bytes):
                 offset = self._file.tell()
                 self._file.write(piece.data)
                 piece.data = offset
@@ -102,31 +101,29 @@ class Groups:
     @staticmethod
     def _together(pieces: list[_Stored], places: _Places, stops: Any) -> _BlobsOf | None:
         """Where all pieces are arrays of one kind they are sorted as one: a key is one blob."""
-        data = [piece.data for piece in pieces if isinstance(piece.data, array)]
-        codes = {values.typecode for values in data}
-        if len(data) < len(pieces) or len(codes) > 1:
+        data = [piece.data for piece in pieces if piece.code and isinstance(piece.data, bytes)]
+        code, *others = {piece.code for piece in pieces}
+        if len(data) < len(pieces) or others:
             return None
         which, offsets, sizes = places
-        ends = np.cumsum(sizes)
+        starts = [0, *np.cumsum(sizes)[stops - 1].tolist()]
         before = np.cumsum([0, *map(len, data)])[which]
-        sorted_places = np.repeat(before + offsets + sizes - ends, sizes)
+        firsts, counts = (before + offsets) // ITEM_BYTES, sizes // ITEM_BYTES
+        ends = np.cumsum(counts)
+        sorted_places = np.repeat(firsts + counts - ends, counts)
         sorted_places += np.arange(ends[-1])
-        code, each = data[0].typecode, data[0].itemsize
-        raw = np.concatenate(data)[sorted_places].tobytes()
-        starts = [0, *(each * ends[stops - 1]).tolist()]
+        raw = arrays.taken(np.frombuffer(b"".join(data), code), sorted_places)
         return lambda number: [(code, raw[starts[number] : starts[number + 1]])]
 
     def _find(self, piece: _Stored, offset: int, size: int) -> bytes | Place | Numbers:
         data = piece.data
-        if isinstance(data, bytes):
-            return data[offset : offset + size]
-        if isinstance(data, array):
-            return data.typecode, data[offset : offset + size].tobytes()
         if isinstance(data, str):
             return Place(data, offset, size)
-        assert self._file is not None
-        each = array(piece.code).itemsize if piece.code else 1
-        read = os.pread(self._file.fileno(), size * each, data + offset * each)
+        if isinstance(data, bytes):
+            read = data[offset : offset + size]
+        else:
+            assert self._file is not None
+            read = os.pread(self._file.fileno(), size, data + offset)
         return (piece.code, read) if piece.code else read
 
     def close(self) -> None:
@@ -140,11 +137,11 @@ class _Stored:
 
     `data` are the values, one key's behind the other's: here, or the offset at which they begin in
     the file that they were spilled to, or the path of the file in which workers have left them.
-    With a `code` they are an array of such numbers, and sizes are in numbers.
+    With a `code` they are an array of such numbers.
     """
 
     start: int
-    data: bytes | array[Any] | int | str
+    data: bytes | int | str
     numbers: array[int]
     sizes: array[int]
     code: str

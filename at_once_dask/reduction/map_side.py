@@ -36,9 +36,9 @@ class Lists:
 
     def close(self, values_file: str | None = None) -> Piece:
         """The piece, large values in a file; raises when a value cannot be pickled."""
-        return self._of_numbers() or self._of_any(values_file)
+        return self._of_numbers(values_file) or self._of_any(values_file)
 
-    def _of_numbers(self) -> Piece | None:
+    def _of_numbers(self, values_file: str | None) -> Piece | None:
         """Where all values are numbers, and no file would be better."""
         values = arrays.of_values(list(chain.from_iterable(pairs.values for _, pairs in self.made)))
         if values is None:
@@ -47,11 +47,12 @@ class Lists:
         keys = chain.from_iterable(pairs.keys for _, pairs in self.made)
         numbers = np.fromiter(map(known.__getitem__, keys), np.int64, len(values))
         n = len(known)
-        if is_for_file(len(values) * arrays.ITEM_BYTES, n):
+        if values_file is not None and is_for_file(len(values) * arrays.ITEM_BYTES, n):
             return None
-        sizes = array("q", np.bincount(numbers, minlength=n).astype(np.int64).tobytes())
+        counts = np.bincount(numbers, minlength=n).astype(np.int64)
+        sizes = array("q", (arrays.ITEM_BYTES * counts).tobytes())
         data = arrays.taken(values, arrays.grouping(numbers, n))
-        return Piece(pickling.dumps(known.order), sizes, data)
+        return Piece(pickling.dumps(known.order), sizes, data, values.typecode)
 
     def _of_any(self, values_file: str | None) -> Piece:
         # No `toolz.groupby`: it takes 1.3 times as long, and groups pairs, not values.
@@ -106,7 +107,8 @@ class Folds:
         values = arrays.of_values(totals)
         if values is None:
             return _pack(keys, totals, values_file, _Alone)
-        return Piece(pickling.dumps(keys), array("q", [1]) * len(keys), values)
+        sizes = array("q", [arrays.ITEM_BYTES]) * len(keys)
+        return Piece(pickling.dumps(keys), sizes, values.tobytes(), values.typecode)
 
 
 def alone(pairs: Pairs, combining: bool) -> bytes:

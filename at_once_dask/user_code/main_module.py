@@ -23,9 +23,10 @@ import pickle
 import re
 import struct
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, is_dataclass
+from functools import partial
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
@@ -33,6 +34,7 @@ from cloudpickle.cloudpickle import _extract_code_globals
 
 from at_once_dask.user_code import pickling
 from at_once_dask.user_code.pickling import MAINS
+from at_once_dask.user_code.replaced import Replaced
 
 SMALL_BYTES = 2**18  # of a variable that no function of the run uses, to go along all the same
 OTHERS_BYTES = 2**22  # of all of them together
@@ -104,8 +106,9 @@ class Main(ModuleType):
         if sys.modules["__main__"] is not self:
             sys.modules.update(dict.fromkeys(MAINS, self))
             pickling.share(vars(self))
-            self._preparation = _PreparationWithMain(self)
-            multiprocessing.spawn.get_preparation_data = self._preparation
+            self._preparation = Replaced(
+                multiprocessing.spawn, "get_preparation_data", partial(_with_main, self)
+            )
 
     def leave(self) -> None:
         """The process is as it was."""
@@ -509,27 +512,17 @@ globals().update(main_module.variables({path!r}))
 """
 
 
-class _PreparationWithMain:
-    """In place of ``multiprocessing.spawn.get_preparation_data``, while a `Main` is in place.
+def _with_main(main: Main, prepare: Any) -> Callable[[str], dict[str, Any]]:
+    """Prepare a child that is not forked so that it gets `main` for its ``__main__``."""
 
-    A child that is not forked gets that for its ``__main__``.
-    """
-
-    def __init__(self, main: Main) -> None:
-        self._main = main
-        self._before = multiprocessing.spawn.get_preparation_data
-
-    def __call__(self, name: str) -> dict[str, Any]:
-        data: dict[str, Any] = self._before(name)
-        if sys.modules["__main__"] is self._main:
+    def with_main(name: str) -> dict[str, Any]:
+        data: dict[str, Any] = prepare(name)
+        if sys.modules["__main__"] is main:
             data.pop("init_main_from_name", None)
-            data["init_main_from_path"] = _script_for_children(self._main)
+            data["init_main_from_path"] = _script_for_children(main)
         return data
 
-    def undo(self) -> None:
-        """Somebody who has put another one there meanwhile keeps it."""
-        if multiprocessing.spawn.get_preparation_data is self:
-            multiprocessing.spawn.get_preparation_data = self._before
+    return with_main
 
 
 def _script_for_children(main: Main) -> str:

@@ -8,17 +8,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from at_once_dask.logs.logging_records import Records
+from at_once_dask.logs import logging_records
 
 
 @contextlib.contextmanager
 def noting(noted: list[tuple[str, str]], captured: bool = True) -> Iterator[None]:
-    records = Records(lambda: captured, lambda level, text: noted.append((level, text)))
-    records.install()
+    records = logging_records.noting(
+        lambda: captured, lambda level, text: noted.append((level, text))
+    )
     try:
         yield
     finally:
-        records.uninstall()
+        records.undo()
 
 
 @pytest.fixture
