@@ -153,7 +153,7 @@ def _backend(call: Call) -> Iterator[Backend]:
     this, options = call.run, call.run.options
     this.interrupts.check()
     cluster = connect.find(call.client, AtOncePage)
-    warning = this.size_warning(len(cluster.client.nthreads()))
+    warning = this.size_warning(cluster.client.nthreads)
     if warning is not None and options.progress:
         warn(warning)
     name = function_name(options.process_inp or options.check_inp)

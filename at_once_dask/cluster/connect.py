@@ -117,6 +117,24 @@ class Cluster:
         """By address; none of a borrowed cluster is in this process."""
         return {} if self._own is None else self._own.nannies()
 
+    @property
+    def scheduler(self) -> Any:
+        """The scheduler, where it is in this process; None of a borrowed cluster."""
+        return None if self._own is None else self._own.scheduler
+
+    @property
+    def adapts(self) -> bool:
+        """Whether it is known to start workers by itself."""
+        return self.own or getattr(self.client.cluster, "_adaptive", None) is not None
+
+    @property
+    def how_to_start(self) -> str:
+        """The way to more workers, for people."""
+        scheduler = self.client.scheduler
+        address = "ADDRESS" if scheduler is None else scheduler.address
+        scale = " or cluster.scale(4)" if self.client.cluster is not None else ""
+        return f"start some, as with `dask worker {address}`{scale}; Ctrl-C ends the run"
+
     def check_starts(self, since: float) -> None:
         """Raise when it is known why own workers that have nothing to do do not stay."""
         if self._own is not None:

@@ -6,10 +6,9 @@ changes. What the worker leans on is in ``worker/dask_internals.py``.
 
 from __future__ import annotations
 
-import asyncio
 import multiprocessing.process
+import sys
 import weakref
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,8 +20,9 @@ from distributed.deploy.spec import SpecCluster
 from distributed.scheduler import KilledWorker
 
 from at_once_dask.cluster.forkserver import WORKER_PROCESS
+from at_once_dask.worker import package, scheduler_plugin
 
-FORGET_SECONDS = 5.0  # for workers and nannies to forget a run
+PYTHON = sys.version_info[:2]
 
 # How a future says that the worker of its task is gone: without these a death breaks the run.
 LOST = (KilledWorker, CancelledError, CommClosedError)
@@ -86,56 +86,48 @@ async def ended(future: Future[Any]) -> None:
     await future._state.wait()  # type: ignore[union-attr]
 
 
-async def forget_plugins(nannies: Iterable[Nanny], topic: str) -> None:
-    """Without this the nannies of this process keep a run that is over."""
-    asked = [nanny.plugin_remove(name=topic) for nanny in nannies]
-    await asyncio.gather(*asked, return_exceptions=True)
+async def begin_run(client: Client, plugin: bytes) -> Any:
+    """Without this there is no limit to how long a scheduler may take that does not answer.
 
-
-def forget_run(client: Client, topic: str, nannies: list[str], patience: float) -> None:
-    """Without this the scheduler brings the run's plugin to each worker that ever comes.
-
-    ``run_on_scheduler`` would wait for ever where the scheduler does not answer.
+    Where at_once_dask is not installed in the scheduler, it is sent there first.
     """
-    client.sync(
-        client._run_on_scheduler, _forget_run, topic, nannies, callback_timeout=2 * patience
-    )
-
-
-async def _forget_run(topic: str, nannies: Iterable[str], dask_scheduler: Any) -> None:
-    """Runs in the scheduler; the last parameter's name is Dask's.
-
-    A worker that dies now takes its plugin along. A nanny that is just replacing its worker is not
-    reached by Dask's own way, which goes by the workers; so each is asked by its address. The topic
-    comes last: an event that arrives meanwhile would make it again.
-    """
-    asked = [dask_scheduler.rpc(nanny).plugin_remove(name=topic) for nanny in nannies]
-    if topic in dask_scheduler.worker_plugins:
-        asked.append(dask_scheduler.unregister_worker_plugin(None, topic))
     try:
-        await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), FORGET_SECONDS)
-    finally:
-        dask_scheduler._broker._topics.pop(topic, None)
+        return await client._run_on_scheduler(scheduler_plugin.begin, plugin)
+    except Exception as error:
+        if not package.is_missing(error) or await python_of_scheduler(client) != PYTHON:
+            raise
+    function, arguments = package.to_install()
+    await client.scheduler.run_function(function=function, args=arguments, wait=True)
+    return await client._run_on_scheduler(scheduler_plugin.begin, plugin)
+
+
+async def python_of_scheduler(client: Client) -> tuple[int, int]:
+    """By a function that every Python has."""
+    found: tuple[int, int] = await client._run_on_scheduler(eval, package.PYTHON_THERE)
+    return found
+
+
+async def version_of_scheduler(client: Client) -> str:
+    """The version of at_once_dask there; an error without one."""
+    found: str = await client._run_on_scheduler(eval, package.VERSION_THERE)
+    return found
+
+
+def end_run(client: Client, topic: str, patience: float) -> None:
+    """Without this nobody limits how long that may take."""
+    client.sync(
+        client._run_on_scheduler,
+        scheduler_plugin.forget,
+        topic,
+        patience,
+        callback_timeout=2 * patience,
+    )
 
 
 def forget_events(topic: str, dask_scheduler: Any) -> None:
     """Without this the scheduler keeps the last thousand deaths, with the values in their files."""
     if topic in dask_scheduler._broker._topics:
         dask_scheduler._broker._topics[topic].events.clear()
-
-
-async def add_nanny_plugin(plugin: Any, name: str, dask_worker: Any) -> str | None:
-    """Runs in a nanny, and gives its worker's address; the last parameter's name is Dask's.
-
-    Without it a nanny that is replacing its worker never gets the plugin.
-    """
-    if name not in dask_worker.plugins:
-        answer = await dask_worker.plugin_add(plugin=plugin, name=name)
-        if answer["status"] != "OK":
-            why = answer.get("exception_text", answer)
-            raise RuntimeError(f"its plugin cannot be set up: {why}")
-    address: str | None = dask_worker.worker_address
-    return address
 
 
 async def listed(client: Client) -> dict[str, Any]:

@@ -249,6 +249,10 @@ class OwnCluster:
             for state in dask_internals.worker_states(self._cluster)
         }
 
+    @property
+    def scheduler(self) -> Any:
+        return self._cluster.scheduler
+
     def nannies(self) -> dict[str, Nanny]:
         """By address; they are here, too."""
         return {nanny.address: nanny for nanny in list(self._cluster.workers.values())}

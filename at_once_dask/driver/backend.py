@@ -22,10 +22,14 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A partition did not come back: its task failed as a whole, or was lost."""
+    """A partition did not come back: its task failed as a whole, or was lost.
+
+    `here`: with this process's connection to the scheduler; workers have nothing to do with it.
+    """
 
     id: str
     error: BaseException
+    here: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,12 @@ class Died:
     death: Death
 
 
-Event = Delivered | Broken | Reclaimed | Running | Died
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """There are other workers than before, or a connection that was lost is back."""
+
+
+Event = Delivered | Broken | Reclaimed | Running | Died | Changed
 
 
 class Backend(Protocol):
@@ -70,8 +79,17 @@ class Backend(Protocol):
     def next(self, timeout: float) -> Event | None:
         """The next event; None when there was none within `timeout` seconds."""
 
-    def awaits_workers(self) -> bool:
-        """Whether somebody will start a worker, when there is none."""
+    @property
+    def patience(self) -> float:
+        """Seconds that a run waits for a worker, when there is none; infinite where others start
+        them."""
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether something can be sent just now."""
+
+    def want(self, seconds: float | None) -> None:
+        """So many seconds of work are left for one worker; None: nobody knows."""
 
     def drop(self, id: str, worker: str) -> None:
         """It is known what became of this partition; should it come back, nobody wants it."""
@@ -85,5 +103,5 @@ class Backend(Protocol):
     def keep_values(self) -> str | None:
         """The folder with large values, which is the caller's to remove from now on."""
 
-    def unreported_death(self, worker: str) -> Death:
+    def unreported_death(self, worker: str, directory: str) -> Death:
         """A death that was never reported, as the progress files have it."""

@@ -5,21 +5,28 @@ order, what had been done and need not be done again, who is guilty, and what ru
 
 - Inputs that were passed count as the progress file says. In a map-reduce their values died with
   the process, unless they were put into the progress file: these inputs run `again`.
-- One input that was running is guilty. Of several, in a worker with several threads, nobody knows
-  which one it was: all run `again`, each alone; whoever dies alone is guilty.
+- One input that was running is guilty. Of several, in a worker with several threads, the one whose
+  thread wrote the last stack is; where there is none, all run `again`, each alone; whoever dies
+  alone is guilty.
+- Nobody is guilty where the worker was told to go, or its machine is lost: its nanny is gone, too.
+  What it held runs elsewhere. An input that has lost its worker so five times in a row has failed.
+- Where tasks of others ran beside ours in the same process, one of them may be guilty: the input
+  runs `again`, and is blamed at the fifth death.
+- Without a nanny nobody can tell a crash from a lost machine: an input runs `again`, alone, and is
+  blamed when it has lost its worker alone for the second time.
 - What had not started goes back as if nothing had happened.
 - Where there is no progress file to read, all may have run and any may be guilty: all run `again`,
   alone.
 
 What runs `again` has its process for itself and leaves what it gives in its progress file. So
-deaths alone make nothing run a third time, however many die, as long as that file can be read.
+deaths of own workers make nothing run a third time, however many die.
 """
 
 from __future__ import annotations
 
 import signal
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -35,6 +42,11 @@ from at_once_dask.user_code.text import cut_start
 from at_once_dask.worker.last_stack import NOWHERE, Stack
 
 LAST_WORDS_LIMIT = 500  # characters
+LOSSES = 5  # in a row that an input takes, for which nobody can be blamed; then it has failed
+SEARCHED = 2  # losses of an input among others; then each of them runs alone
+ALONE = 2  # losses of an input alone, in workers without a nanny; then it is guilty
+
+Count = Callable[[int], int]  # how often in a row an input has lost its worker, now included
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,12 @@ class Death:
         Where it was when it died.
     last_words : str
         What was written to its file descriptors last.
+    directory : str
+        That of the process, where more than one may have had the address; else empty.
+    departed : bool
+        Whether no input can be behind it: it was told to go, or its machine is lost.
+    beside : int
+        How many tasks of others were being worked on in the same process.
     """
 
     worker: str
@@ -74,6 +92,9 @@ class Death:
     memory: int | None = None
     stack: Stack = NOWHERE
     last_words: str = ""
+    directory: str = ""
+    departed: bool = False
+    beside: int = 0
 
     def running(self) -> list[str]:
         """The partitions that were being worked on."""
@@ -82,14 +103,17 @@ class Death:
     def guilty(self) -> tuple[str, int] | None:
         """The partition and position that ended the process, when that is certain."""
         running = self.running()
-        if self.progress is None or not running:
+        if self.progress is None or not running or self.departed:
             return None
+        ended = [id for id in running if self.progress[id].thread == self.stack.thread]
         if self.overdue is not None:
             # It may have gone on to the next input before the end reached it: that is innocent.
             id, position = self.overdue
             if id not in running or self.progress[id].current != position:
                 return None
-        elif len(running) > 1:
+        elif ended:
+            id = ended[0]
+        elif len(running) > 1 or self.beside or self.exit is None:
             return None
         else:
             id = running[0]
@@ -114,33 +138,60 @@ class Settled:
         What had been done, with the guilty input as a failure: position of the first, and outcome.
     chunks : list of Chunk
         What is still to be done.
+    repeated : int
+        How many inputs of that may have run already.
     """
 
     outcomes: list[tuple[int, Outcome]]
     chunks: list[Chunk]
+    repeated: int = 0
 
 
-def settle(id: str, chunk: Chunk, death: Death, reducing: bool, valued: bool) -> Settled:
-    """Decide what becomes of partition `id`, of which `chunk` is not yet taken back.
+@dataclass(frozen=True)
+class Case:
+    """One partition that a dead worker held.
 
-    Parameters
+    Attributes
     ----------
-    id, chunk, death
+    id : str
+    chunk : Chunk
+        The part of it that is not yet taken back.
     reducing : bool
         Whether it is of the reduction: its inputs are keys.
     valued : bool
         Whether inputs give values that are lost with the process.
+    count : callable
+        Counts a loss of the input at a position; how many there were in a row.
+    started : bool
+        Whether it was its turn, where no progress file tells.
     """
+
+    id: str
+    chunk: Chunk
+    reducing: bool
+    valued: bool
+    count: Count
+    started: bool = True
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it was one input, with its process for itself."""
+        return self.chunk.again and len(self.chunk) == 1
+
+
+def settle(case: Case, death: Death) -> Settled:
+    """Decide what becomes of a partition."""
     if death.progress is None:
-        return _without_progress(chunk, death, reducing)
+        return _without_progress(case, death)
+    id, chunk = case.id, case.chunk
     progress = death.progress.get(id)
     if progress is None or not progress.n:
         return Settled([], [chunk])
-    if progress.running and progress.state == OPEN and progress.n > 1:
+    if progress.running and progress.state == OPEN and progress.n > 1 and not death.departed:
         return Settled([], [replace(chunk, singly=True)])
     guilty = death.guilty()
     fates = [
-        _fate(progress, position, guilty == (id, position), valued)
+        _fate(progress, position, guilty == (id, position), case.valued)
         for position in range(chunk.start, chunk.stop)
     ]
     settled = Settled([], [])
@@ -149,16 +200,38 @@ def settle(id: str, chunk: Chunk, death: Death, reducing: bool, valued: bool) ->
         start, stop = stop, stop + len(list(run))
         part = chunk.part(start, stop)
         if fate == "done":
-            settled.outcomes.append((part.start, _recovered(progress, part, death, reducing)))
+            outcome = _recovered(progress, part, death, case.reducing)
+            settled.outcomes.append((part.start, outcome))
         elif fate == "guilty":
-            settled.outcomes.append((part.start, _blamed(progress, part, death, reducing)))
+            settled.outcomes.append((part.start, _blamed(progress, part, death, case.reducing)))
         elif fate == "again":
             settled.chunks.extend(_careful(part))
         elif fate == "suspect":
-            settled.chunks.extend(_careful(part, alone=True))
+            _suspect(settled, replace(case, chunk=part), death, progress)
         else:
             settled.chunks.append(part)
-    return settled
+    return replace(settled, repeated=fates.count("again") + fates.count("suspect"))
+
+
+def _suspect(settled: Settled, case: Case, death: Death, progress: Progress) -> None:
+    """One input that was running, and may be guilty: it runs again, or has failed."""
+    if _has_failed(case, death):
+        settled.outcomes.append(
+            (case.chunk.start, _blamed(progress, case.chunk, death, case.reducing))
+        )
+    elif death.departed:
+        settled.chunks.append(case.chunk)
+    else:
+        settled.chunks.extend(_careful(case.chunk, alone=True))
+
+
+def _has_failed(case: Case, death: Death) -> bool:
+    """Whether this loss is one too many for the one input of the case."""
+    if death.departed or death.beside:
+        return case.count(case.chunk.start) >= LOSSES
+    if death.exit is None:
+        return case.is_alone and case.count(case.chunk.start) >= ALONE
+    return False
 
 
 def _fate(progress: Progress, position: int, is_guilty: bool, valued: bool) -> str:
@@ -208,12 +281,30 @@ def _blamed(progress: Progress, part: Chunk, death: Death, reducing: bool) -> Ou
     return _failed(part, death, where, progress.marks[offset], reducing)
 
 
-def _without_progress(chunk: Chunk, death: Death, reducing: bool) -> Settled:
-    """All may have run; one that ran alone, with its process for itself, is guilty."""
-    if not (chunk.again and len(chunk) == 1):
-        return Settled([], list(_careful(chunk, alone=True)))
-    where = "reduce" if reducing else "process"
-    return Settled([(chunk.start, _failed(chunk, death, where, death.at, reducing))], [])
+def _without_progress(case: Case, death: Death) -> Settled:
+    """All may have run; one that ran alone, with its process for itself, is guilty.
+
+    Where nobody is, all are counted; when some were there twice, each runs alone: perhaps it is one
+    of them that ends machines.
+    """
+    chunk = case.chunk
+    if death.departed and len(chunk) > 1:
+        is_lost_often = case.started and max(map(case.count, _positions(chunk))) >= SEARCHED
+        chunks = list(_careful(chunk, alone=True)) if is_lost_often else [chunk]
+        return Settled([], chunks, len(chunk) if case.started else 0)
+    if death.departed and not case.started:
+        return Settled([], [chunk])
+    knows_nobody = death.departed or death.beside or death.exit is None
+    if _has_failed(case, death) if knows_nobody else case.is_alone:
+        where = "reduce" if case.reducing else "process"
+        outcome = _failed(chunk, death, where, death.at, case.reducing)
+        return Settled([(chunk.start, outcome)], [])
+    chunks = [chunk] if death.departed else list(_careful(chunk, alone=True))
+    return Settled([], chunks, len(chunk))
+
+
+def _positions(chunk: Chunk) -> range:
+    return range(chunk.start, chunk.stop)
 
 
 def _failed(part: Chunk, death: Death, stage: str, since: float, reducing: bool) -> Outcome:
@@ -229,6 +320,11 @@ def _failed(part: Chunk, death: Death, stage: str, since: float, reducing: bool)
     )
 
 
+_NOBODY = (
+    "nobody saw how, for it had no nanny: that would have told whether it was lost with its machine"
+)
+
+
 def describe(death: Death, position: int, stage: str, seconds: float) -> Failure:
     """The failure of the input that a worker died of."""
     exit = exit_name(death.exit)
@@ -238,9 +334,17 @@ def describe(death: Death, position: int, stage: str, seconds: float) -> Failure
     elif death.overdue is not None:
         kind, error = "timeout", "TimeoutError"
         message = f"longer than timeout={death.timeout:g} s; its worker was ended"
+    elif death.departed:
+        kind, error = "lost", "WorkerLost"
+        message = (
+            f"{LOSSES} times in a row its worker was told to go, or was lost with its machine,"
+            " while it ran"
+        )
     else:
         kind, error = "crash", exit or "WorkerDied"
-        message = f"its worker died: {exit}" if exit else "its worker died; nobody saw how"
+        message = f"its worker died: {exit}" if exit else f"its worker died; {_NOBODY}"
+        if death.beside:
+            message += f"; {LOSSES} times in a row, each time beside a task of somebody else"
         if death.last_words:
             message += f"; it wrote: {cut_start(death.last_words, LAST_WORDS_LIMIT)}"
     return Failure(

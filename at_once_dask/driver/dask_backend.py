@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import pickle
 import queue
 import signal
@@ -23,16 +24,25 @@ from tornado.ioloop import IOLoop
 
 from at_once_dask.cluster import dask_internals
 from at_once_dask.cluster.connect import Cluster
+from at_once_dask.cluster.demand import Demand
 from at_once_dask.cluster.own import MEMORY_TOPIC, Worker
-from at_once_dask.driver.backend import Broken, Delivered, Died, Event, Reclaimed
+from at_once_dask.driver.backend import Broken, Changed, Delivered, Died, Event, Reclaimed
 from at_once_dask.driver.blame import Death
 from at_once_dask.driver.interrupts import Interrupts
 from at_once_dask.driver.packing import PackedJob
-from at_once_dask.driver.registration import Registration, connection_lost
+from at_once_dask.driver.registration import ALIVE, Registration, connection_lost
+from at_once_dask.driver.workers_seen import PATIENCE_SECONDS
 from at_once_dask.logs import log_file
 from at_once_dask.logs.log_file import RunLog
 from at_once_dask.protocol import events, lease
-from at_once_dask.protocol.events import LogLines, Running, WorkerDied
+from at_once_dask.protocol.events import (
+    LogLines,
+    Running,
+    WorkerDied,
+    WorkerGone,
+    WorkerLeft,
+    WorkerMet,
+)
 from at_once_dask.protocol.host_files import HostFiles
 from at_once_dask.protocol.progress_file import Progress
 from at_once_dask.protocol.progress_folder import ProgressFolder
@@ -42,6 +52,8 @@ from at_once_dask.worker.environment import InterpreterSettings
 from at_once_dask.worker.nanny_plugin import RunNannyPlugin
 from at_once_dask.worker.plugin import RunPlugin, run_partition
 
+# What batch systems send to all processes of a job; an input that kills its worker so is lost, too.
+_TO_GO = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 GONE_SECONDS = 2.0  # for the scheduler to notice that a worker is gone
 
 
@@ -88,6 +100,7 @@ class DaskBackend:
         self._futures: dict[str, Future[Outcome | None]] = {}
         self._sent = 0
         self._undo = contextlib.ExitStack()
+        self._demand = None if cluster.own else Demand(self._client, self._labels[0])
 
     def __enter__(self) -> DaskBackend:
         # Inputs of 10 MB and more are no mistake here: there is no other way for them to go.
@@ -106,16 +119,22 @@ class DaskBackend:
         self._files.close()
         if self._client.status != "running":
             return
-        self._client.cancel(list(self._futures.values()), force=True)
+        if self._futures:
+            self._client.cancel(list(self._futures.values()), force=True)
         self._futures.clear()
-        for worker, known in self._registration.known.items():
-            # Nanny plugins and living workers do so themselves.
-            folder = self.progress_folder(worker) if known.nanny is None else None
-            if folder is not None:
-                folder.clear()
+        if self._demand is not None:
+            self._demand.end()
+        self._forget_workers_without_nanny()
         self._registration.end()
         # Last: until they have forgotten the run, workers may send lines for the log.
         dask_internals.unsubscribe(self._client, self._topic)
+
+    def _forget_workers_without_nanny(self) -> None:
+        """Remove the files of those that died; nanny plugins and workers do so by themselves."""
+        for worker, known in self._registration.known.items():
+            folder = self.progress_folder(worker) if known.nanny is None else None
+            if folder is not None:
+                folder.clear()
 
     def _introduce(self) -> None:
         """Bring the run to the workers and their nannies, and listen to what they report."""
@@ -146,7 +165,7 @@ class DaskBackend:
         return self._registration.workers(is_at_work=self._sent > 0)
 
     def send(self, worker: str, partition: Partition) -> None:
-        if self._client.status != "running":
+        if self._client.status not in ALIVE:
             raise connection_lost()
         self._sent += 1
         future = self._client.submit(
@@ -167,7 +186,9 @@ class DaskBackend:
             outcome = self._left(id, worker) or await self._client.gather(future)
             event: Event = Delivered(id, outcome)
         except BaseException as error:
-            event = Broken(id, error if self._client.status == "running" else connection_lost())
+            event = Broken(id, error, here=self._client.status == "connecting")
+            if self._client.status not in ALIVE:
+                event = Broken(id, connection_lost())
         self._futures.pop(id, None)
         self._files.landed(id)
         self._events.put(event)
@@ -215,6 +236,13 @@ class DaskBackend:
                 log_file.append_line(self._run_log.path, lines)
             case WorkerDied() as death:
                 self._loop.add_callback(partial(self._died, death))
+            case WorkerLeft() as left:
+                self._events.put(Died(_departure(left)))
+            case WorkerMet() as met:
+                self._registration.met(met)
+                self._events.put(Changed())
+            case WorkerGone(worker, directory):
+                self._events.put(Died(self.unreported_death(worker, directory)))
             case Running() as running:
                 self._events.put(running)
 
@@ -227,6 +255,7 @@ class DaskBackend:
             await self._client.run_on_scheduler(dask_internals.forget_events, self._topic)
         progress = None if seen.progress is None else _read(seen.progress)
         overdue = None if seen.overdue is None else (seen.overdue[0], seen.overdue[1])
+        told_to_go = memory is None and overdue is None and -seen.exit in _TO_GO
         death = Death(
             worker=seen.worker,
             at=seen.at,
@@ -238,6 +267,8 @@ class DaskBackend:
             memory=memory,
             stack=_stack_of(seen, progress or {}),
             last_words=seen.last_words,
+            departed=told_to_go and not self._cluster.own,
+            beside=seen.beside,
         )
         self._events.put(Died(death))
 
@@ -249,14 +280,21 @@ class DaskBackend:
         new = [e["rss"] for at, e in found if e["worker"] == seen.worker and at > self._since]
         return new[-1] if new else None
 
-    def unreported_death(self, worker: str) -> Death:
-        folder = self.progress_folder(worker)
+    def unreported_death(self, worker: str, directory: str) -> Death:
+        """Where it had a nanny, that would have reported it: it is gone, too, with its machine."""
+        folder, known = self.progress_folder(worker), self._registration.known.get(worker)
         now = time.monotonic()
+        progress = None if folder is None else _read(folder.contents())
+        written = "" if folder is None else folder.read_stack()
         return Death(
             worker,
             at=now,
             epoch=time.time() - now,
-            progress=None if folder is None else _read(folder.contents()),
+            progress=progress,
+            stack=last_stack.read(written, None, None),
+            directory=directory,
+            departed=known is not None and known.nanny is not None,
+            beside=0 if folder is None else folder.beside(),
         )
 
     def progress_folder(self, worker: str) -> ProgressFolder | None:
@@ -269,9 +307,17 @@ class DaskBackend:
     def keep_values(self) -> str | None:
         return self._files.keep_values()
 
-    def awaits_workers(self) -> bool:
-        known = self._registration.known.values()
-        return self._cluster.own or any(worker.nanny for worker in known)
+    @property
+    def patience(self) -> float:
+        return PATIENCE_SECONDS if self._cluster.own else math.inf
+
+    @property
+    def is_connected(self) -> bool:
+        return self._client.status == "running"
+
+    def want(self, seconds: float | None) -> None:
+        if self._demand is not None and self.is_connected:
+            self._demand.show(seconds, len(self._registration.there))
 
     def drop(self, id: str, worker: str) -> None:
         future = self._futures.pop(id, None)
@@ -304,6 +350,18 @@ def _stack_of(seen: WorkerDied, progress: dict[str, Progress]) -> last_stack.Sta
         thread = None if blamed is None else blamed.thread
         return last_stack.read(seen.stack, seen.exit, thread)
     return last_stack.NOWHERE
+
+
+def _departure(left: WorkerLeft) -> Death:
+    return Death(
+        left.worker,
+        at=left.at,
+        epoch=left.epoch,
+        exit=0,
+        progress=_read(left.progress),
+        directory=left.directory,
+        departed=True,
+    )
 
 
 def _read(contents: dict[str, bytes]) -> dict[str, Progress]:

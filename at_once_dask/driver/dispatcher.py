@@ -22,8 +22,16 @@ from typing import Protocol
 from toolz import keyfilter
 
 from at_once_dask.cluster import dask_internals
-from at_once_dask.driver.backend import Backend, Broken, Delivered, Died, Event, Reclaimed
-from at_once_dask.driver.blame import Death, settle
+from at_once_dask.driver.backend import (
+    Backend,
+    Broken,
+    Changed,
+    Delivered,
+    Died,
+    Event,
+    Reclaimed,
+)
+from at_once_dask.driver.blame import Case, Death, settle
 from at_once_dask.driver.flights import Flights, InFlight
 from at_once_dask.driver.inputs import Chunk, Inputs, Retries
 from at_once_dask.driver.packing import Packer
@@ -87,6 +95,14 @@ class Pass:
         return f"{self.run}-{'r' if self.reducing else 'm'}"
 
 
+@dataclass
+class Departures:
+    """How many workers were told to go, or lost with their machine; what it cost in inputs."""
+
+    workers: int = 0
+    inputs: int = 0
+
+
 class Dispatcher:
     """Runs inputs through a backend into a sink.
 
@@ -125,8 +141,9 @@ class Dispatcher:
         self._packer = Packer(inputs, self._sizer, sink.refuse)
         self._retries = Retries(what.retries)
         self._collector = Collector(sink, inputs, self._retries, clock, what.comparing)
-        self._workers = WorkersSeen(clock)
+        self._workers = WorkersSeen(clock, backend.sees_progress)
         self._flights = Flights(backend, clock)
+        self.departures = Departures()
         self._careful = False  # values are delivered one by one: the combiner ends workers
 
     def run(self) -> str | None:
@@ -141,7 +158,8 @@ class Dispatcher:
                     return reason
                 for chunk in self._retries.due(self._clock()):
                     self._inputs.give_back(chunk)
-                self._fill()
+                if self._backend.is_connected:
+                    self._fill()
                 if not self._is_done():
                     self._wait()
         except BaseException:
@@ -152,6 +170,11 @@ class Dispatcher:
     def _is_done(self) -> bool:
         """Whether all is handled: then no reason to stop counts any more."""
         return not self._flights.held and not self._retries and self._inputs.is_empty()
+
+    @property
+    def waits(self) -> float:
+        """For how many seconds nobody has worked, because there is no worker."""
+        return self._workers.deserted_seconds
 
     def workers(self) -> list[str]:
         """Addresses of those that may get something; to be called from any thread."""
@@ -235,6 +258,7 @@ class Dispatcher:
         due = self._retries.seconds(self._clock())
         self._handle(self._backend.next(max(0.0, min(due, TICK_SECONDS, self._workers.pause))))
         self._watcher.tick()
+        self._backend.want(self._sizer.work(self._inputs.left, len(self._flights.held)))
         if self._flights.n_idle > 0 and self._inputs.is_empty():
             for chunk in self._flights.take_back_for_idle():
                 self._inputs.give_back(chunk)
@@ -245,28 +269,40 @@ class Dispatcher:
             case Delivered(id, outcome) if id in held:
                 with self._flights.landing(id) as flight:
                     self._deliver(flight, outcome)
-            case Broken(id, error) if id in held:
-                if isinstance(error, _OF_DEATH) and not stopping:
-                    held[id].lost = self._clock()
-                    return
-                self._flights.remove(id)
-                if not stopping:
-                    raise _broken(error)
+            case Broken(id, error, here) if id in held:
+                self._take_broken(held[id], error, here, stopping)
             case Reclaimed(limits):
                 for chunk in self._flights.take_back(limits):
                     self._inputs.give_back(chunk)
             case Running():
                 self._watcher.running(event)
+            case Changed():
+                self._workers.look_soon()
             case Died(death) if stopping:
                 self._flights.keep(lambda flight: flight.worker != death.worker)
             case Died(death):
                 self._worker_died(death)
+
+    def _take_broken(
+        self, flight: InFlight, error: BaseException, here: bool, stopping: bool
+    ) -> None:
+        """It does not come back as it should; where its worker is gone, there will be news."""
+        if here and not stopping:
+            self._flights.remove(flight.id)
+            self._inputs.give_back(flight.rest)
+        elif isinstance(error, _OF_DEATH) and not stopping:
+            flight.lost = self._clock()
+        else:
+            self._flights.remove(flight.id)
+            if not stopping:
+                raise _broken(error)
 
     def _deliver(self, flight: InFlight, outcome: Outcome) -> None:
         """A partition came back."""
         self._flights.delivered[flight.worker].append(flight.id)
         self._collector.take(flight, outcome)
         n = outcome.stop - flight.chunk.start
+        self._retries.handled(flight.chunk.start, outcome.stop)
         if n:
             self._stop_rule.handled()
         if outcome.marks:
@@ -284,7 +320,7 @@ class Dispatcher:
             if flight.id in self._flights.held:  # else it was settled with another of its worker
                 self._look_for(flight)
         is_held = any(self._workers.lives(f.worker, f.directory) for f in self.in_flight())
-        return self._workers.why_nobody_works(is_held, self._backend.awaits_workers())
+        return self._workers.why_nobody_works(is_held, self._backend.patience)
 
     def _look_for(self, flight: InFlight) -> None:
         """See whether this partition may still come; never give up a worker that lives."""
@@ -298,45 +334,51 @@ class Dispatcher:
         elif self._workers.is_dead(worker):  # it left no trace of this one: that never started
             self._settle(flight, Death(worker, progress={}))
         elif self._workers.is_lost(worker, flight.directory):
-            is_replaced = worker in self._workers.alive  # by another process at the same address
-            death = self._backend.unreported_death(worker)
-            self._settle(flight, death) if is_replaced else self._worker_died(death)
+            self._worker_died(self._backend.unreported_death(worker, flight.directory))
 
     def _lose(self, flight: InFlight) -> None:
         """Its worker lives, and has lost what it had done: no input is to blame for that."""
-        chunk = flight.rest
-        is_alone = chunk.again and len(chunk) == 1
-        if self._retries.may_be_lost_again(chunk.start) and is_alone:
-            self._flights.drop(flight)
-            self._inputs.give_back(chunk)
-        else:
-            self._settle(flight, Death(flight.worker))
+        self._settle(flight, Death(flight.worker, departed=True))
 
     def _worker_died(self, death: Death) -> None:
-        """A worker died: settle what it held."""
-        self._workers.died(death.worker)
+        """A worker died, or went: settle what it held."""
+        held = self._flights.of(death.worker)
+        if death.directory:  # another process may have come to its address
+            held = [flight for flight in held if flight.directory == death.directory]
+        self.departures.workers += death.departed and not self._workers.is_dead(death.worker)
+        self._workers.died(death.worker, death.directory)
         self._flights.take_workers(self._workers.threads)
         self._flights.delivered.pop(death.worker, None)
-        held = self._flights.of(death.worker)
         if death.progress is not None:  # others are of one that was here before, at its address
             ids = {flight.id for flight in held}
             death = replace(death, progress=keyfilter(ids.__contains__, death.progress))
         self._careful = self._careful or death.combining()
-        if held:
+        if held and not death.departed:
             self._stop_rule.died(death)
+        first = self._flights.first_of(death.worker)
         for flight in held:
-            if death.progress is None or flight.id in death.progress:
-                self._settle(flight, death)
+            if death.directory or death.progress is None or flight.id in death.progress:
+                self._settle(flight, death, flight.id in first)
 
-    def _settle(self, flight: InFlight, death: Death) -> None:
+    def _settle(self, flight: InFlight, death: Death, started: bool = True) -> None:
         with self._flights.landing(flight.id):
             self._backend.drop(flight.id, flight.worker)
             chunk = flight.rest
-            settled = settle(flight.id, chunk, death, self._pass.reducing, self._pass.valued)
+            case = Case(
+                flight.id,
+                chunk,
+                self._pass.reducing,
+                self._pass.valued,
+                self._retries.lost,
+                started,
+            )
+            settled = settle(case, death)
             for start, outcome in settled.outcomes:
                 self._collector.recover(chunk.part(start, outcome.stop), outcome)
             for part in settled.chunks:
                 self._inputs.give_back(part)
+            if death.departed:
+                self.departures.inputs += settled.repeated
 
 
 def _broken(error: BaseException) -> AtOnceError:

@@ -7,7 +7,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 
 from at_once_dask.driver.backend import Backend
 from at_once_dask.driver.inputs import Chunk
@@ -161,6 +161,11 @@ class Flights:
     def of(self, worker: str) -> list[InFlight]:
         """The partitions that `worker` holds."""
         return list(self._of[worker].values()) if worker in self._of else []
+
+    def first_of(self, worker: str) -> set[str]:
+        """Those that it has been sent first, as many as it works on at once: in that order."""
+        n = self._threads.get(worker, 1)
+        return {flight.id for flight in sorted(self.of(worker), key=attrgetter("sent"))[:n]}
 
     def workers(self) -> set[str]:
         """The workers that hold something."""

@@ -22,7 +22,6 @@ from at_once_dask.user_code import pickling
 
 BACKOFF_SECONDS = 0.5  # before the second attempt; doubled for each further one
 BACKOFF_LIMIT = 60.0
-LOSSES = 5  # times that a living worker loses what it had done of an input alone; then it failed
 DRAW_SECONDS = 0.05  # what an iterator gives in this time is sent off
 FIRST = 8  # inputs drawn to see whether there are any
 
@@ -199,7 +198,7 @@ class Retries:
     def __init__(self, most: int) -> None:
         self._most = most
         self._failed: dict[int, int] = {}  # attempts that failed, by position
-        self._losses: Counter[int] = Counter()  # by position, in workers that live
+        self._losses: Counter[int] = Counter()  # by position
         self._waiting: list[tuple[float, int, Chunk]] = []  # a heap: due, position, inputs
 
     def __bool__(self) -> bool:
@@ -243,10 +242,16 @@ class Retries:
         """Until the next one is due; infinite when none waits."""
         return self._waiting[0][0] - now if self._waiting else math.inf
 
-    def may_be_lost_again(self, position: int) -> bool:
-        """Count that a living worker lost what it had done of an input alone."""
+    def lost(self, position: int) -> int:
+        """Count that an input lost its worker, and is not to blame; how often in a row that was."""
         self._losses[position] += 1
-        return self._losses[position] < LOSSES
+        return self._losses[position]
+
+    def handled(self, start: int, stop: int) -> None:
+        """These inputs were handled: what they lost before does not count any more."""
+        if self._losses:
+            for position in range(start, stop):
+                self._losses.pop(position, None)
 
 
 def inputs_of(

@@ -11,6 +11,7 @@ FIRST_SECONDS = 0.05  # so some of these come back soon, with what they have don
 # needs no more than half a core.
 SECONDS_A_SLOT = 0.016
 GROWTH = 64  # times the largest so far, at most
+UNKNOWN_SECONDS = 0.5  # an input, before any was handled: as Dask expects of a task
 FLOOR = 0.1  # of a slice: partitions get no smaller towards the end
 PAYLOAD_BYTES = 8 * 2**20  # of the inputs of a partition, unless one alone is larger
 VALUE_BYTES = 64 * 2**20  # that a partition's inputs give, at most
@@ -61,6 +62,13 @@ class PartitionSizer:
             floor = int(FLOOR * slice_seconds(slots) / self._seconds_each)
             wanted = min(wanted, max(floor, left // max(1, slots)))
         return max(1, wanted)
+
+    def work(self, left: int | None, in_flight: int) -> float | None:
+        """Seconds that one worker would need for what is left; None where nobody knows."""
+        if left is None:
+            return None
+        each = UNKNOWN_SECONDS if self._seconds_each is None else self._seconds_each
+        return left * each + in_flight * SLICE_SECONDS
 
     def _first_size(self, left: int | None, slots: int) -> int:
         """A short list is handed out whole; what that does not balance, is asked back later."""

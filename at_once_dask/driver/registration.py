@@ -1,42 +1,50 @@
-"""Brings a run to the workers and their nannies, also to those that come later."""
+"""Brings a run to the workers and their nannies, also to those that come later.
+
+The plugin in the scheduler does it, at once for each worker that comes; here is known what it says.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import pickle
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from copy import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from distributed import Client, Nanny
+from distributed import Client
 from distributed.comm.addressing import get_address_host
 
 from at_once_dask.cluster import dask_internals
 from at_once_dask.cluster.connect import Cluster
-from at_once_dask.cluster.dask_internals import FORGET_SECONDS, listed
+from at_once_dask.cluster.dask_internals import listed
 from at_once_dask.cluster.own import Worker
 from at_once_dask.driver.interrupts import Interrupts
 from at_once_dask.errors import AtOnceError, InputError
+from at_once_dask.protocol.events import WorkerMet
 from at_once_dask.protocol.host_files import HostFiles
-from at_once_dask.worker import host_job
+from at_once_dask.worker import host_job, package
 from at_once_dask.worker.nanny_plugin import RunNannyPlugin
 from at_once_dask.worker.plugin import RunPlugin
+from at_once_dask.worker.scheduler_plugin import (
+    FORGET_SECONDS,
+    Luggage,
+    RunSchedulerPlugin,
+    Sealed,
+)
 
-ATTEMPTS = 10  # to bring a run to the workers, while some of them die
-MEET_SECONDS = 1.0  # for nannies to take their plugin, before the run goes on without them
-MEET_PAUSE_SECONDS = 0.05  # between two questions to a nanny that is replacing its worker
-SILENT_SECONDS = 0.5  # for them to forget a run, where somebody has not answered already
-_ALIVE = ("running", "connecting")
+EMPTY_SECONDS = 2.0  # without workers, before it is said
+BEGIN_SECONDS = 30.0  # for the scheduler to take the run
+SILENT_SECONDS = 0.5  # for workers to forget a run, where somebody has not answered already
+ALIVE = ("running", "connecting")
 
 
 class Registration:
     """Which workers know the run, and are watched by their nannies.
-
-    Dask's own way of bringing a plugin to nannies goes by the workers, and passes by those that are
-    replacing theirs. So each nanny is asked by the address of its worker.
 
     Parameters
     ----------
@@ -46,6 +54,15 @@ class Registration:
     interrupts : Interrupts
     note : callable
         Called with what the user should know.
+
+    Attributes
+    ----------
+    there : dict of str to Worker
+        By address, at the last look.
+    known : dict of str to Worker
+        By address; also those that are gone.
+    occupied : set of str
+        Workers that could not be ended when a run stopped.
     """
 
     def __init__(
@@ -60,17 +77,19 @@ class Registration:
         self._plugin = plugin
         self._interrupts = interrupts
         self._note = note
-        self.known: dict[str, Worker] = {}  # also those that are gone
-        self.occupied: set[str] = set()  # workers that could not be ended when a run stopped
-        self._there: dict[str, Worker] = {}  # at the last look
+        self.known: dict[str, Worker] = {}
+        self.occupied: set[str] = set()
+        self.there: dict[str, Worker] = {}
+        self._is_fresh = True  # that look was a moment ago
         self._since = time.time()
-        # By address, and the directory of the process: what was met stays so as long as that lives.
-        self._asked: dict[str, str] = {}
-        self._met: dict[str, str] = {}  # workers that are watched, or have no nanny
-        self._noted: set[str] = set()  # workers that nobody could hold to the time limit
-        self._meetings: set[asyncio.Future[None]] = set()
-        self._refused: AtOnceError | None = None
-        self._is_over = False
+        # By address, the directory of the process: what was met stays so as long as that lives.
+        self._met: dict[str, str] = {}
+        self._refused: dict[str, WorkerMet] = {}  # that came later, and cannot take the run
+        self._noted: set[str] = set()
+        self._seen_some = time.monotonic()
+        self._preparations: set[asyncio.Future[None]] = set()
+        self._error: AtOnceError | None = None
+        self._begun: RunSchedulerPlugin | None = None
 
     @property
     def _client(self) -> Client:
@@ -79,66 +98,117 @@ class Registration:
     def introduce(self, plugin: RunPlugin, files: HostFiles) -> None:
         """Bring `plugin` to the workers, with what they share; the slow ones join later."""
         self._plugin.shared, self._to_hosts.parts = files.shared, files.to_bring
-        self._register(plugin)
-        workers: dict[str, Worker] = {}
-        with contextlib.suppress(OSError):  # one that has no time to answer is asked again
-            workers = self._cluster.workers()
-        self._client.sync(self._meet_all, workers)
-        if self._refused is not None:
-            raise self._refused
-        if workers and all(map(self._is_unwatched, workers.values())):
-            raise InputError(self._no_nanny(min(workers)))
+        luggage = Luggage(
+            topic=self._plugin.topic,
+            worker=_sealed(plugin),
+            nanny=_sealed(self._plugin),
+            python=dask_internals.PYTHON,
+            version=package.version(),
+        )
+        met, self.there = self._begin(RunSchedulerPlugin(luggage, self._client.id))
+        self._refuse(luggage, met)
+        self._client.sync(self._prepare_all, met, callback_timeout=None)
+        if self._error is not None:
+            raise self._error
+        self.known |= self.there
+        if self.there and all(map(self._is_unwatched, self.there.values())):
+            raise InputError(self._no_nanny(min(self.there)))
 
-    def _register(self, plugin: RunPlugin) -> None:
-        for attempt in range(ATTEMPTS):
-            try:
-                self._client.register_plugin(plugin, name=self._plugin.topic)
-                return
-            except ModuleNotFoundError as error:
-                raise InputError(
-                    f"the workers of this cluster cannot import {error.name}; install it there, for"
-                    " at_once_dask itself with pip install at_once_dask, and call run() again"
-                ) from error
-            except OSError as error:  # a worker died just now; the next one gets it by itself
-                if self._client.status != "running":
-                    raise connection_lost() from error
-                if attempt == ATTEMPTS - 1:
-                    raise AtOnceError(
-                        f"the run cannot be brought to the workers ({error}); see that they can be"
-                        " reached and started, or start the cluster anew, and run the same again"
-                    ) from error
+    def _begin(self, plugin: RunSchedulerPlugin) -> tuple[list[WorkerMet], dict[str, Worker]]:
+        """Give it to the scheduler; who took the run so far, and who is there."""
+        self._begun = plugin
+        scheduler = self._cluster.scheduler
+        if scheduler is not None:
+            plugin.here = self._cluster.nannies
+            return self._client.sync(plugin.begin, scheduler), self._cluster.workers()
+        try:
+            met, there = self._client.sync(
+                dask_internals.begin_run,
+                self._client,
+                _sealed(plugin),
+                callback_timeout=BEGIN_SECONDS,
+            )
+        except OSError as error:
+            raise connection_lost() from error
+        except Exception as error:
+            raise self._scheduler_error(error) from error
+        return met, {address: Worker.of(found) for address, found in there.items()}
+
+    def _scheduler_error(self, error: Exception) -> AtOnceError:
+        """Why the scheduler cannot take the run."""
+        ask = partial(self._client.sync, callback_timeout=BEGIN_SECONDS)
+        python = ".".join(map(str, ask(dask_internals.python_of_scheduler, self._client)))
+        there = f"Python {python} and no at_once_dask"
+        with contextlib.suppress(Exception):
+            version = ask(dask_internals.version_of_scheduler, self._client)
+            if version == package.version():
+                return AtOnceError(
+                    f"the scheduler cannot take the run: {type(error).__name__}: {error}; see that"
+                    " at_once_dask is installed there with all it needs, start it anew, and run the"
+                    " same again"
+                )
+            there = f"Python {python} and at_once_dask {version}"
+        return InputError(
+            f"the scheduler has {there}, and this process Python"
+            f" {'.'.join(map(str, dask_internals.PYTHON))} and at_once_dask {package.version()};"
+            f" {_SAME} and call run() again"
+        )
+
+    def _refuse(self, luggage: Luggage, met: list[WorkerMet]) -> None:
+        """Nothing runs where some workers cannot take the run: half of a cluster is a mistake."""
+        others = {one.worker: one.version for one in met if one.version is not None}
+        if others:
+            raise InputError(_other_versions(luggage, others))
+        for one in met:
+            if one.error is not None:
+                raise _cannot_take(one)
+
+    def met(self, one: WorkerMet) -> None:
+        """The scheduler has brought the run to a worker, or cannot; on the event loop."""
+        if one.version is None and one.error is None:
+            preparation = asyncio.ensure_future(self._prepare(one))
+            self._preparations.add(preparation)
+            preparation.add_done_callback(self._preparations.discard)
+        else:
+            self._refused[one.worker] = one
+
+    async def _prepare_all(self, met: list[WorkerMet]) -> None:
+        await asyncio.gather(*map(self._prepare, met))
+
+    async def _prepare(self, one: WorkerMet) -> None:
+        """Its host has what is large; from now on it takes partitions."""
+        try:
+            await self._to_hosts.bring(one.worker, one.directory)
+        except (OSError, KeyError, ValueError):  # it is gone again
+            return
+        except AtOnceError as error:
+            self._error = error
+            return
+        self._met[one.worker] = one.directory
 
     def workers(self, is_at_work: bool) -> dict[str, Worker]:
         """Who lives, by address; a scheduler that is slow to answer has changed nothing."""
-        self._look(is_at_work)
-        if self._refused is not None:
-            raise self._refused
-        self.known |= self._there
-        self._note_unwatched()
-        if self._strangers():
-            loop: Any = self._client.loop
-            loop.add_callback(self._meet_strangers)
-        return {address: self._as_met(address, w) for address, w in self._there.items()}
+        if self._is_fresh:
+            self._is_fresh = False
+        else:
+            self._look(is_at_work)
+        if self._error is not None:
+            raise self._error
+        self.known |= self.there
+        self._note_those_without_work()
+        return {address: self._as_met(address, w) for address, w in self.there.items()}
 
     def _look(self, is_at_work: bool) -> None:
-        if self._client.status not in _ALIVE:
+        if self._client.status not in ALIVE:
             raise connection_lost()
         try:
             with self._interrupts.at_once():
-                self._there = self._cluster.workers()
+                self.there = self._cluster.workers()
                 if not is_at_work:
                     self._cluster.check_starts(self._since)
         except OSError as error:
-            if self._client.status not in _ALIVE:
+            if self._client.status not in ALIVE:
                 raise connection_lost() from error
-
-    def _strangers(self) -> list[tuple[str, Worker]]:
-        """The workers whose nannies were not asked yet."""
-        return [
-            (address, worker)
-            for address, worker in self._there.items()
-            if worker.ready and self._asked.get(address) != worker.directory
-        ]
 
     def _as_met(self, address: str, worker: Worker) -> Worker:
         """It takes partitions from when it was met; what still runs there starts nothing new."""
@@ -146,12 +216,30 @@ class Registration:
         gets_nothing = address in self.occupied or self._is_unwatched(worker)
         return replace(worker, ready=ready, paused=worker.paused or gets_nothing)
 
-    def _note_unwatched(self) -> None:
-        """One that is given nothing would puzzle who counts the workers."""
-        for address, worker in self._there.items():
+    def _note_those_without_work(self) -> None:
+        """One that is given nothing would puzzle who counts the workers; and none at all."""
+        self._note_emptiness()
+        for address, worker in self.there.items():
             if self._is_unwatched(worker) and address not in self._noted:
                 self._noted.add(address)
                 self._note(f"the run goes on without a worker: {self._no_nanny(address)}")
+        for address, one in list(self._refused.items()):
+            del self._refused[address]
+            what = one.version or one.error or ""
+            if what not in self._noted:
+                self._noted.add(what)
+                self._note(
+                    f"the run goes on without the worker {address}, and others like it:"
+                    f" {_why_not(what)}"
+                )
+
+    def _note_emptiness(self) -> None:
+        if self.there:
+            self._seen_some = time.monotonic()
+        elif time.monotonic() - self._seen_some > EMPTY_SECONDS and "" not in self._noted:
+            self._noted.add("")
+            how = "" if self._cluster.adapts else f"; {self._cluster.how_to_start}"
+            self._note(f"the cluster has no workers, and the run waits for some{how}")
 
     def _is_unwatched(self, worker: Worker) -> bool:
         """Whether nobody could hold it to the time limit."""
@@ -164,82 +252,16 @@ class Registration:
             " timeout out: run(inp_list, check_inp, process_inp, client=client)"
         )
 
-    async def _meet_all(self, workers: dict[str, Worker]) -> None:
-        self.known |= workers
-        self._there = workers
-        self._meet_strangers()
-        await self._meetings_end(MEET_SECONDS)
-
-    def _meet_strangers(self) -> None:
-        here = self._cluster.nannies()
-        for address, worker in self._strangers():
-            self._asked[address] = worker.directory
-            nanny = here.get(worker.nanny or "")
-            meeting = asyncio.ensure_future(self._meet(address, worker, nanny))
-            self._meetings.add(meeting)
-            meeting.add_done_callback(self._meetings.discard)
-
-    async def _meetings_end(self, timeout: float) -> None:
-        if self._meetings:
-            await asyncio.wait(set(self._meetings), timeout=timeout)
-
-    async def _meet(self, address: str, worker: Worker, nanny: Nanny | None) -> None:
-        """Put the plugin into its nanny, and wait until that is connected to it.
-
-        A worker that dies before it is connected is never replaced.
-        """
-        if self._is_unwatched(worker):
-            return
-        try:
-            if worker.nanny is not None:
-                await self._have_watched(address, nanny)
-            await self._to_hosts.bring(address, worker)
-        except (OSError, KeyError, ValueError):  # it is gone again
-            self._asked.pop(address, None)
-            return
-        except AtOnceError as error:
-            self._refused = error
-            return
-        except Exception as error:
-            self._refused = _unwatchable(address, error)
-            return
-        self._met[address] = worker.directory
-
-    async def _have_watched(self, address: str, nanny: Nanny | None) -> None:
-        watched = None
-        while watched != address and self._client.status == "running" and not self._is_over:
-            watched = await self._ask_nanny(address, nanny)
-            if watched != address:
-                await asyncio.sleep(MEET_PAUSE_SECONDS)
-
-    async def _ask_nanny(self, address: str, nanny: Nanny | None) -> str | None:
-        """Which worker it watches; one that is here is asked without a message."""
-        if nanny is not None:
-            plugin = copy(self._plugin)  # each has its own, as by message
-            return await dask_internals.add_nanny_plugin(plugin, self._plugin.topic, nanny)
-        answers = await self._client.run(
-            dask_internals.add_nanny_plugin,
-            self._plugin,
-            self._plugin.topic,
-            workers=[address],
-            nanny=True,
-            on_error="raise",
-        )
-        (watched,) = answers.values()
-        found: str | None = watched
-        return found
-
     def end(self) -> None:
         """Workers, nannies and the scheduler forget the run."""
-        self._is_over = True
+        if self._begun is None:
+            return
         patience = SILENT_SECONDS if self.occupied else FORGET_SECONDS
-        with contextlib.suppress(OSError):
-            self._client.sync(self._meetings_end, patience)  # or a plugin came after its end
-        here = self._cluster.nannies()
-        others = {known.nanny for known in self.known.values() if known.nanny} - here.keys()
         with contextlib.suppress(OSError, ValueError, KeyError):
-            self._client.sync(dask_internals.forget_plugins, here.values(), self._plugin.topic)
-            dask_internals.forget_run(self._client, self._plugin.topic, sorted(others), patience)
+            if self._cluster.scheduler is not None:
+                self._client.sync(self._begun.forget, patience)
+            else:
+                dask_internals.end_run(self._client, self._plugin.topic, patience)
 
     async def left(self, workers: set[str]) -> None:
         """Wait until the scheduler knows that they are gone: it would still speak to them."""
@@ -263,11 +285,12 @@ class ToHosts:
         self._locks: defaultdict[tuple[str | None, str], asyncio.Lock]
         self._locks = defaultdict(asyncio.Lock)  # by host, and folder there
 
-    async def bring(self, address: str, worker: Worker) -> None:
+    async def bring(self, address: str, directory: str) -> None:
         """See that the file is there which this worker will open."""
         if not self.parts:
             return
-        async with self._locks[get_address_host(address), worker.scratch]:
+        scratch = os.path.dirname(directory)
+        async with self._locks[get_address_host(address), scratch]:
             if await self._there(host_job.is_there, address):
                 return
             try:
@@ -277,7 +300,7 @@ class ToHosts:
                     raise
                 raise AtOnceError(
                     f"what the functions take along cannot be put into a file on the host of"
-                    f" {address}: {error}; see that there is space in {worker.scratch}, and run the"
+                    f" {address}: {error}; see that there is space in {scratch}, and run the"
                     " same again"
                 ) from error
 
@@ -289,16 +312,43 @@ class ToHosts:
         return answers[address]
 
 
-def _unwatchable(address: str, error: Exception) -> AtOnceError:
+def _sealed(plugin: object) -> bytes:
+    return pickle.dumps(Sealed(package.version(), pickle.dumps(plugin)))
+
+
+def _other_versions(luggage: Luggage, others: dict[str, str]) -> str:
+    """The error of workers whose Python or at_once_dask is another one."""
+    python = ".".join(map(str, luggage.python))
+    workers = ", ".join(f"{worker} has {there}" for worker, there in sorted(others.items()))
+    return (
+        f"this process has Python {python} and at_once_dask {luggage.version}, and the worker"
+        f" {workers}; {_SAME} and call run() again"
+    )
+
+
+_SAME = (
+    "functions cross as code of one Python, and both sides must be of one at_once_dask; start the"
+    " workers with the driver's versions, or the driver with theirs,"
+)
+
+
+def _why_not(what: str) -> str:
+    """Why a worker that came later gets nothing."""
+    if what.startswith(("Python ", f"{package.NAME} ")):
+        return f"it has {what}; {_SAME} for it to be used"
+    return f"{what}; see that at_once_dask is installed there with all it needs"
+
+
+def _cannot_take(one: WorkerMet) -> AtOnceError:
     return AtOnceError(
-        f"the nanny of {address} cannot watch it: {type(error).__name__}: {error}; see that"
-        " at_once_dask is installed there (pip install at_once_dask), start the cluster anew, and"
-        " run the same again"
+        f"the worker {one.worker} cannot take the run: {one.error}; see that at_once_dask is"
+        " installed there with all it needs (pip install at_once_dask), start the cluster anew,"
+        " and run the same again"
     )
 
 
 def connection_lost() -> AtOnceError:
     return AtOnceError(
-        "the connection to the Dask scheduler is lost; start the cluster again, and run the same"
-        " again with a new Client"
+        "the connection to the Dask scheduler is lost; see that it runs and can be reached, and run"
+        " the same again with a new Client: what is done is skipped then"
     )

@@ -10,8 +10,8 @@ import sys
 import time
 import uuid
 import weakref
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sized
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from distributed import Client
 from toolz import valfilter
 
 from at_once_dask.driver.backend import Backend
-from at_once_dask.driver.dispatcher import Dispatcher, Pass, Watcher
+from at_once_dask.driver.dispatcher import Departures, Dispatcher, Pass, Watcher
 from at_once_dask.driver.inputs import Inputs, inputs_of
 from at_once_dask.driver.interrupts import Interrupts
 from at_once_dask.driver.packing import PackedJob
@@ -185,7 +185,7 @@ class Run:
     def _map(self, backend: Backend, sink: MapSink, what: str) -> None:
         options, since = self.options, self.start.monotonic  # as the report has it
         with self.views.watching(what, self.ledger, self.inputs, since) as watcher:
-            self.stopped = Dispatcher(
+            dispatcher = Dispatcher(
                 Pass(
                     self.start.id,
                     valued=options.reducing,
@@ -200,7 +200,19 @@ class Run:
                 watcher,
                 StopRule(self.ledger, options.on_error, options.max_failures),
                 self.interrupts.check,
-            ).run()
+            )
+            with self._noting(dispatcher.departures):
+                self.stopped = dispatcher.run()
+
+    @contextmanager
+    def _noting(self, departures: Departures) -> Iterator[None]:
+        """The report says what machines that left have cost, however the pass ends."""
+        try:
+            yield
+        finally:
+            if departures.workers:
+                left = counted(departures.workers, "worker")
+                self.notes.append(f"{left} left; {counted(departures.inputs, 'input')} ran again")
 
     def reduce(self, backend: Backend) -> None:
         """Every key through the fold and `reduce_fn`; also of a run that has stopped early."""
@@ -219,7 +231,8 @@ class Run:
                 self.interrupts.check,
             )
             try:
-                stopped = dispatcher.run()
+                with self._noting(dispatcher.departures):
+                    stopped = dispatcher.run()
             finally:
                 self.reduced = sink.reduced
                 if stopped is not None or self.ledger.n_keys_failed:
@@ -318,13 +331,13 @@ class Run:
         self.notes.append(text)
         self.views.say(text)
 
-    def size_warning(self, n_workers: int) -> str | None:
+    def size_warning(self, workers: Callable[[], Sized]) -> str | None:
         """A screen on which nothing happens while much is sent is to be explained."""
         if len(self.job.pickled) <= LARGE_JOB_BYTES:
             return None
         return (
             f"{self.job.heaviest()}, {format_bytes(len(self.job.pickled))} in all, to each of"
-            f" {n_workers} workers; load it inside the function, once a worker with"
+            f" {len(workers())} workers; load it inside the function, once a worker with"
             " functools.cache, or pass a path"
         )
 

@@ -11,14 +11,10 @@ from at_once_dask.cluster.own import Worker
 LOOK_SECONDS = 1.0  # between two looks at which workers there are
 LOOK_SOON_SECONDS = 0.05  # the same while one is being replaced
 NEWS_SECONDS = 5.0  # for news of a worker that is gone; then it counts as lost without any
-BLINK_SECONDS = 2.5  # the same without a nanny, and when none is left: one look may be wrong
-PATIENCE_SECONDS = 30.0  # for nannies to start a worker when there is none left
+BLINK_SECONDS = 2.5  # the same without a nanny; one look may be wrong
+PATIENCE_SECONDS = 30.0  # for own workers to be started when there is none left
 SLOW_SECONDS = 300.0  # for workers that live to answer, when all others are gone
 
-NO_WORKERS = (
-    "the cluster has no workers; start some, as with `dask worker ADDRESS`, and wait for them with"
-    " client.wait_for_workers(1)"
-)
 NONE_LEFT = (
     "no worker is left that starts anything, and none could be started; see that the machine has"
     " memory, disk space and processes to spare, or start the workers of the cluster anew"
@@ -32,6 +28,8 @@ class WorkersSeen:
     ----------
     clock : callable
         Seconds.
+    are_here : bool
+        Whether a look costs no message, so that it may be taken often.
 
     Attributes
     ----------
@@ -43,8 +41,10 @@ class WorkersSeen:
         Those that start nothing.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], are_here: bool = True) -> None:
         self._clock = clock
+        self._are_here = are_here
+        self._is_soon = False
         self.alive: dict[str, Worker] = {}
         self.threads: dict[str, int] = {}
         self.paused: set[str] = set()
@@ -64,7 +64,8 @@ class WorkersSeen:
     @property
     def pause(self) -> float:
         """Seconds between two looks."""
-        return LOOK_SOON_SECONDS if self.is_short() else LOOK_SECONDS
+        is_soon = self._is_soon or (self._are_here and self.is_short())
+        return LOOK_SOON_SECONDS if is_soon else LOOK_SECONDS
 
     def is_short(self) -> bool:
         """Whether a worker died a short time ago, and is being replaced."""
@@ -78,6 +79,7 @@ class WorkersSeen:
     def look(self, workers: dict[str, Worker]) -> None:
         """These workers live."""
         now = self._looked = self._clock()
+        self._is_soon = False
         self.alive = workers
         self.paused = {address for address, known in workers.items() if known.paused}
         self.threads = {
@@ -109,19 +111,34 @@ class WorkersSeen:
         now = self._clock()
         return now - self._gone.setdefault((worker, directory), now) > patience
 
-    def died(self, worker: str) -> None:
-        """Its death was reported, or is taken for certain: the next look comes at once."""
+    def died(self, worker: str, directory: str = "") -> None:
+        """Its death was reported, or is taken for certain: the next look comes at once.
+
+        `directory`: that of the process, where another one may have come to its address.
+        """
+        self._looked = float("-inf")
+        known = self.alive.get(worker)
+        if directory and known is not None and known.directory != directory:
+            return
         self._dead[worker] = self._last_death = self._clock()
         self._gone = keyfilter(lambda process: process[0] != worker, self._gone)
         self.threads.pop(worker, None)
         self.alive.pop(worker, None)
-        self._looked = float("-inf")
 
-    def why_nobody_works(self, is_held: bool, awaits_workers: bool) -> str | None:
+    def look_soon(self) -> None:
+        """The next look comes sooner."""
+        self._is_soon = True
+
+    @property
+    def deserted_seconds(self) -> float:
+        """For how long nobody has worked."""
+        return 0.0 if self._deserted is None else self._clock() - self._deserted
+
+    def why_nobody_works(self, is_held: bool, patience: float) -> str | None:
         """Why the run must end when nobody has worked for too long; None when somebody does.
 
-        `is_held`: whether a worker that lives holds a partition; `awaits_workers`: whether somebody
-        will start one.
+        `is_held`: whether a worker that lives holds a partition; `patience`: seconds for one to be
+        started.
         """
         if self.threads or is_held:
             self._deserted = None
@@ -129,9 +146,8 @@ class WorkersSeen:
         now = self._clock()
         if self._deserted is None:
             self._deserted = now
-        patience = PATIENCE_SECONDS if awaits_workers else BLINK_SECONDS
         if self.alive.keys() - self.paused:  # they only have not answered yet
             patience = SLOW_SECONDS
         if now - self._deserted < patience:
             return None
-        return NONE_LEFT if self._most_threads or self.alive else NO_WORKERS
+        return NONE_LEFT

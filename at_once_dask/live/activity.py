@@ -34,6 +34,10 @@ _PLAIN = {str, bytes, int, float, bool, type(None), PosixPath}  # their `repr` i
 class Workers(Protocol):
     """Who works at what; a Dispatcher is one."""
 
+    @property
+    def waits(self) -> float:
+        """For how many seconds nobody has worked, because there is no worker."""
+
     def workers(self) -> list[str]:
         """Addresses of those that may get something."""
 

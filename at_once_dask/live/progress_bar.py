@@ -153,6 +153,9 @@ class ProgressBar:
     def _time(self) -> str:
         """How long it takes; how long it took, when it is over or nobody knows how much is left."""
         now, left = self._clock(), self._left()
+        waits = 0.0 if self._workers is None else self._workers.waits
+        if left != 0 and waits > LOOK_SECONDS and not self._is_over:
+            return f"waiting for a worker for {duration(waits)}"
         if not left or self._is_over:
             return f"in {elapsed(now - self._begun)}"
         if self._waits():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, get_args
 
 LONG_SECONDS = 2.0  # an input that has run for less is not called long
 
@@ -52,6 +52,8 @@ class WorkerDied:
         What `faulthandler` wrote.
     last_words : str
         What was written to its file descriptors last.
+    beside : int
+        How many tasks of others it was working on.
     """
 
     worker: str
@@ -63,11 +65,51 @@ class WorkerDied:
     timeout: float | None
     stack: str
     last_words: str
+    beside: int = 0
 
 
-Event = LogLines | Running | WorkerDied
+@dataclass(frozen=True, slots=True)
+class WorkerLeft:
+    """A worker was told to go, and has said so: `at`, `epoch` and `progress` as of WorkerDied."""
 
-_KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in (LogLines, Running, WorkerDied)}
+    worker: str
+    directory: str
+    at: float
+    epoch: float
+    progress: dict[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerMet:
+    """The scheduler has brought the run to a worker and its nanny; or why that cannot be.
+
+    Attributes
+    ----------
+    worker, directory : str
+        The address, and the directory of the process there.
+    version : str or None
+        What it has where that does not fit the driver's: ``Python 3.12``, ``at_once_dask 0.2``.
+    error : str or None
+        What else hinders it.
+    """
+
+    worker: str
+    directory: str
+    version: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerGone:
+    """A worker is gone, and nobody is left who could say more of it."""
+
+    worker: str
+    directory: str
+
+
+Event = LogLines | Running | WorkerDied | WorkerLeft | WorkerMet | WorkerGone
+
+_KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}
 
 
 def message(event: Event) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class Failure:
     stage : str
         ``check``, ``process``, ``verify``, ``reduce``, ``send`` or ``collect``.
     kind : str
-        ``exception``, ``crash``, ``memory`` or ``timeout``.
+        ``exception``, ``crash``, ``memory``, ``timeout`` or ``lost``.
     error, message, traceback : str
         The exception's type name, its text and its traceback; of a death its signal or exit code,
         what is known of it, and the stack where one could be had.

@@ -14,7 +14,7 @@ from at_once_dask.protocol.progress_file import Progress, ProgressFile
 
 # What lies beside the progress files; no partition's ids begin so.
 _STACK, _HERE, _WRITTEN, _TAKEN_BACK, _OUTCOME = "stack", "here", "written", "taken", "outcome-"
-
+_BESIDE = "beside"
 
 _JOB = "job"  # beside the folders of the workers
 
@@ -72,6 +72,17 @@ class ProgressFolder:
     @property
     def _here(self) -> str:
         return self._path(_HERE)
+
+    def note_beside(self, n: int) -> None:
+        """Note how many tasks of others the worker works on."""
+        with contextlib.suppress(OSError), open(self._path(_BESIDE), "wb") as file:
+            file.write(b"%d" % n)
+
+    def beside(self) -> int:
+        """How many tasks of others the worker works on, or did when it died."""
+        with contextlib.suppress(OSError, ValueError), open(self._path(_BESIDE), "rb") as file:
+            return int(file.read())
+        return 0
 
     def open_stack(self) -> TextIO:
         return open(self.stack, "a", encoding="utf-8", errors="replace")
@@ -184,5 +195,5 @@ class ProgressFolder:
             names = os.listdir(self.folder)
         except OSError:
             return []
-        others = (_STACK, _HERE, _WRITTEN, _TAKEN_BACK, _OUTCOME)
+        others = (_STACK, _HERE, _WRITTEN, _TAKEN_BACK, _OUTCOME, _BESIDE)
         return [(name, self._path(name)) for name in names if not name.startswith(others)]

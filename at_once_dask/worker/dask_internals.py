@@ -6,6 +6,7 @@ changes.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import multiprocessing.process
 import os
@@ -93,6 +94,8 @@ def _forget() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
+CONNECT_SECONDS = 0.02  # between two looks whether a nanny is connected to its worker
+
 _EXITS = "at_once_dask_exits"  # an attribute of a nanny
 
 
@@ -139,6 +142,21 @@ def forget_exits(nanny: Any, run: str) -> None:
     if not exits.listeners:
         exits.close()
         delattr(nanny, _EXITS)
+
+
+async def watch_worker(plugin: Any, name: str, address: str, dask_worker: Any) -> None:
+    """Runs in a nanny; the last parameter's name is Dask's.
+
+    Without it a nanny that is replacing its worker never gets the plugin, and one that is not yet
+    connected to its worker never replaces it. `plugin` may be pickled.
+    """
+    if name not in dask_worker.plugins:
+        answer = await dask_worker.plugin_add(plugin=plugin, name=name)
+        if answer["status"] != "OK":
+            why = answer.get("exception_text", answer)
+            raise RuntimeError(f"the plugin of its nanny cannot be set up: {why}")
+    while dask_worker.worker_address != address and name in dask_worker.plugins:
+        await asyncio.sleep(CONNECT_SECONDS)
 
 
 def optimised(bag: Bag, keep: Any) -> dict[Any, Any]:

@@ -68,28 +68,32 @@ class Stack:
         The user's frames, as a traceback; empty when there are none.
     where : str
         The innermost place in the user's own code, ``file:line in function``.
+    thread : int or None
+        The number of the thread that a signal ended the process in.
     """
 
     text: str = ""
     where: str = ""
+    thread: int | None = None
 
 
 NOWHERE = Stack()
 
 
-def read(written: str, exit: int, thread: int | None) -> Stack:
+def read(written: str, exit: int | None, thread: int | None) -> Stack:
     """The stack of the thread that ended the process.
 
     Parameters
     ----------
     written : str
         By `faulthandler`; forked children write into the same file.
-    exit : int
-        The exit code: only of some signals there is a stack.
+    exit : int or None
+        The exit code: only of some signals there is a stack. None where nobody knows it.
     thread : int or None
         Whose stack it is, where the process was ended from outside.
     """
-    fatal = list(_FATAL.finditer(written)) if -exit in _WRITTEN_AT else []
+    is_fatal = exit is None or -exit in _WRITTEN_AT
+    fatal = list(_FATAL.finditer(written)) if is_fatal else []
     found = fatal[-1] if fatal else None
     if found is not None:
         written = written[found.start() :]
@@ -99,8 +103,16 @@ def read(written: str, exit: int, thread: int | None) -> Stack:
         (header, _FRAME.findall(written[header.end() : following]))
         for header, following in zip(headers, ends, strict=False)
     ]
+    ended = None
     if found:
-        frames = next((frames for header, frames in threads if header[1] == "Current thread"), [])
+        ended, frames = next(
+            (
+                (int(header[2], 16), frames)
+                for header, frames in threads
+                if header[1] == "Current thread"
+            ),
+            (None, []),
+        )
     else:  # the last: it may have been asked before, and have gone on
         threads.reverse()
         frames = next((frames for header, frames in threads if int(header[2], 16) == thread), [])
@@ -110,7 +122,7 @@ def read(written: str, exit: int, thread: int | None) -> Stack:
             break
         users.append((file, int(line), name))
     if not users:
-        return NOWHERE
+        return Stack(thread=ended)
     lines = ["Traceback of the worker's end (most recent call last):\n"]
     lines += traceback.format_list(
         traceback.StackSummary.from_list(
@@ -119,4 +131,4 @@ def read(written: str, exit: int, thread: int | None) -> Stack:
     )
     own = next((frame for frame in users if is_users_file(frame[0])), users[0])
     where = cut_start(f"{own[0]}:{own[1]} in {own[2]}", WHERE_LIMIT)
-    return Stack("".join(lines) + (found[0] if found else ""), where)
+    return Stack("".join(lines) + (found[0] if found else ""), where, ended)

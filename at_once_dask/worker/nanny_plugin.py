@@ -93,5 +93,6 @@ class RunNannyPlugin(NannyPlugin):
             timeout=self.timeout,
             stack=progress_folder.read_stack(),
             last_words=last_words(progress_folder),
+            beside=progress_folder.beside(),
         )
         self._nanny.loop.add_callback(self._report, death, progress_folder)

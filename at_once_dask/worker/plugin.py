@@ -7,17 +7,19 @@ import os
 import signal
 import sys
 import threading
+import time
 from pickle import dumps
 from typing import Any
 
 from distributed import WorkerPlugin, get_worker
+from distributed.core import Status
 from tornado.ioloop import PeriodicCallback
 
 from at_once_dask.logs import log_file, streams
 from at_once_dask.logs.descriptors import Descriptors
 from at_once_dask.logs.log_file import RunLog
 from at_once_dask.protocol import events, lease
-from at_once_dask.protocol.events import Running
+from at_once_dask.protocol.events import Running, WorkerLeft
 from at_once_dask.protocol.progress_folder import ProgressFolder
 from at_once_dask.protocol.shared_file import Copies, OnHost, Parts
 from at_once_dask.protocol.task import Job, Outcome, Partition
@@ -138,6 +140,7 @@ class RunPlugin(WorkerPlugin):
         self.progress = ProgressFolder(
             os.path.dirname(worker.local_directory), self.run, worker.address
         )
+        self._beside: set[Any] = set()
         job = self.job.at(self.progress.job) if isinstance(self.job, OnHost) else self.job
         self._take_job(job, os.path.join(worker.local_directory, f"main-{self.run}"))
         self.progress.open()
@@ -180,9 +183,21 @@ class RunPlugin(WorkerPlugin):
             event = Running(worker.address, seconds, stage, safe_repr(inp))
             worker.log_event(events.topic(self.run), events.message(event))
 
+    def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
+        """Note how many tasks of others this process works on: one of them may end it."""
+        if self.run in str(key) or "executing" not in (start, finish):
+            return
+        if finish == "executing":
+            self._beside.add(key)
+        else:
+            self._beside.discard(key)
+        self.progress.note_beside(len(self._beside))
+
     def teardown(self, worker: Any) -> None:
         for callback in self._callbacks:
             callback.stop()
+        if worker.status in (Status.closing, Status.closing_gracefully):
+            self._take_leave(worker)
         streams.end(self.run_log)
         if self._descriptors is not None:
             self._descriptors.close()
@@ -194,6 +209,22 @@ class RunPlugin(WorkerPlugin):
             _while_there_are_jobs.close()
         lease.forget(self.run)
         self.progress.clear()
+
+    def _take_leave(self, worker: Any) -> None:
+        """Tell the driver how far this has come: it is closed before the run is over.
+
+        Where only the run were over, the worker would not be closing.
+        """
+        lease.take_back([(id, 0) for id in list(lease.LEASES) if id.startswith(self.run)], True)
+        now = time.monotonic()
+        event = WorkerLeft(
+            worker=worker.address,
+            directory=worker.local_directory,
+            at=now,
+            epoch=time.time() - now,
+            progress=self.progress.contents(),
+        )
+        worker.log_event(events.topic(self.run), events.message(event))
 
 
 def run_partition(partition: Partition) -> Outcome | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ from at_once_dask.driver.dispatcher import Dispatcher, Pass
 from at_once_dask.driver.inputs import Inputs
 from at_once_dask.driver.sinks import MapSink
 from at_once_dask.driver.stop_rule import StopRule
+from at_once_dask.driver.workers_seen import BLINK_SECONDS, PATIENCE_SECONDS
 from at_once_dask.live.progress_bar import NoProgress
 from at_once_dask.protocol.failure import Failure
 from at_once_dask.protocol.progress_folder import ProgressFolder
@@ -71,6 +73,12 @@ class ScriptedBackend:
         When a death was inferred that nobody had reported, by worker.
     replaces : bool
         Whether somebody starts a worker when there is none.
+    awaits : bool
+        Whether others start workers, perhaps.
+    connected : bool
+        Whether something can be sent just now.
+    wanted : list of float or None
+        The seconds of work that were left, at each look.
     """
 
     sees_progress = False
@@ -86,6 +94,9 @@ class ScriptedBackend:
         self.ended: list[set[str]] = []
         self.inferred: dict[str, float] = {}
         self.replaces = False
+        self.awaits = False
+        self.connected = True
+        self.wanted: list[float | None] = []
         self._delivered: set[str] = set()
         self._calls = 0
 
@@ -135,8 +146,18 @@ class ScriptedBackend:
         self._clock.move(timeout)
         return None
 
-    def awaits_workers(self) -> bool:
-        return self.replaces
+    @property
+    def patience(self) -> float:
+        if self.awaits:
+            return math.inf
+        return PATIENCE_SECONDS if self.replaces else BLINK_SECONDS
+
+    @property
+    def is_connected(self) -> bool:
+        return self.connected
+
+    def want(self, seconds: float | None) -> None:
+        self.wanted.append(seconds)
 
     def drop(self, id: str, worker: str) -> None:
         self.dropped.append(id)
@@ -150,9 +171,9 @@ class ScriptedBackend:
     def keep_values(self) -> str | None:
         return None
 
-    def unreported_death(self, worker: str) -> Death:
+    def unreported_death(self, worker: str, directory: str) -> Death:
         self.inferred[worker] = self._clock()
-        return Death(worker, progress={})
+        return Death(worker, progress={}, directory=directory)
 
 
 @dataclass

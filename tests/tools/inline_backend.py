@@ -8,6 +8,7 @@ from at_once_dask.cluster.own import Worker
 from at_once_dask.driver.backend import Delivered, Event
 from at_once_dask.driver.blame import Death
 from at_once_dask.driver.packing import PackedJob
+from at_once_dask.driver.workers_seen import BLINK_SECONDS
 from at_once_dask.logs.log_file import RunLog
 from at_once_dask.protocol.lease import forget
 from at_once_dask.protocol.progress_folder import ProgressFolder
@@ -57,8 +58,16 @@ class InlineBackend:
         outcome = work(lambda: self._bags, self._run_log, partition, "inline")
         return Delivered(partition.id, outcome)
 
-    def awaits_workers(self) -> bool:
-        return False
+    @property
+    def patience(self) -> float:
+        return BLINK_SECONDS
+
+    @property
+    def is_connected(self) -> bool:
+        return True
+
+    def want(self, seconds: float | None) -> None:
+        """Nobody asks for workers."""
 
     def drop(self, id: str, worker: str) -> None:
         """Nothing dies here."""
@@ -72,5 +81,5 @@ class InlineBackend:
     def keep_values(self) -> str | None:
         return None
 
-    def unreported_death(self, worker: str) -> Death:
-        return Death(worker)
+    def unreported_death(self, worker: str, directory: str) -> Death:
+        return Death(worker, directory=directory)

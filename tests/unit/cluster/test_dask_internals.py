@@ -143,13 +143,16 @@ def test_a_plugin_can_be_added_to_a_nanny_that_replaces_its_worker() -> None:
     async def main() -> None:
         nanny = Nanny("tcp://127.0.0.1:1", nthreads=1)
         plugin = Noted()
+        watch = in_worker.watch_worker
         for _ in range(2):  # the second time it is there
-            address = await dask_internals.add_nanny_plugin(plugin, TOPIC, dask_worker=nanny)
-        assert address is None  # there is no worker just now
+            waiting = asyncio.ensure_future(watch(plugin, TOPIC, "tcp://worker", nanny))
+            await asyncio.sleep(0)
         assert (plugin.nannies, nanny.plugins[TOPIC]) == ([nanny], plugin)
         with pytest.raises(RuntimeError, match=r"cannot be set up: OSError\('no space'\)$"):
-            await dask_internals.add_nanny_plugin(Noted(fails=True), "other", dask_worker=nanny)
+            await watch(Noted(fails=True), "other", "tcp://worker", dask_worker=nanny)
+        assert not waiting.done()  # it is not connected to that worker
         await nanny.plugin_remove(name=TOPIC)
+        await waiting
         assert TOPIC not in nanny.plugins
         await nanny.close()
 
@@ -164,18 +167,6 @@ def test_a_nanny_of_many_measures_nothing_in_the_process_that_they_share() -> No
         assert before - set(nanny.periodic_callbacks) == {"monitor", "tick", "ticks"}
         assert "memory_monitor" in nanny.periodic_callbacks
         await nanny.close()
-
-    asyncio.run(main())
-
-
-def test_the_nannies_of_this_process_forget_a_run() -> None:
-    async def main() -> None:
-        nannies = [Nanny("tcp://127.0.0.1:1", nthreads=1) for _ in range(2)]
-        await dask_internals.add_nanny_plugin(Noted(), TOPIC, dask_worker=nannies[0])
-        await dask_internals.forget_plugins(nannies, TOPIC)  # the other one never knew it
-        assert [TOPIC in nanny.plugins for nanny in nannies] == [False, False]
-        for nanny in nannies:
-            await nanny.close()
 
     asyncio.run(main())
 
@@ -265,7 +256,7 @@ def test_a_topic_that_the_scheduler_has_forgotten_stays_so() -> None:
     async def check(scheduler: Scheduler, client: Client) -> None:
         scheduler._broker.unsubscribe(TOPIC, client.id)
         assert TOPIC in scheduler._broker._topics
-        await client._run_on_scheduler(dask_internals._forget_run, TOPIC, [])
+        scheduler._broker._topics.pop(TOPIC)
         dask_internals.unsubscribe(client, TOPIC)
         await client._run_on_scheduler(dask_internals.forget_events, TOPIC)  # it has come so far
         assert TOPIC not in scheduler._broker._topics
@@ -281,18 +272,6 @@ def test_events_that_passed_through_the_scheduler_can_be_forgotten() -> None:
         assert scheduler.get_events(TOPIC) == ()
         await client._run_on_scheduler(dask_internals.forget_events, "unknown")
         assert "unknown" not in scheduler._broker._topics
-
-    in_scheduler(check)
-
-
-def test_the_scheduler_forgets_a_run() -> None:
-    async def check(scheduler: Scheduler, client: Client) -> None:
-        scheduler.log_event(TOPIC, {"kind": "Running"})
-        await scheduler.register_worker_plugin(None, b"pickled", TOPIC, idempotent=False)
-        assert TOPIC in scheduler.worker_plugins
-        await client._run_on_scheduler(dask_internals._forget_run, TOPIC, [])
-        assert TOPIC not in scheduler.worker_plugins
-        assert TOPIC not in scheduler._broker._topics
 
     in_scheduler(check)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from array import array
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from at_once_dask.driver.blame import Death, exit_name, settle
+from at_once_dask.driver.blame import Case, Death, Settled, exit_name
+from at_once_dask.driver.blame import settle as settle_case
 from at_once_dask.driver.inputs import Chunk
 from at_once_dask.protocol.failure import Failure
 from at_once_dask.protocol.progress_file import Progress
@@ -24,6 +26,7 @@ from at_once_dask.protocol.status import (
     SKIPPED,
 )
 from at_once_dask.protocol.task import MapOutcome
+from at_once_dask.worker.last_stack import Stack
 
 START = 100
 CHUNK = Chunk(START, list("abcde"))
@@ -50,6 +53,13 @@ def progress(states: list[int], *, stop: int = -1, closing: bool = False, **more
 
 def death(exit: int | None = -11, **more: Any) -> Death:
     return Death("tcp://w", at=20.0, epoch=1000.0, exit=exit, **more)
+
+
+def settle(
+    id: str, chunk: Chunk, death: Death, reducing: bool, valued: bool, losses: int = 1, **more: Any
+) -> Settled:
+    """What becomes of a partition whose inputs have lost their worker so often, now included."""
+    return settle_case(Case(id, chunk, reducing, valued, lambda position: losses, **more), death)
 
 
 def chunks(settled: Any) -> list[tuple[int, int, bool]]:
@@ -178,13 +188,68 @@ def test_what_was_not_begun_goes_back_as_it_was() -> None:
 
 
 def test_without_a_trace_all_run_alone_and_who_dies_alone_is_guilty() -> None:
-    settled = settle("p", CHUNK, death(None, progress=None), reducing=False, valued=False)
+    settled = settle("p", CHUNK, death(-9, progress=None), reducing=False, valued=False)
     assert chunks(settled) == [(100 + n, 101 + n, True) for n in range(5)]
     alone = settled.chunks[2]
-    settled = settle("q", alone, death(None, progress=None), reducing=False, valued=False)
+    settled = settle("q", alone, death(-9, progress=None), reducing=False, valued=False)
     assert settled.chunks == []
     failure = settled.outcomes[0][1].failures[0]
-    assert (failure.position, failure.kind, failure.exit) == (102, "crash", None)
+    assert (failure.position, failure.kind, failure.exit) == (102, "crash", "SIGKILL")
+
+
+ALONE = Chunk(102, ["c"], again=True)
+RUNNING = progress([PROCESSED, PROCESSED, PROCESS])
+
+
+@pytest.mark.parametrize("seen", [None, {"p": RUNNING}])
+@pytest.mark.parametrize(
+    ("died", "losses", "is_alone"),
+    [
+        ({"exit": None}, 2, True),  # without a nanny nobody knows whether the machine was lost
+        ({"exit": -11, "beside": 1}, 5, False),  # a task of somebody else may have done it
+        ({"exit": -15, "departed": True}, 5, False),
+        ({"exit": None, "departed": True}, 5, False),
+    ],
+)
+def test_how_often_an_input_may_be_lost_where_nobody_can_be_blamed(
+    seen: dict[str, Progress] | None, died: dict[str, Any], losses: int, is_alone: bool
+) -> None:
+    end = Death("tcp://w", at=20.0, progress=seen, **died)
+    chunk = ALONE if is_alone else replace(ALONE, again=False)
+    for n in range(1, losses):
+        settled = settle("p", chunk, end, reducing=False, valued=False, losses=n)
+        assert settled.outcomes == []
+        assert [(one.start, one.stop) for one in settled.chunks] == [(102, 103)]
+        assert settled.repeated == 1
+    settled = settle("p", chunk, end, reducing=False, valued=False, losses=losses)
+    assert settled.chunks == []
+    failure = settled.outcomes[0][1].failures[0]
+    assert (failure.position, failure.kind) == (102, "lost" if end.departed else "crash")
+
+
+def test_what_a_lost_machine_held_goes_back_as_it_was() -> None:
+    lost = death(None, progress=None, departed=True)
+    settled = settle("p", CHUNK, lost, reducing=False, valued=False)
+    assert (settled.outcomes, settled.chunks, settled.repeated) == ([], [CHUNK], 5)
+    settled = settle("p", CHUNK, lost, reducing=False, valued=False, losses=2)
+    assert chunks(settled) == [(100 + n, 101 + n, True) for n in range(5)]
+    queued = settle("p", CHUNK, lost, reducing=False, valued=False, losses=9, started=False)
+    assert (queued.outcomes, queued.chunks, queued.repeated) == ([], [CHUNK], 0)
+
+
+def test_what_a_worker_had_done_that_was_told_to_go_counts() -> None:
+    left = death(0, progress={"p": RUNNING}, departed=True)
+    settled = settle("p", CHUNK, left, reducing=False, valued=False)
+    assert outcomes(settled) == [(100, [PROCESSED, PROCESSED])]
+    assert chunks(settled) == [(102, 103, False), (103, 105, False)]
+
+
+def test_the_thread_that_wrote_the_last_stack_is_guilty() -> None:
+    """Be there others that were running, and tasks of others beside."""
+    progresses = {"p": replace(RUNNING, thread=7), "q": replace(RUNNING, thread=8)}
+    died = death(progress=progresses, stack=Stack(thread=8), beside=1)
+    assert died.guilty() == ("q", 102)
+    assert replace(died, stack=Stack(thread=9)).guilty() is None
 
 
 def test_what_was_taken_back_is_not_settled_here() -> None:

@@ -69,7 +69,7 @@ class Looks(InlineBackend):
     def event(self) -> Event | None:
         return super().next(0)
 
-    def unreported_death(self, worker: str) -> Death:
+    def unreported_death(self, worker: str, directory: str) -> Death:
         raise AssertionError(f"{worker} lives, and is taken for dead")
 
 
@@ -101,9 +101,9 @@ def test_all_partitions_of_a_lost_worker_are_settled_at_once() -> None:
             else:
                 super().send(worker, partition)
 
-        def unreported_death(self, worker: str) -> Death:
+        def unreported_death(self, worker: str, directory: str) -> Death:
             assert worker == "gone"
-            return Death(worker)
+            return Death(worker, directory=directory)
 
     this, stopped = dispatched_by(Losing)
     assert (stopped, this.statuses) == (None, ["processed"] * 40)
@@ -192,6 +192,9 @@ def test_what_a_living_worker_loses_is_nobodys_fault() -> None:
     assert (stopped, this.statuses) == (None, ["processed"])
 
 
+LOST = "5 times in a row its worker was told to go, or was lost with its machine, while it ran"
+
+
 def test_but_not_without_end() -> None:
     class Forgetful(Looks):
         def event(self) -> Event | None:
@@ -200,7 +203,7 @@ def test_but_not_without_end() -> None:
             return Broken(self._waiting.popleft().id, CancelledError())
 
     this, stopped = dispatched_by(Forgetful, n=1)
-    assert (stopped, this.messages) == (None, ["its worker died; nobody saw how"])
+    assert (stopped, this.messages) == (None, [LOST])
 
 
 def test_another_process_at_the_same_address_is_not_the_same_worker() -> None:
@@ -215,9 +218,9 @@ def test_another_process_at_the_same_address_is_not_the_same_worker() -> None:
                 self._waiting.clear()  # what was sent to the first
             return super().event() if self.looks > 1 else None
 
-        def unreported_death(self, worker: str) -> Death:
+        def unreported_death(self, worker: str, directory: str) -> Death:
             self.inferred += 1
-            return Death(worker, progress={})
+            return Death(worker, progress={}, directory=directory)
 
     this, stopped = dispatched_by(Replaced)
     assert (stopped, this.statuses) == (None, ["processed"] * 40)
@@ -603,15 +606,95 @@ def test_workers_that_die_before_they_begin_anything_end_the_run(
     assert len(deaths) == BARREN_DEATHS
 
 
-def test_where_there_are_no_workers_it_says_how_to_get_some(
+def test_where_others_start_workers_it_waits_for_the_first_one(
     backend: ScriptedBackend, clock: Clock
 ) -> None:
     backend.living = {}
-    stopped = dispatching("ab", backend, clock).dispatcher.run()
-    assert stopped is not None
-    assert stopped.startswith("the cluster has no workers; start some")
-    assert 2.5 <= clock.now - 1_000 < 4
-    assert backend.ended == [set()]
+    backend.awaits = True
+    waited: list[float] = []
+
+    def come(this: ScriptedBackend) -> None:
+        waited.append(dispatched.dispatcher.waits)
+        if clock.now > 2_000:
+            this.living = {"w": worker()}
+        this.deliver()
+
+    backend.idle = come
+    dispatched = dispatching("ab", backend, clock)
+    assert dispatched.dispatcher.run() is None
+    assert dispatched.statuses == ["processed"] * 2
+    assert 999 < max(waited) < 1_002
+    assert dispatched.dispatcher.waits == 0
+
+
+# ----- machines that come and go
+
+
+def departed(worker: str, directory: str = "", **left: Progress) -> Died:
+    return Died(Death(worker, at=9.0, departed=True, directory=directory, progress=left or None))
+
+
+def test_what_a_lost_machine_held_runs_elsewhere_and_nobody_is_blamed(
+    backend: ScriptedBackend, clock: Clock
+) -> None:
+    backend.living = {"w": worker(), "v": worker()}
+
+    def lose(this: ScriptedBackend) -> None:
+        if this.living.pop("w", None):
+            this.events.append(departed("w"))
+        this.deliver("v")
+
+    backend.idle = lose
+    this = dispatching("abcdefgh", backend, clock)
+    assert this.dispatcher.run() is None
+    assert this.statuses == ["processed"] * 8
+    departures = this.dispatcher.departures
+    assert (departures.workers, departures.inputs) == (1, 2)  # of two partitions one had begun
+    assert clock.now - 1_000 < 1
+
+
+def test_the_input_under_which_five_machines_are_lost_has_failed(
+    backend: ScriptedBackend, clock: Clock
+) -> None:
+    """Among its neighbours it is searched for; they have failed in nothing."""
+    lost: list[str] = []
+
+    def lose(this: ScriptedBackend) -> None:
+        (there,) = this.living
+        if any("c" in this.inputs_of(p) for address, p in this.sent if address == there):
+            lost.append(there)
+            this.living = {f"w{len(lost)}": worker()}
+            this.events.append(departed(there))
+        else:
+            this.deliver(there)
+
+    backend.idle = lose
+    this = dispatching("abcdefgh", backend, clock)
+    assert this.dispatcher.run() is None
+    assert this.statuses == ["processed"] * 2 + ["failed"] + ["processed"] * 5
+    assert (this.messages, len(lost)) == ([LOST], 5)
+    assert [failure.kind for failure, _ in this.logged] == ["lost"]
+
+
+def test_nothing_is_sent_while_the_connection_is_away(
+    backend: ScriptedBackend, clock: Clock
+) -> None:
+    """What was out comes back broken; it is sent anew when the connection is there again."""
+
+    def lose(this: ScriptedBackend) -> None:
+        if len(this.sent) == 2 and this.connected:
+            this.connected = False
+            this.events.extend(Broken(p.id, CancelledError(), here=True) for p in this.partitions)
+        elif not this.connected and clock.now > 1_010:
+            this.connected = True
+        elif this.connected:
+            this.deliver()
+
+    backend.idle = lose
+    this = dispatching("abcd", backend, clock)
+    assert this.dispatcher.run() is None
+    assert (len(backend.partitions), this.statuses) == (4, ["processed"] * 4)
+    assert clock.now > 1_010
 
 
 # ----- what is asked back

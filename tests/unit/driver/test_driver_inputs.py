@@ -12,7 +12,6 @@ import pytest
 from at_once_dask.driver.inputs import (
     BACKOFF_LIMIT,
     BACKOFF_SECONDS,
-    LOSSES,
     Chunk,
     Inputs,
     Retries,
@@ -228,8 +227,9 @@ def test_what_waits_comes_in_the_order_in_which_it_is_due(
     assert not retries
 
 
-def test_an_input_alone_may_be_lost_a_few_times_and_then_it_failed() -> None:
+def test_losses_in_a_row_are_counted_for_each_input() -> None:
     retries = Retries(0)
-    assert LOSSES == 5
-    assert [retries.may_be_lost_again(7) for _ in range(5)] == [True] * 4 + [False]
-    assert retries.may_be_lost_again(8)
+    assert [retries.lost(7) for _ in range(3)] == [1, 2, 3]
+    assert retries.lost(8) == 1
+    retries.handled(0, 8)
+    assert [retries.lost(7), retries.lost(8)] == [1, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -13,7 +14,6 @@ from at_once_dask.driver.workers_seen import (
     LOOK_SECONDS,
     LOOK_SOON_SECONDS,
     NEWS_SECONDS,
-    NO_WORKERS,
     NONE_LEFT,
     PATIENCE_SECONDS,
     SLOW_SECONDS,
@@ -31,8 +31,8 @@ def seen(clock: Clock) -> WorkersSeen:
     return WorkersSeen(clock)
 
 
-def why(seen: WorkersSeen, is_held: bool = False, awaits_workers: bool = False) -> str | None:
-    return seen.why_nobody_works(is_held, awaits_workers)
+def why(seen: WorkersSeen, is_held: bool = False, patience: float = PATIENCE_SECONDS) -> str | None:
+    return seen.why_nobody_works(is_held, patience)
 
 
 def test_before_the_first_look_one_is_due_and_nobody_is_known(seen: WorkersSeen) -> None:
@@ -165,29 +165,30 @@ def test_one_look_that_shows_no_worker_is_not_the_end(seen: WorkersSeen, clock: 
         clock.move(2.4)
 
 
-@pytest.mark.parametrize(
-    ("awaits_workers", "patience"), [(False, BLINK_SECONDS), (True, PATIENCE_SECONDS)]
-)
-@pytest.mark.parametrize(("before", "reason"), [(False, NO_WORKERS), (True, NONE_LEFT)])
-def test_without_workers_it_ends_in_the_end(
-    seen: WorkersSeen,
-    clock: Clock,
-    awaits_workers: bool,
-    patience: float,
-    before: bool,
-    reason: str,
-) -> None:
+@pytest.mark.parametrize("before", [False, True])
+def test_without_workers_it_ends_in_the_end(seen: WorkersSeen, clock: Clock, before: bool) -> None:
     """Where somebody will start some, that is waited for."""
     if before:
         seen.look({"w": worker()})
-        assert why(seen, awaits_workers=awaits_workers) is None
+        assert why(seen) is None
     seen.look({})
-    assert why(seen, awaits_workers=awaits_workers) is None
-    clock.move(patience - 0.01)
+    assert why(seen) is None
+    clock.move(PATIENCE_SECONDS - 0.01)
     seen.look({})
-    assert why(seen, awaits_workers=awaits_workers) is None
+    assert why(seen) is None
+    assert seen.deserted_seconds == pytest.approx(PATIENCE_SECONDS - 0.01)
     clock.move(0.01)
-    assert why(seen, awaits_workers=awaits_workers) == reason
+    assert why(seen) == NONE_LEFT
+
+
+def test_where_others_start_workers_it_waits_for_ever(seen: WorkersSeen, clock: Clock) -> None:
+    seen.look({})
+    for _ in range(3):
+        assert why(seen, patience=math.inf) is None
+        clock.move(1e6)
+    seen.look({"w": worker()})
+    assert why(seen, patience=math.inf) is None
+    assert seen.deserted_seconds == 0
 
 
 def test_who_holds_something_and_lives_may_take_as_long_as_it_likes(
@@ -198,7 +199,7 @@ def test_who_holds_something_and_lives_may_take_as_long_as_it_likes(
         clock.move(SLOW_SECONDS)
         assert why(seen, is_held=True) is None
     assert why(seen) is None  # the time begins when it holds nothing any more
-    clock.move(BLINK_SECONDS)
+    clock.move(PATIENCE_SECONDS)
     assert why(seen) == NONE_LEFT
 
 
@@ -208,7 +209,7 @@ def test_who_lives_and_has_not_answered_yet_is_waited_for_longest(
 ) -> None:
     """One that is paused is no reason to wait."""
     seen.look({"w": worker(ready=known["paused"], **known)})
-    patience = BLINK_SECONDS if known["paused"] else SLOW_SECONDS
+    patience = PATIENCE_SECONDS if known["paused"] else SLOW_SECONDS
     assert why(seen) is None
     clock.move(patience - 0.01)
     assert why(seen) is None

@@ -52,6 +52,8 @@ class AtWork:
     def workers(self) -> list[str]:
         return ["one", "two", "three"]
 
+    waits = 0.0
+
     def in_flight(self) -> list[InFlight]:
         return self._flights
 

@@ -388,8 +388,9 @@ def test_a_narrow_terminal_has_what_matters_most(
 class Held:
     """Partitions that the workers hold."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, waits: float = 0.0) -> None:
         self._n = n
+        self.waits = waits
 
     def workers(self) -> list[str]:
         return []
@@ -402,6 +403,13 @@ class Held:
 
     def progress_folder(self, worker: str) -> None:
         return None
+
+
+@pytest.mark.parametrize("total", [100, None])
+def test_for_how_long_it_waits_for_a_worker(clock: Clock, total: int | None) -> None:
+    bar = ProgressBar(Ledger(), total, "map", stream=io.StringIO(), clock=clock)
+    bar.begin(Held(0, waits=75.0))
+    assert ", waiting for a worker for 1:15" in bar.line()
 
 
 def test_what_only_waits_promises_no_end(clock: Clock) -> None:
