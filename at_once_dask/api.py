@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 
 from at_once_dask.cluster import forkserver
-from at_once_dask.driver.interrupts import Interrupts
+from at_once_dask.cluster.interrupts import Interrupts
 from at_once_dask.options import ClusterSettings, OnError, Options, front_door, length
 from at_once_dask.report import report
 from at_once_dask.report.report import Plan, Reduction, Report

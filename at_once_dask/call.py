@@ -12,9 +12,9 @@ from typing import Any
 from distributed import Client
 
 from at_once_dask.cluster import connect
+from at_once_dask.cluster.interrupts import Interrupts
 from at_once_dask.driver.backend import Backend
 from at_once_dask.driver.dask_backend import DaskBackend
-from at_once_dask.driver.interrupts import Interrupts
 from at_once_dask.driver.run import Kept, Run
 from at_once_dask.errors import InputError, OfTheList
 from at_once_dask.live.console import let_inspect, say, show_links, warn

@@ -97,7 +97,8 @@ async def begin_run(client: Client, plugin: bytes) -> Any:
         if not package.is_missing(error) or await python_of_scheduler(client) != PYTHON:
             raise
     function, arguments = package.to_install()
-    await client.scheduler.run_function(function=function, args=arguments, wait=True)
+    scheduler: Any = client.scheduler
+    await scheduler.run_function(function=function, args=arguments, wait=True)
     return await client._run_on_scheduler(scheduler_plugin.begin, plugin)
 
 

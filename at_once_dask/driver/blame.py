@@ -80,6 +80,8 @@ class Death:
         Whether no input can be behind it: it was told to go, or its machine is lost.
     beside : int
         How many tasks of others were being worked on in the same process.
+    host : str
+        The name of its host, or its network address.
     """
 
     worker: str
@@ -95,6 +97,7 @@ class Death:
     directory: str = ""
     departed: bool = False
     beside: int = 0
+    host: str = ""
 
     def running(self) -> list[str]:
         """The partitions that were being worked on."""
@@ -356,6 +359,7 @@ def describe(death: Death, position: int, stage: str, seconds: float) -> Failure
         traceback=death.stack.text,
         where=death.stack.where,
         worker=death.worker,
+        host=death.host,
         seconds=seconds,
         exit=exit,
     )

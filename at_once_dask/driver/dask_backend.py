@@ -25,10 +25,10 @@ from tornado.ioloop import IOLoop
 from at_once_dask.cluster import dask_internals
 from at_once_dask.cluster.connect import Cluster
 from at_once_dask.cluster.demand import Demand
+from at_once_dask.cluster.interrupts import Interrupts
 from at_once_dask.cluster.own import MEMORY_TOPIC, Worker
 from at_once_dask.driver.backend import Broken, Changed, Delivered, Died, Event, Reclaimed
 from at_once_dask.driver.blame import Death
-from at_once_dask.driver.interrupts import Interrupts
 from at_once_dask.driver.packing import PackedJob
 from at_once_dask.driver.registration import ALIVE, Registration, connection_lost
 from at_once_dask.driver.workers_seen import PATIENCE_SECONDS
@@ -46,7 +46,7 @@ from at_once_dask.protocol.events import (
 from at_once_dask.protocol.host_files import HostFiles
 from at_once_dask.protocol.progress_file import Progress
 from at_once_dask.protocol.progress_folder import ProgressFolder
-from at_once_dask.protocol.task import Outcome, Partition
+from at_once_dask.protocol.task import Outcome, Partition, host_of
 from at_once_dask.worker import last_stack
 from at_once_dask.worker.environment import InterpreterSettings
 from at_once_dask.worker.nanny_plugin import RunNannyPlugin
@@ -95,7 +95,8 @@ class DaskBackend:
         self._registration = Registration(cluster, plugin, self._interrupts, note or run_log.warn)
         self._files = HostFiles(cluster.scratch, run_log.run, run_log.warn)
         self._since = time.time()
-        self._questioned: set[str] = set()  # workers that were asked to give back, and have not yet
+        # Workers that were asked to give back, and have not yet; whether all, come what may.
+        self._questioned: dict[str, bool] = {}
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._futures: dict[str, Future[Outcome | None]] = {}
         self._sent = 0
@@ -204,8 +205,8 @@ class DaskBackend:
         if folder is not None:
             limits = {id: folder.take_back(id, start) for id, start in wanted}
             self._events.put(Reclaimed(valfilter(lambda limit: limit is not None, limits)))
-        elif worker not in self._questioned or stopping:
-            self._questioned.add(worker)
+        elif worker not in self._questioned or (stopping and not self._questioned[worker]):
+            self._questioned[worker] = stopping
             self._loop.add_callback(self._ask, worker, wanted, stopping)
 
     def unstarted(self, worker: str, id: str) -> int | None:
@@ -226,7 +227,7 @@ class DaskBackend:
         except OSError:  # the worker or the scheduler is gone
             return
         finally:
-            self._questioned.discard(worker)
+            self._questioned.pop(worker, None)
         for limits in answers.values():
             self._events.put(Reclaimed(limits))
 
@@ -269,6 +270,7 @@ class DaskBackend:
             last_words=seen.last_words,
             departed=told_to_go and not self._cluster.own,
             beside=seen.beside,
+            host=seen.host,
         )
         self._events.put(Died(death))
 
@@ -294,6 +296,7 @@ class DaskBackend:
             stack=last_stack.read(written, None, None),
             directory=directory,
             departed=known is not None and known.nanny is not None,
+            host=host_of(worker),
             beside=0 if folder is None else folder.beside(),
         )
 

@@ -33,6 +33,7 @@ from at_once_dask.driver.backend import (
 )
 from at_once_dask.driver.blame import Case, Death, settle
 from at_once_dask.driver.flights import Flights, InFlight
+from at_once_dask.driver.hosts import Hosts
 from at_once_dask.driver.inputs import Chunk, Inputs, Retries
 from at_once_dask.driver.packing import Packer
 from at_once_dask.driver.partition_size import PartitionSizer
@@ -114,6 +115,8 @@ class Dispatcher:
     stop_rule : StopRule
     interrupted : callable
         Asked after each event; raises what ends the run at once.
+    note : callable
+        Called with what the user should know.
     clock : callable
         Seconds.
     """
@@ -127,6 +130,7 @@ class Dispatcher:
         watcher: Watcher,
         stop_rule: StopRule,
         interrupted: Callable[[], None] = lambda: None,
+        note: Callable[[str], None] = lambda text: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pass = what
@@ -143,6 +147,7 @@ class Dispatcher:
         self._collector = Collector(sink, inputs, self._retries, clock, what.comparing)
         self._workers = WorkersSeen(clock, backend.sees_progress)
         self._flights = Flights(backend, clock)
+        self._hosts = Hosts(note)
         self.departures = Departures()
         self._careful = False  # values are delivered one by one: the combiner ends workers
 
@@ -209,6 +214,12 @@ class Dispatcher:
             self._sink.draw(self._inputs.drawn)
             if chunk is None:
                 return
+            if chunk.avoid:
+                elsewhere = self._flights.least_busy_elsewhere(reserved, chunk.avoid)
+                if elsewhere is None:  # there is another host, but it has no room just now
+                    self._retries.postpone(chunk, self._clock() + TICK_SECONDS)
+                    continue
+                worker = elsewhere
             self._send(chunk, worker)
 
     @property
@@ -246,12 +257,19 @@ class Dispatcher:
             careful=chunk.again or self._careful,
             attempt=self._retries.attempt(chunk.start),
             attempts=self._retries.attempts,
-            allowed=self._stop_rule.allowed(),
+            allowed=min(
+                filter(None, (self._stop_rule.allowed(), self._hosts.allowed())), default=None
+            ),
             seconds=self._sizer.seconds(self._flights.slots),
             delivered=self._flights.take_delivered(worker),
             compare=self._collector.comparing,
         )
         self._backend.send(worker, partition)
+
+    def _allowed(self) -> int | None:
+        """How many failures end a partition."""
+        limits = [self._stop_rule.allowed(), self._hosts.allowed()]
+        return min([limit for limit in limits if limit is not None], default=None)
 
     def _wait(self) -> None:
         """Take what comes next; then idle workers get what others have not started."""
@@ -262,6 +280,8 @@ class Dispatcher:
         if self._flights.n_idle > 0 and self._inputs.is_empty():
             for chunk in self._flights.take_back_for_idle():
                 self._inputs.give_back(chunk)
+            if self._inputs.is_empty():
+                self._flights.drop_empty()
 
     def _handle(self, event: Event | None, stopping: bool = False) -> None:
         held = self._flights.held
@@ -300,6 +320,7 @@ class Dispatcher:
     def _deliver(self, flight: InFlight, outcome: Outcome) -> None:
         """A partition came back."""
         self._flights.delivered[flight.worker].append(flight.id)
+        self._hosts.take(outcome)
         self._collector.take(flight, outcome)
         n = outcome.stop - flight.chunk.start
         self._retries.handled(flight.chunk.start, outcome.stop)
@@ -312,7 +333,9 @@ class Dispatcher:
         """Now and then: which workers there are; why that is too few, or None."""
         if not self._workers.is_due():
             return None
-        self._workers.look(self._backend.workers())
+        workers = self._backend.workers()
+        self._hosts.see(workers)
+        self._workers.look(workers, self._hosts.bad)
         self._flights.take_workers(self._workers.threads)
         for worker in self._workers.paused:  # what it has not started it may never start
             self._flights.ask_back(worker, stopping=True)
@@ -374,6 +397,7 @@ class Dispatcher:
             )
             settled = settle(case, death)
             for start, outcome in settled.outcomes:
+                self._hosts.take(outcome)
                 self._collector.recover(chunk.part(start, outcome.stop), outcome)
             for part in settled.chunks:
                 self._inputs.give_back(part)

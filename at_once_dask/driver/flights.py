@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,14 +12,17 @@ from operator import attrgetter, itemgetter
 
 from at_once_dask.driver.backend import Backend
 from at_once_dask.driver.inputs import Chunk
+from at_once_dask.protocol.task import host_of
 
 DEPTH = 2  # partitions in flight for each worker thread
 MANY = 16  # workers: so many need a while to start together
 START_SECONDS = 0.5  # for them to start, before each gets a second partition
 RECLAIM_SECONDS = 0.05  # a partition out for longer may be asked back
+ASK_SECONDS = 1.0  # between two questions to a worker, where they are messages
+HELD_UP_SECONDS = 2.0  # a partition out for longer that has not started waits for somebody else's
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class InFlight:
     """A partition in flight.
 
@@ -33,8 +37,6 @@ class InFlight:
         When.
     limit : int
         Lowered when a part of it was taken back.
-    asked : float
-        When it was asked back.
     answered : bool
         It has given back what it can.
     lost : float or None
@@ -47,7 +49,6 @@ class InFlight:
     directory: str
     sent: float
     limit: int
-    asked: float = 0.0
     answered: bool = False
     lost: float | None = None
 
@@ -79,12 +80,12 @@ class Rooms:
             self._room[worker] -= places
             self._with[self._room[worker]][worker] = None
 
-    def most(self, reserved: str | None) -> str | None:
-        """The worker with the most places, if any but `reserved` has one."""
+    def most(self, may: Callable[[str], bool]) -> str | None:
+        """The worker with the most places of those that `may` get something, if any has one."""
         for places in sorted(self._with, reverse=True):
             if places > 0:
                 for worker in self._with[places]:
-                    if worker != reserved:
+                    if may(worker):
                         return worker
         return None
 
@@ -116,6 +117,7 @@ class Flights:
         self._sent = 0
         self._since = clock()
         self._looked = float("-inf")
+        self._asked: dict[str, float] = {}  # when, by worker
         self._threads: Mapping[str, int] = {}
         self._rooms = Rooms({})
         self._of: defaultdict[str, dict[str, InFlight]] = defaultdict(dict)  # by worker
@@ -191,8 +193,15 @@ class Flights:
             self._rooms.fill(flight.worker, self._places(flight))
 
     def least_busy(self, reserved: str | None) -> str | None:
-        """The worker with the most room, if any has room."""
-        return self._rooms.most(reserved)
+        """The worker with the most room, if any but the `reserved` one has room."""
+        return self._rooms.most(lambda worker: worker != reserved)
+
+    def least_busy_elsewhere(self, reserved: str | None, host: str) -> str | None:
+        """The same, on another host than this; any where there is no other."""
+        others = {worker for worker in self._threads if host_of(worker) != host}
+        if not others:
+            return self.least_busy(reserved)
+        return self._rooms.most(lambda worker: worker in others and worker != reserved)
 
     def room_for_again(self) -> tuple[str | None, str | None]:
         """A worker for what runs a second time; without one, who is to be kept free for it."""
@@ -254,11 +263,23 @@ class Flights:
     def ask_back(self, worker: str, stopping: bool = False) -> None:
         """Ask `worker` for what it has not started of what is out for long, or of all."""
         now = self._clock()
-        wanted = []
-        for flight in self.of(worker):
-            since = max(flight.sent, flight.asked)
-            if stopping or (not flight.answered and now - since >= RECLAIM_SECONDS):
-                flight.asked = now
-                wanted.append((flight.id, flight.chunk.start))
+        if not stopping and now - self._asked.get(worker, -math.inf) < ASK_SECONDS:
+            return
+        out = {f: now - f.sent for f in self.of(worker) if stopping or not f.answered}
+        wanted = [f for f, seconds in out.items() if stopping or seconds >= RECLAIM_SECONDS]
         if wanted:
-            self._backend.reclaim(worker, wanted, stopping)
+            self._asked[worker] = now
+            waits = all(out[flight] >= HELD_UP_SECONDS for flight in wanted)
+            questions = [(flight.id, flight.chunk.start) for flight in wanted]
+            self._backend.reclaim(worker, questions, stopping or waits)
+
+    def drop_empty(self) -> None:
+        """Forget what was taken back whole, when nothing else is out.
+
+        It waits behind the task of somebody else; until then it keeps that worker from more. On the
+        own cluster there is nothing of the kind, and a mark in a file keeps it from starting.
+        """
+        flights = list(self.held.values())
+        if not self._backend.sees_progress and all(f.limit == f.chunk.start for f in flights):
+            for flight in flights:
+                self.drop(flight)

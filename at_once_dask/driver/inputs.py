@@ -16,7 +16,7 @@ from typing import Any
 
 from toolz import partition_all
 
-from at_once_dask.driver.interrupts import Interrupts
+from at_once_dask.cluster.interrupts import Interrupts
 from at_once_dask.protocol.failure import Failure
 from at_once_dask.user_code import pickling
 
@@ -32,13 +32,14 @@ class Chunk:
 
     `singly`: to be pickled each alone, after unpickling them together failed on a worker.
     `again`: these ran before, in a process that died; what they give now must not get lost, and
-    nobody else may take them along.
+    nobody else may take them along. `avoid`: the address of the host that they have failed on.
     """
 
     start: int
     inputs: list[Any]
     singly: bool = False
     again: bool = False
+    avoid: str = ""
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -218,8 +219,10 @@ class Retries:
         failure.attempts = self._failed[failure.position] = self.attempt(failure.position)
         return failure.attempts > self._most or failure.final
 
-    def wait(self, inputs: Mapping[int, Any], now: float) -> None:
+    def wait(self, inputs: Mapping[int, Any], now: float, host: str = "") -> None:
         """Run these of one partition, by position, again after a while: exponential, with jitter.
+
+        They failed on `host`, and get another one, where there is one.
 
         Neighbours stay together, who failed equally often: a million failures are no million
         partitions.
@@ -230,8 +233,12 @@ class Retries:
             first, attempts = positions[0], self._failed[positions[0]]
             backoff = min(BACKOFF_LIMIT, BACKOFF_SECONDS * 2 ** (attempts - 1))
             due = now + backoff * random.uniform(0.5, 1.5)
-            chunk = Chunk(first, [inputs[position] for position in positions], singly=True)
-            heapq.heappush(self._waiting, (due, first, chunk))
+            again = [inputs[position] for position in positions]
+            self.postpone(Chunk(first, again, singly=True, avoid=host), due)
+
+    def postpone(self, chunk: Chunk, due: float) -> None:
+        """Run these again from `due` on."""
+        heapq.heappush(self._waiting, (due, chunk.start, chunk))
 
     def due(self, now: float) -> Iterator[Chunk]:
         """The inputs that have waited long enough."""

@@ -17,16 +17,16 @@ from functools import partial
 from typing import Any
 
 from distributed import Client
-from distributed.comm.addressing import get_address_host
 
 from at_once_dask.cluster import dask_internals
 from at_once_dask.cluster.connect import Cluster
 from at_once_dask.cluster.dask_internals import listed
+from at_once_dask.cluster.interrupts import Interrupts
 from at_once_dask.cluster.own import Worker
-from at_once_dask.driver.interrupts import Interrupts
 from at_once_dask.errors import AtOnceError, InputError
 from at_once_dask.protocol.events import WorkerMet
 from at_once_dask.protocol.host_files import HostFiles
+from at_once_dask.protocol.task import host_of
 from at_once_dask.worker import host_job, package
 from at_once_dask.worker.nanny_plugin import RunNannyPlugin
 from at_once_dask.worker.plugin import RunPlugin
@@ -290,7 +290,7 @@ class ToHosts:
         if not self.parts:
             return
         scratch = os.path.dirname(directory)
-        async with self._locks[get_address_host(address), scratch]:
+        async with self._locks[host_of(address), scratch]:
             if await self._there(host_job.is_there, address):
                 return
             try:

@@ -22,10 +22,10 @@ from dask.utils import format_bytes
 from distributed import Client
 from toolz import valfilter
 
+from at_once_dask.cluster.interrupts import Interrupts
 from at_once_dask.driver.backend import Backend
 from at_once_dask.driver.dispatcher import Departures, Dispatcher, Pass, Watcher
 from at_once_dask.driver.inputs import Inputs, inputs_of
-from at_once_dask.driver.interrupts import Interrupts
 from at_once_dask.driver.packing import PackedJob
 from at_once_dask.driver.sinks import MapSink, PlanSink, ReduceSink
 from at_once_dask.driver.stop_rule import StopRule
@@ -200,6 +200,7 @@ class Run:
                 watcher,
                 StopRule(self.ledger, options.on_error, options.max_failures),
                 self.interrupts.check,
+                self.note,
             )
             with self._noting(dispatcher.departures):
                 self.stopped = dispatcher.run()

@@ -11,7 +11,7 @@ from at_once_dask.driver.flights import InFlight
 from at_once_dask.driver.inputs import Chunk, Inputs, Retries
 from at_once_dask.protocol.failure import Failure, from_exception
 from at_once_dask.protocol.status import FAILED, LEFT, PENDING, SKIPPED
-from at_once_dask.protocol.task import Group, MapOutcome, Outcome, ReduceOutcome
+from at_once_dask.protocol.task import Group, MapOutcome, Outcome, ReduceOutcome, host_of
 from at_once_dask.reduction.groups import Groups
 from at_once_dask.report.ledger import Ledger
 from at_once_dask.report.report import Plan
@@ -100,7 +100,7 @@ class Collector:
             offset = failure.position - start
             outcome.states[offset] = LEFT
             waiting[failure.position] = inputs[offset]
-        self._retries.wait(waiting, self._clock())
+        self._retries.wait(waiting, self._clock(), host_of(outcome.worker))
         outcome.failures = final
         self._sink.record(start, outcome, inputs)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from toolz import keyfilter
 
 from at_once_dask.cluster.own import Worker
+from at_once_dask.protocol.task import host_of
 
 LOOK_SECONDS = 1.0  # between two looks at which workers there are
 LOOK_SOON_SECONDS = 0.05  # the same while one is being replaced
@@ -76,16 +77,20 @@ class WorkersSeen:
         """Whether it is time for a look."""
         return self._clock() - self._looked >= self.pause
 
-    def look(self, workers: dict[str, Worker]) -> None:
-        """These workers live."""
+    def look(self, workers: dict[str, Worker], bad_hosts: Container[str] = ()) -> None:
+        """These workers live; those on bad hosts start nothing more."""
         now = self._looked = self._clock()
         self._is_soon = False
         self.alive = workers
-        self.paused = {address for address, known in workers.items() if known.paused}
+        self.paused = {
+            address
+            for address, known in workers.items()
+            if known.paused or (bad_hosts and host_of(address) in bad_hosts)
+        }
         self.threads = {
             address: known.threads
             for address, known in workers.items()
-            if known.ready and not known.paused
+            if known.ready and address not in self.paused
         }
         self._with_nanny |= {a for a, known in workers.items() if known.nanny is not None}
         self._most_threads = max(self._most_threads, self.n_threads)

@@ -54,6 +54,8 @@ class WorkerDied:
         What was written to its file descriptors last.
     beside : int
         How many tasks of others it was working on.
+    host : str
+        The name of its host.
     """
 
     worker: str
@@ -66,6 +68,7 @@ class WorkerDied:
     stack: str
     last_words: str
     beside: int = 0
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)

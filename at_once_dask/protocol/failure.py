@@ -63,8 +63,8 @@ class Failure:
     where : str
         The innermost place in the user's own code, ``file:line in function``; of a notebook's
         cell ``In[3]:line in function``.
-    worker : str
-        The worker's address; empty for what failed in the driver.
+    worker, host : str
+        The worker's address, and the name of its host; empty for what failed in the driver.
     seconds : float
         How long this attempt took.
     attempts : int
@@ -87,6 +87,7 @@ class Failure:
     attempts: int = 1
     exit: str | None = None
     final: bool = False
+    host: str = ""
 
     def __post_init__(self) -> None:
         """Whatever made them, its texts can be written anywhere."""

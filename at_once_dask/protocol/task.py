@@ -14,6 +14,15 @@ from at_once_dask.user_code import pickling
 SLICE_SECONDS = 0.5  # a partition returns what it has past this, so that none holds others back
 
 
+def host_of(worker: str) -> str:
+    """The host in a worker's address.
+
+    >>> host_of("tls://10.0.0.1:40123")
+    '10.0.0.1'
+    """
+    return worker.rpartition("://")[2].rpartition(":")[0]
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """The pairs that one partition gives to the reduction; crosses to the driver in one piece.

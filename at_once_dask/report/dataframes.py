@@ -21,6 +21,7 @@ _FAILURE_COLUMNS = {
     "message": "object",
     "traceback": "object",
     "worker": "object",
+    "host": "object",
     "seconds": "float64",
     "attempts": "int64",
     "exit": "object",
@@ -33,6 +34,7 @@ _CAUSE_COLUMNS = {
     "count": "int64",
     "example": "object",
     "message": "object",
+    "host": "object",
 }
 
 
@@ -43,7 +45,8 @@ def failures_frame(failed: Sequence[Failed]) -> pd.DataFrame:
     -------
     pandas.DataFrame
         Indexed by position (Int64, named ``index``, ``<NA>`` for keys): ``input``, ``key``,
-        ``stage``, ``kind``, ``error``, ``message``, ``traceback``, ``worker``, ``exit`` (object),
+        ``stage``, ``kind``, ``error``, ``message``, ``traceback``, ``worker``, ``host``, ``exit``
+        (object),
         ``seconds`` (float64) and ``attempts`` (int64); the same when empty.
     """
     import pandas as pd
@@ -64,7 +67,7 @@ def failures_frame(failed: Sequence[Failed]) -> pd.DataFrame:
 def causes_frame(causes: Sequence[Cause]) -> pd.DataFrame:
     """Causes as a frame, in their order; see ``Report.causes``."""
     rows = [
-        (f.kind, f.stage, f.error, f.where, cause.count, cause.example.inp, f.message)
+        (f.kind, f.stage, f.error, f.where, cause.count, cause.example.inp, f.message, cause.host)
         for cause in causes
         for f in [cause.example.failure]
     ]

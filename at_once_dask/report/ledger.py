@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -41,11 +41,12 @@ class Failed:
 class Cause:
     """Equal failures: how many, and the first of them, each with the repr of its input or key.
 
-    The reprs are as they were then: inputs may change.
+    The reprs are as they were then: inputs may change. `host`: the one that all were on, or empty.
     """
 
     count: int
     first: tuple[tuple[Failed, str], ...]
+    host: str = ""
 
     @property
     def example(self) -> Failed:
@@ -179,6 +180,13 @@ class Ledger:
     def n_causes(self) -> int:
         return len(self._causes)
 
+    def only_on(self, cause: Cause) -> str:
+        """The host that all failures of a cause were on, where that says something."""
+        from at_once_dask.protocol.task import host_of  # importing this must bring in nothing heavy
+
+        hosts = set(map(host_of, self.names))
+        return cause.host if cause.count > 1 and len(hosts) > 1 else ""
+
     def slowest(self) -> list[Slow]:
         """The inputs that took longest, the slowest first."""
         return sorted(self._slowest, reverse=True)
@@ -206,7 +214,7 @@ class Ledger:
         """A copy whose failures are others."""
         changed = {id(failed): change(failed) for failed in self.failed}
         causes = {
-            same: Cause(cause.count, tuple((changed[id(one)], inp) for one, inp in cause.first))
+            same: replace(cause, first=tuple((changed[id(one)], inp) for one, inp in cause.first))
             for same, cause in self._causes.items()
         }
         return self._copy(list(changed.values()), causes)
@@ -231,7 +239,9 @@ class Ledger:
         new = heapq.nsmallest(NAMED, failed, key=attrgetter("order"))
         named = [(one, safe_repr(one.inp)) for one in new if last is None or one.order < last]
         first = sorted([*known.first, *named], key=lambda pair: pair[0].order)
-        return Cause(known.count + len(failed), tuple(first[:NAMED]))
+        hosts = {one.failure.host for one in failed} | ({known.host} if known.count else set())
+        host = hosts.pop() if len(hosts) == 1 else ""
+        return Cause(known.count + len(failed), tuple(first[:NAMED]), host)
 
     def _enter(self, failed: list[Failed], causes: dict[Same, Cause]) -> None:
         self.failed += failed

@@ -39,9 +39,9 @@ class Frames:
         pandas.DataFrame
             Indexed by position (Int64, named ``index``, ``<NA>`` for keys): ``input``, ``key``,
             ``stage`` (check, process, verify, reduce, send or collect), ``kind`` (exception, crash,
-            memory or timeout), ``error``, ``message``, ``traceback``, ``worker``, ``seconds``
-            (float64), ``attempts`` (int64) and ``exit`` (signal or exit code of a death); the same
-            columns when empty.
+            memory, timeout or lost), ``error``, ``message``, ``traceback``, ``worker``, ``host``
+            (its name), ``seconds`` (float64), ``attempts`` (int64) and ``exit`` (signal or exit
+            code of a death); the same columns when empty.
         """
         from at_once_dask.report import dataframes
 
@@ -55,7 +55,8 @@ class Frames:
         -------
         pandas.DataFrame
             ``kind``, ``stage``, ``error``, ``where`` (file, line and function), ``count`` (int64),
-            ``example`` (the first input or key that failed so) and ``message`` (of the example).
+            ``example`` (the first input or key that failed so), ``message`` (of the example) and
+            ``host`` (where all of them were, if that is one; else empty).
         """
         from at_once_dask.report import dataframes
 

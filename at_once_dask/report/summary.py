@@ -155,7 +155,7 @@ class Summary:
         """
         lines = [self.counts] if self.facts.ended == FINISHED else [self.ending, self.counts]
         causes = self.ledger.causes(CAUSES_IN_TEXT)
-        lines += [f"  {cause_line(cause)}" for cause in causes]
+        lines += [f"  {cause_line(cause, self.ledger.only_on(cause))}" for cause in causes]
         if self.ledger.n_causes > len(causes):
             lines.append(f"  and {self.ledger.n_causes - len(causes)} more: see report.causes")
         lines += [f"Note: {note}" for note in self.facts.notes]
@@ -213,11 +213,12 @@ def counted(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
-def cause_line(cause: Cause) -> str:
-    """One line: how often, what and where, with examples."""
+def cause_line(cause: Cause, host: str) -> str:
+    """One line: how often, what and where, on which host if it is one, with examples."""
     lead, names = examples(cause)
+    all_on = f", all on {host}" if host else ""
     return (
-        f"{cause.count:,} x {cause.example.failure.what},"
+        f"{cause.count:,} x {cause.example.failure.what}{all_on},"
         f" {lead}{names}: {message_line(cause.example)}"
     )
 

@@ -6,6 +6,7 @@ A nanny outlives its worker, and is on the same host. Those of the own cluster a
 from __future__ import annotations
 
 import contextlib
+import platform
 import time
 from typing import Any
 
@@ -94,5 +95,6 @@ class RunNannyPlugin(NannyPlugin):
             stack=progress_folder.read_stack(),
             last_words=last_words(progress_folder),
             beside=progress_folder.beside(),
+            host=platform.node(),
         )
         self._nanny.loop.add_callback(self._report, death, progress_folder)

@@ -7,6 +7,7 @@ element.
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -129,7 +130,7 @@ class _PartitionRun:
         """Complete a failure and log it at once, however long its partition still goes on."""
         mine, partition = self.mine, self.partition
         offset = failure.position - partition.start
-        failure.worker = mine.worker
+        failure.worker, failure.host = mine.worker, platform.node()
         failure.seconds = self.progress.seconds_of(failure.position)
         failure.attempts = partition.attempt
         self.failures.append(failure)
@@ -187,7 +188,8 @@ class _MapRun(_PartitionRun):
                 piece = self._close(self.grouped)
         item, difference = self.item, self.item.difference
         if difference is not None:  # it is logged where it is known that it counts
-            difference.worker, difference.attempts = self.mine.worker, self.partition.attempt
+            difference.worker, difference.host = self.mine.worker, platform.node()
+            difference.attempts = self.partition.attempt
         return MapOutcome(
             **self.handled(),
             piece=piece,

@@ -15,7 +15,7 @@ from helpers import poll_for, statuses
 import at_once_dask
 from at_once_dask.cluster import connect, dask_internals
 from at_once_dask.driver import dispatcher, workers_seen
-from at_once_dask.driver.registration import Registration
+from at_once_dask.worker.scheduler_plugin import RunSchedulerPlugin
 
 NEWS_SECONDS = 1.0
 
@@ -30,16 +30,16 @@ def short_news(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 def slow_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the second one on, a meeting takes longer than the news of a death may."""
     short_news(monkeypatch, NEWS_SECONDS)
-    meet: Any = Registration._meet
-    met: list[object] = []
+    meet: Any = RunSchedulerPlugin._meet
+    met: list[str] = []
 
-    async def slowly(self: Registration, *worker: Any) -> None:
+    async def slowly(self: RunSchedulerPlugin, address: str) -> None:
         if len(met) >= 2:
             await asyncio.sleep(3 * NEWS_SECONDS)
-        met.append(worker)
-        await meet(self, *worker)
+        met.append(address)
+        await meet(self, address)
 
-    monkeypatch.setattr(Registration, "_meet", slowly)
+    monkeypatch.setattr(RunSchedulerPlugin, "_meet", slowly)
 
 
 @pytest.fixture

@@ -220,6 +220,6 @@ def dispatching(
         NoProgress(),
         StopRule(ledger, on_error, max_failures),
         interrupted,
-        clock,
+        clock=clock,
     )
     return Dispatched(ledger, dispatcher, logged)

@@ -9,10 +9,10 @@ from typing import Any
 from inline_backend import InlineBackend
 
 from at_once_dask.call import verdict
+from at_once_dask.cluster.interrupts import Interrupts
 from at_once_dask.driver.backend import Backend
 from at_once_dask.driver.dispatcher import Watcher
 from at_once_dask.driver.inputs import Inputs
-from at_once_dask.driver.interrupts import Interrupts
 from at_once_dask.driver.packing import PackedJob
 from at_once_dask.driver.run import Run
 from at_once_dask.live.progress_bar import NoProgress

@@ -820,8 +820,9 @@ def test_what_a_paused_worker_has_not_begun_is_asked_back_as_if_the_run_stopped(
 
     def pause(this: ScriptedBackend) -> None:
         this.living["w"] = worker(paused=True)
-        this.events.extend(Reclaimed(dict(wanted)) for _, wanted, _ in this.asked[len(answered) :])
-        answered.extend(this.asked[len(answered) :])
+        new = [wanted for _, wanted, stopping in this.asked if stopping][len(answered) :]
+        this.events.extend(Reclaimed(dict(wanted)) for wanted in new)
+        answered.extend(new)
         this.deliver("v")
 
     backend.idle = pause

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from at_once_dask.cluster.interrupts import Interrupts
 from at_once_dask.driver.inputs import (
     BACKOFF_LIMIT,
     BACKOFF_SECONDS,
@@ -17,7 +18,6 @@ from at_once_dask.driver.inputs import (
     Retries,
     inputs_of,
 )
-from at_once_dask.driver.interrupts import Interrupts
 from at_once_dask.protocol.failure import Failure
 
 

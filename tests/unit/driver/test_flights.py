@@ -6,7 +6,14 @@ import pytest
 from clock import Clock
 from dispatching import ScriptedBackend
 
-from at_once_dask.driver.flights import DEPTH, RECLAIM_SECONDS, Flights, InFlight
+from at_once_dask.driver.flights import (
+    ASK_SECONDS,
+    DEPTH,
+    HELD_UP_SECONDS,
+    RECLAIM_SECONDS,
+    Flights,
+    InFlight,
+)
 from at_once_dask.driver.inputs import Chunk
 
 
@@ -161,9 +168,29 @@ def test_who_was_asked_has_a_while_to_answer(
     flights.ask_back("w")
     flights.ask_back("w")
     assert len(backend.asked) == 1
-    clock.move(RECLAIM_SECONDS + 0.001)
+    clock.move(ASK_SECONDS - 0.001)
+    flights.ask_back("w")
+    assert len(backend.asked) == 1
+    clock.move(0.001)
     flights.ask_back("w")
     assert len(backend.asked) == 2
+
+
+def test_what_waits_behind_the_task_of_somebody_else_is_taken_back_whole(
+    flights: Flights, backend: ScriptedBackend, clock: Clock
+) -> None:
+    """The worker has none of ours at work, and so would give nothing back."""
+    flight = add(flights, "w")
+    clock.move(HELD_UP_SECONDS)
+    flights.ask_back("w")
+    assert backend.asked == [("w", [(flight.id, 0)], True)]
+    other = add(flights, "v")
+    list(flights.take_back({flight.id: 0}))
+    flights.drop_empty()
+    assert list(flights.held.values()) == [flight, other]  # until nothing else is out
+    flights.remove(other.id)
+    flights.drop_empty()
+    assert (flights.held, backend.dropped) == ({}, [flight.id])
 
 
 def test_who_has_answered_is_not_asked_again(
