@@ -7,6 +7,7 @@ changes. What the worker leans on is in ``worker/dask_internals.py``.
 from __future__ import annotations
 
 import multiprocessing.process
+import socket
 import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from typing import Any
 
 import distributed.utils
 from distributed import CancelledError, Client, Future, LocalCluster, Nanny
+from distributed.comm.addressing import get_address_host_port
 from distributed.comm.core import CommClosedError
 from distributed.core import Status
 from distributed.deploy.spec import SpecCluster
@@ -112,6 +114,18 @@ async def version_of_scheduler(client: Client) -> str:
     """The version of at_once_dask there; an error without one."""
     found: str = await client._run_on_scheduler(eval, package.VERSION_THERE)
     return found
+
+
+def scheduler_has_ended(client: Client) -> bool:
+    """Without this a run waits for half a minute: whether its host is there, and nobody listens."""
+    address = str(client.scheduler.address)  # type: ignore[union-attr]
+    try:
+        socket.create_connection(get_address_host_port(address), timeout=0.5).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:  # it cannot be reached, or takes its time
+        return False
+    return False
 
 
 def end_run(client: Client, topic: str, patience: float) -> None:

@@ -41,6 +41,8 @@ class Demand:
         if now < self._next and (n_workers or self._shown):
             return
         self._next = now + PAUSE_SECONDS
+        if self._shown and self._shown[0].cancelled():  # the connection was lost
+            self._shown = []
         if seconds is None:
             seconds = 10.0 * max(1, n_workers)
         wanted = min(MOST, int(seconds / TASK_SECONDS))

@@ -54,7 +54,7 @@ from at_once_dask.worker.plugin import RunPlugin, run_partition
 
 # What batch systems send to all processes of a job; an input that kills its worker so is lost, too.
 _TO_GO = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-GONE_SECONDS = 2.0  # for the scheduler to notice that a worker is gone
+GONE_SECONDS = 1.0  # for the scheduler to notice that a worker is gone
 
 
 class DaskBackend:

@@ -26,7 +26,7 @@ class _Record:
 
     failed: int = 0
     causes: set[Same] = field(default_factory=set)
-    good_before: int = 0  # inputs that were processed elsewhere by then
+    good_before: int = 0  # inputs that were processed elsewhere when the first of them failed
     name: str = ""
 
 
@@ -73,13 +73,15 @@ class Hosts:
         for place, state in enumerate(outcome.states, position):
             if state == PROCESSED:
                 self._good += 1
-                self._records[host] = record = _Record(good_before=self._good)
+                self._records[host] = record = _Record()
             elif state == FAILED and place in failures:
                 self._fail(record, host, failures[place])
         if failures or record.failed:
             self._judge(host)
 
     def _fail(self, record: _Record, host: str, failure: Failure) -> None:
+        if not record.failed:
+            record.good_before = self._good
         record.failed += 1
         record.name = failure.host
         record.causes.add(failure.cause)

@@ -37,6 +37,7 @@ from at_once_dask.worker.scheduler_plugin import (
     Sealed,
 )
 
+REFUSED_SECONDS = 2.0  # that a scheduler does not listen; then it has ended
 EMPTY_SECONDS = 2.0  # without workers, before it is said
 BEGIN_SECONDS = 30.0  # for the scheduler to take the run
 SILENT_SECONDS = 0.5  # for workers to forget a run, where somebody has not answered already
@@ -86,7 +87,7 @@ class Registration:
         self._met: dict[str, str] = {}
         self._refused: dict[str, WorkerMet] = {}  # that came later, and cannot take the run
         self._noted: set[str] = set()
-        self._seen_some = time.monotonic()
+        self._seen_some = self._connected = time.monotonic()
         self._preparations: set[asyncio.Future[None]] = set()
         self._error: AtOnceError | None = None
         self._begun: RunSchedulerPlugin | None = None
@@ -199,8 +200,9 @@ class Registration:
         return {address: self._as_met(address, w) for address, w in self.there.items()}
 
     def _look(self, is_at_work: bool) -> None:
-        if self._client.status not in ALIVE:
-            raise connection_lost()
+        self._see_connection()
+        if self._client.status != "running":
+            return
         try:
             with self._interrupts.at_once():
                 self.there = self._cluster.workers()
@@ -209,6 +211,16 @@ class Registration:
         except OSError as error:
             if self._client.status not in ALIVE:
                 raise connection_lost() from error
+
+    def _see_connection(self) -> None:
+        """Dask's client takes its time to come back; but not to a scheduler that has ended."""
+        if self._client.status not in ALIVE:
+            raise connection_lost()
+        if self._client.status == "running":
+            self._connected = time.monotonic()
+        elif time.monotonic() - self._connected > REFUSED_SECONDS:
+            if dask_internals.scheduler_has_ended(self._client):
+                raise connection_lost()
 
     def _as_met(self, address: str, worker: Worker) -> Worker:
         """It takes partitions from when it was met; what still runs there starts nothing new."""

@@ -555,19 +555,14 @@ def client_of_spare(spare: tuple[Path, subprocess.Popen[Any]]) -> Iterator[Clien
         yield client
 
 
-def test_no_workers_and_what_to_do(client_of_spare: Client) -> None:
-    with pytest.raises(at_once_dask.RunStopped, match="the cluster has no workers") as run:
-        run_a_few(client_of_spare)
-    assert "`dask worker ADDRESS`" in str(run.value)
-    assert run.value.report.n_left == 8
-    assert run.value.report.seconds < 5
-
-
 @pytest.mark.thorough
 def test_a_worker_without_a_nanny(
     client_of_spare: Client, spare: tuple[Path, subprocess.Popen[Any]], folder: Path
 ) -> None:
-    """It is left alone when a run stops; when it dies, the run ends, and knows of what."""
+    """It is left alone when a run stops; when it dies, others go on, and nobody is blamed for it.
+
+    It may have been lost with its machine. An input that ends three is blamed.
+    """
     with dask_command("worker", spare[0], "--no-nanny", "--nthreads", "2") as worker:
         client_of_spare.wait_for_workers(1, timeout=30)
         check_no_time_limit(client_of_spare, folder)
@@ -580,12 +575,22 @@ def test_a_worker_without_a_nanny(
 
         (folder / "running").unlink()
         (folder / "go").unlink()
-        inputs = range(1_000)
-        with killing(folder), pytest.raises(at_once_dask.RunStopped, match="no worker is") as run:
-            at_once_dask.run(inputs, None, waiting(folder), client=client_of_spare, progress=False)
+        with contextlib.ExitStack() as more, killing(folder):
+            for _ in range(3):
+                more.enter_context(dask_command("worker", spare[0], "--no-nanny"))
+            client_of_spare.wait_for_workers(4, timeout=30)
+            with pytest.raises(at_once_dask.RunFailed) as run:
+                at_once_dask.run(
+                    range(1_000), None, waiting(folder), client=client_of_spare, progress=False
+                )
         report = run.value.report
-        assert report.seconds < 8
-        assert report.n_failed + report.n_left >= 1
+        assert (report.n_failed, report.n_left) == (1, 0)
+        (failure,) = report.failures.to_dict("records")
+        assert (failure["input"], failure["kind"]) == (0, "crash")
+        assert failure["message"] == (
+            "its worker died; nobody saw how, for it had no nanny: that would have told whether it"
+            " was lost with its machine"
+        )
 
 
 def test_a_worker_without_a_nanny_that_comes_while_a_time_limit_holds(
@@ -688,7 +693,7 @@ def test_a_signal_ends_a_run_in_a_cluster_that_does_not_answer(
             thread.join()
         assert ended.value.code == 143
         assert ended.value.report.n_left == 4  # type: ignore[attr-defined]
-        assert seconds < 7
+        assert seconds < 5
 
 
 @pytest.mark.thorough
