@@ -126,6 +126,7 @@ class RunSchedulerPlugin(SchedulerPlugin):
                 await asyncio.wait_for(self._scheduler.rpc(nanny).identity(), ANSWER_SECONDS)
                 await asyncio.sleep(ANSWER_SECONDS)
         if not self._is_over:
+            self._nannies.pop(met.worker, None)
             self._tell(WorkerGone(met.worker, met.directory))
 
     def remove_client(self, scheduler: Any, client: str) -> None:
@@ -141,8 +142,8 @@ class RunSchedulerPlugin(SchedulerPlugin):
         """Workers, nannies and the scheduler forget the run.
 
         A nanny that is just replacing its worker is not among those that the scheduler knows, so
-        each that was met is asked; one that is gone never answers, and nobody waits for it. The
-        topic comes last: an event that arrives meanwhile would make it again.
+        each that was met is asked; but nobody waits for it, for it may be gone. The topic comes
+        last: an event that arrives meanwhile would make it again.
         """
         if self._is_over:
             return
@@ -151,12 +152,15 @@ class RunSchedulerPlugin(SchedulerPlugin):
         scheduler.remove_plugin(name=topic)
         for meeting in list(self._meetings.values()):
             meeting.cancel()
-        here = self.here()
-        nannies = set(self._nannies.values())
-        asked = [here[nanny].plugin_remove(name=topic) for nanny in nannies & here.keys()]
-        asked += [scheduler.rpc(n).plugin_remove(name=topic) for n in nannies - here.keys()]
-        for worker in self._met.keys() & scheduler.workers.keys():
-            asked.append(getattr(scheduler.rpc(worker), "plugin-remove")(name=topic))
+        here, known = self.here(), self._met.keys() & scheduler.workers.keys()
+        asked = [getattr(scheduler.rpc(worker), "plugin-remove")(name=topic) for worker in known]
+        living = {self._nannies[worker] for worker in known & self._nannies.keys()}
+        for nanny in set(self._nannies.values()):
+            remove = (here.get(nanny) or scheduler.rpc(nanny)).plugin_remove(name=topic)
+            if nanny in living:
+                asked.append(remove)
+            else:
+                _quietly(remove)
         try:
             if asked:
                 await asyncio.wait(map(_quietly, asked), timeout=patience)

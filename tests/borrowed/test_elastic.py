@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dask_processes import by_value, client_of, dask_command
 from distributed import Client, LocalCluster
-from helpers import poll_for
+from helpers import meanwhile, poll_for
 
 import at_once_dask
 
@@ -32,19 +30,6 @@ def scheduler_file(tmp_path: Path) -> Iterator[Path]:
     """A scheduler without workers."""
     with dask_command("scheduler", tmp_path / "scheduler.json", "--port", "0"):
         yield tmp_path / "scheduler.json"
-
-
-@contextlib.contextmanager
-def meanwhile(function: Callable[[threading.Event], None]) -> Iterator[None]:
-    """`function` runs in a thread; it gets an Event that is set at the end."""
-    over = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(function, over)
-        try:
-            yield
-        finally:
-            over.set()
-            future.result()
 
 
 def nap(n: int) -> dict[str, int]:
@@ -162,7 +147,7 @@ def test_a_signal_ends_the_waiting(
         at_once_dask.run(range(8), None, nap, client=client)
     assert time.monotonic() - since < 5
     assert ended.type is (KeyboardInterrupt if number == signal.SIGINT else SystemExit)
-    assert ended.value.report.n_left == 8
+    assert ended.value.report.n_left == 8  # type: ignore[attr-defined]
 
 
 def test_all_workers_go_and_others_come(scheduler_file: Path, folder: Path) -> None:

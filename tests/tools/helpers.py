@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +87,16 @@ def mapped_from(array: Any) -> str:
         if first <= address < last:
             return "".join(name)
     return "nowhere"
+
+
+@contextlib.contextmanager
+def meanwhile(function: Callable[[threading.Event], None]) -> Iterator[None]:
+    """`function` runs in a thread; it gets an Event that is set at the end."""
+    over = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(function, over)
+        try:
+            yield
+        finally:
+            over.set()
+            future.result()
