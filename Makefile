@@ -13,7 +13,7 @@ export PIP_NO_INPUT = 1
 RUN = $(VENV)/bin/python -m
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-fast test-thorough test-slow test-lowest test-newest bench growth overhead crashes soak docs notebooks \
+.PHONY: help demo test test-fast test-thorough test-slow test-lowest test-newest bench growth overhead crashes clusters soak docs notebooks \
 	screenshots lint types format clean
 
 help: ## list these words
@@ -56,6 +56,9 @@ overhead: $(VENV)/.installed ## what the page and the capturing of output cost w
 crashes: $(VENV)/.installed-bench ## what one bad input costs, here and with other tools
 	$(VENV)/bin/python benchmarks/crashes.py $(ARGS)
 	$(VENV)/bin/python benchmarks/segfault.py
+
+clusters: $(VENV)/.installed-bench ## borrowed clusters whose machines come and go, beside client.map and dask.bag
+	$(VENV)/bin/python benchmarks/clusters.py $(ARGS)
 
 soak: $(VENV)/.installed ## 100,000 inputs, one in a hundred bad: a quarter of an hour
 	$(VENV)/bin/python benchmarks/soak.py $(ARGS)

@@ -408,9 +408,11 @@ class Dispatcher:
 def _broken(error: BaseException) -> AtOnceError:
     if isinstance(error, AtOnceError):
         return error
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    send = f', as with client.upload_file("{missing}.py"),' if missing else ""
     broken = AtOnceError(
         f"a partition failed as a whole: {type(error).__name__}: {error}; see that the functions"
-        " can be imported on the workers, and run the same again"
+        f" can be imported on the workers{send} and run the same again"
     )
     broken.__cause__ = error
     return broken

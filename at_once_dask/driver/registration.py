@@ -38,6 +38,7 @@ from at_once_dask.worker.scheduler_plugin import (
 )
 
 REFUSED_SECONDS = 2.0  # that a scheduler does not listen; then it has ended
+OWN_SECONDS = 1.0  # for own workers to take the run; one may still be at something
 EMPTY_SECONDS = 2.0  # without workers, before it is said
 BEGIN_SECONDS = 30.0  # for the scheduler to take the run
 SILENT_SECONDS = 0.5  # for workers to forget a run, where somebody has not answered already
@@ -121,7 +122,8 @@ class Registration:
         scheduler = self._cluster.scheduler
         if scheduler is not None:
             plugin.here = self._cluster.nannies
-            return self._client.sync(plugin.begin, scheduler), self._cluster.workers()
+            met = self._client.sync(plugin.begin, scheduler, OWN_SECONDS)
+            return met, self._cluster.workers()
         try:
             met, there = self._client.sync(
                 dask_internals.begin_run,

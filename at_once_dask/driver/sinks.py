@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from operator import itemgetter
@@ -142,7 +143,7 @@ class MapSink(Sink):
             self._groups.add(position, pickling.loads(piece))
 
     def _say_once(self, start: int, outcome: MapOutcome, inputs: list[Any]) -> None:
-        text = outcome.note
+        text = outcome.note or next(filter(None, map(_missing_there, outcome.failures)), None)
         if outcome.returned is not None:
             position, value = outcome.returned
             text = _dropped(inputs[position - start], value)
@@ -156,6 +157,24 @@ class MapSink(Sink):
 
     def log(self, failure: Failure, inp: Any) -> None:
         self._log_failure(failure, inp, self._ledger.index(failure.position))
+
+
+def _missing_there(failure: Failure) -> str | None:
+    """Say how a module that is here gets to workers of other people's clusters."""
+    if failure.error != "ModuleNotFoundError":
+        return None
+    _, _, rest = failure.message.partition("No module named '")
+    name = rest.partition("'")[0].partition(".")[0]
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
+    if spec is None or spec.origin is None:
+        return None
+    return (
+        f"the workers cannot import {name}, which is here; send it there with"
+        f" client.upload_file({spec.origin!r}), or install it there, and run the same again"
+    )
 
 
 def _dropped(inp: Any, value: str) -> str:

@@ -43,9 +43,12 @@ def to_install() -> tuple[bytes, bytes]:
 
 
 def _archive() -> bytes:
-    """The modules, as a ZIP file that Python imports from."""
+    """The modules, as a ZIP file that Python imports from; it may have come here as one."""
     content = io.BytesIO()
     root = os.path.dirname(os.path.abspath(sys.modules[NAME].__file__ or ""))
+    if zipfile.is_zipfile(os.path.dirname(root)):
+        with open(os.path.dirname(root), "rb") as sent:
+            return sent.read()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         for folder, _, files in os.walk(root):
             for file in files:

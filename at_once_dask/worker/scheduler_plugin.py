@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import pickle
+import re
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +20,14 @@ from at_once_dask.protocol import events
 from at_once_dask.protocol.events import WorkerGone, WorkerMet
 from at_once_dask.worker import dask_internals, package
 
-MEET_SECONDS = 1.0  # for workers to take the run, before it goes on without the slow ones
+MEET_SECONDS = 3.0  # for workers to take the run, before it goes on without the slow ones
 ABSENT_SECONDS = 40.0  # for a driver to come back, whose connection is lost
 ANSWER_SECONDS = 0.5  # for the nanny of a worker that is gone; then its machine counts as lost
 NEWS_SECONDS = 5.0  # for a nanny that is there to report
 FORGET_SECONDS = 2.0  # for workers and nannies to forget a run
+
+
+_OTHER_VERSION = re.compile(rf"AtOnceError\('{package.NAME} (.+)'\)")  # as `opened` says it
 
 
 @dataclass
@@ -62,7 +66,7 @@ class Sealed:
 def opened(version: str, pickled: bytes) -> Any:
     """What was sealed; the name and place of this function are part of what crosses."""
     if version != package.version():
-        raise AtOnceError(f"at_once_dask {package.version()}")
+        raise AtOnceError(f"{package.NAME} {package.version()}")
     return pickle.loads(pickled)
 
 
@@ -93,14 +97,14 @@ class RunSchedulerPlugin(SchedulerPlugin):
         self._inquiries: set[asyncio.Task[None]] = set()
         self._is_over = False
 
-    async def begin(self, scheduler: Any) -> list[WorkerMet]:
+    async def begin(self, scheduler: Any, patience: float = MEET_SECONDS) -> list[WorkerMet]:
         """Meet all who are there; those that take their time join later."""
         self._scheduler = scheduler
         scheduler.add_plugin(self, name=self._luggage.topic)
         for address in list(scheduler.workers):
             self._meet_soon(address)
         if self._meetings:
-            await asyncio.wait(set(self._meetings.values()), timeout=MEET_SECONDS)
+            await asyncio.wait(set(self._meetings.values()), timeout=patience)
         return list(self._met.values())
 
     def add_worker(self, scheduler: Any, worker: str) -> None:
@@ -152,7 +156,8 @@ class RunSchedulerPlugin(SchedulerPlugin):
         scheduler.remove_plugin(name=topic)
         for meeting in list(self._meetings.values()):
             meeting.cancel()
-        here, known = self.here(), self._met.keys() & scheduler.workers.keys()
+        took = {worker for worker, met in self._met.items() if met.version is None}
+        here, known = self.here(), took & scheduler.workers.keys()
         asked = [getattr(scheduler.rpc(worker), "plugin-remove")(name=topic) for worker in known]
         living = {self._nannies[worker] for worker in known & self._nannies.keys()}
         for nanny in set(self._nannies.values()):
@@ -174,9 +179,11 @@ class RunSchedulerPlugin(SchedulerPlugin):
     async def _meet(self, address: str) -> None:
         """Bring the run to a worker, and say what came of it."""
         state, error, version = self._scheduler.workers.get(address), None, None
+        if state is None:  # it is gone again
+            return
         try:
             version = self._other_python(state) or await self._bring(address, state.nanny)
-        except (OSError, AttributeError):  # it is gone again
+        except OSError:  # it is gone again
             return
         except Exception as caught:
             error = str(caught)
@@ -200,11 +207,11 @@ class RunSchedulerPlugin(SchedulerPlugin):
             asked.append(self._add_to_nanny(nanny, address))
         try:
             await asyncio.gather(*asked)
-        except RuntimeError:
-            there = await self._version(address)
+        except RuntimeError as error:
+            there = await self._version(address, str(error))
             if there == luggage.version:
                 raise
-            return f"at_once_dask {there}"
+            return f"{package.NAME} {there}"
         return None
 
     async def _add_to_nanny(self, nanny: str, address: str) -> None:
@@ -245,12 +252,13 @@ class RunSchedulerPlugin(SchedulerPlugin):
             raise RuntimeError(answer["exception_text"])
         return answer.get("result")
 
-    async def _version(self, address: str) -> str:
-        """The version of at_once_dask on a worker."""
-        answer = await self._call(
-            address, "run", function=pickle.dumps(eval), args=pickle.dumps((package.VERSION_THERE,))
-        )
-        found: str = answer.deserialize()
+    async def _version(self, address: str, error: str) -> str:
+        """The version of at_once_dask on a worker; one that is too old does not say it itself."""
+        said = _OTHER_VERSION.search(error)
+        if said is not None:
+            return said[1]
+        answer = await self._scheduler.rpc(address).versions(packages=[package.NAME])
+        found: str = answer["packages"][package.NAME]
         return found
 
     def _tell(self, event: WorkerMet | WorkerGone) -> None:

@@ -23,7 +23,7 @@ def dask_command(
     name: str, scheduler_file: Path, *options: str, **environment: str
 ) -> Iterator[subprocess.Popen[Any]]:
     """``dask scheduler`` or ``dask worker``, in a session, folder and import path of its own."""
-    environment["PYTHONPATH"] = str(Path(at_once_dask.__file__).parents[1])
+    environment.setdefault("PYTHONPATH", str(Path(at_once_dask.__file__).parents[1]))
     with (scheduler_file.parent / f"{name}.log").open("a") as log:
         process = subprocess.Popen(
             [
