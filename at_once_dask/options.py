@@ -433,7 +433,9 @@ def checked_client(client: Any) -> Client:
         raise InputError(f"client is asynchronous; {hint}")
     if client.status != "running":
         raise InputError(f"client is {client.status}; {hint}")
-    if any(address.startswith("inproc://") for address in client.nthreads()):
+    scheduler = client.scheduler
+    is_here = scheduler is not None and str(scheduler.address).startswith("inproc://")
+    if is_here and any(worker.startswith("inproc://") for worker in client.nthreads()):
         raise InputError(
             f"client is of a cluster whose workers are threads of this process; {hint}"
         )

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ LOOK_SECONDS = 5.0  # for the scheduler to say which workers there are
 END_SECONDS = 1.0  # for the nannies of a borrowed cluster to end workers
 
 _own: OwnCluster | None = None
+_links: weakref.WeakKeyDictionary[Client, str | None] = weakref.WeakKeyDictionary()
 _lock = threading.RLock()
 
 
@@ -152,7 +154,12 @@ class Cluster:
 
     @property
     def dashboard_link(self) -> str | None:
-        return dashboard.link_of(self.client)
+        """Asked once a borrowed cluster: it is a message to the scheduler."""
+        if self.own:
+            return dashboard.link_of(self.client)
+        if self.client not in _links:
+            _links[self.client] = dashboard.link_of(self.client)
+        return _links[self.client]
 
     def environment(self) -> Environment | None:
         """The environment that workers adopt: none on a borrowed cluster."""

@@ -266,7 +266,7 @@ class Flights:
         if not stopping and now - self._asked.get(worker, -math.inf) < ASK_SECONDS:
             return
         out = {f: now - f.sent for f in self.of(worker) if stopping or not f.answered}
-        wanted = [f for f, seconds in out.items() if stopping or seconds >= RECLAIM_SECONDS]
+        wanted = [f for f, seconds in out.items() if stopping or _may_be_given(f, seconds)]
         if wanted:
             self._asked[worker] = now
             waits = all(out[flight] >= HELD_UP_SECONDS for flight in wanted)
@@ -283,3 +283,8 @@ class Flights:
         if not self._backend.sees_progress and all(f.limit == f.chunk.start for f in flights):
             for flight in flights:
                 self.drop(flight)
+
+
+def _may_be_given(flight: InFlight, seconds: float) -> bool:
+    """Whether it is of any use to ask for what is left of it: one input alone has started."""
+    return seconds >= (RECLAIM_SECONDS if len(flight.rest) > 1 else HELD_UP_SECONDS)

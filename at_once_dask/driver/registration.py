@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import pickle
 import time
@@ -38,6 +39,7 @@ from at_once_dask.worker.scheduler_plugin import (
 )
 
 REFUSED_SECONDS = 2.0  # that a scheduler does not listen; then it has ended
+FRESH_SECONDS = 0.5  # that a look counts, unless it is known that something has changed
 OWN_SECONDS = 1.0  # for own workers to take the run; one may still be at something
 EMPTY_SECONDS = 2.0  # without workers, before it is said
 BEGIN_SECONDS = 30.0  # for the scheduler to take the run
@@ -82,7 +84,7 @@ class Registration:
         self.known: dict[str, Worker] = {}
         self.occupied: set[str] = set()
         self.there: dict[str, Worker] = {}
-        self._is_fresh = True  # that look was a moment ago
+        self._looked = -math.inf
         self._since = time.time()
         # By address, the directory of the process: what was met stays so as long as that lives.
         self._met: dict[str, str] = {}
@@ -108,6 +110,7 @@ class Registration:
             version=package.version(),
         )
         met, self.there = self._begin(RunSchedulerPlugin(luggage, self._client.id))
+        self._looked = time.monotonic()
         self._refuse(luggage, met)
         self._client.sync(self._prepare_all, met, callback_timeout=None)
         if self._error is not None:
@@ -168,6 +171,7 @@ class Registration:
 
     def met(self, one: WorkerMet) -> None:
         """The scheduler has brought the run to a worker, or cannot; on the event loop."""
+        self._looked = -math.inf
         if one.version is None and one.error is None:
             preparation = asyncio.ensure_future(self._prepare(one))
             self._preparations.add(preparation)
@@ -191,9 +195,7 @@ class Registration:
 
     def workers(self, is_at_work: bool) -> dict[str, Worker]:
         """Who lives, by address; a scheduler that is slow to answer has changed nothing."""
-        if self._is_fresh:
-            self._is_fresh = False
-        else:
+        if self._cluster.own or time.monotonic() - self._looked > FRESH_SECONDS:
             self._look(is_at_work)
         if self._error is not None:
             raise self._error
@@ -208,6 +210,7 @@ class Registration:
         try:
             with self._interrupts.at_once():
                 self.there = self._cluster.workers()
+                self._looked = time.monotonic()
                 if not is_at_work:
                     self._cluster.check_starts(self._since)
         except OSError as error:

@@ -95,7 +95,7 @@ class RunSchedulerPlugin(SchedulerPlugin):
         self._met: dict[str, WorkerMet] = {}
         self._nannies: dict[str, str] = {}  # that have their plugin, by worker
         self._inquiries: set[asyncio.Task[None]] = set()
-        self._is_over = False
+        self._has_begun = self._is_over = False
 
     async def begin(self, scheduler: Any, patience: float = MEET_SECONDS) -> list[WorkerMet]:
         """Meet all who are there; those that take their time join later."""
@@ -105,6 +105,7 @@ class RunSchedulerPlugin(SchedulerPlugin):
             self._meet_soon(address)
         if self._meetings:
             await asyncio.wait(set(self._meetings.values()), timeout=patience)
+        self._has_begun = True
         return list(self._met.values())
 
     def add_worker(self, scheduler: Any, worker: str) -> None:
@@ -190,7 +191,8 @@ class RunSchedulerPlugin(SchedulerPlugin):
         finally:
             self._meetings.pop(address, None)
         self._met[address] = met = WorkerMet(address, state.local_directory, version, error)
-        self._tell(met)
+        if self._has_begun:
+            self._tell(met)
 
     def _other_python(self, state: Any) -> str | None:
         """The version of its Python, where that does not understand the driver's functions."""
