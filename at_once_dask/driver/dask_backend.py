@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 import dask
-from distributed import Future
+from distributed import Client, Future
 from toolz import valfilter, valmap
 from tornado.ioloop import IOLoop
 
@@ -27,10 +27,10 @@ from at_once_dask.cluster.connect import Cluster
 from at_once_dask.cluster.demand import Demand
 from at_once_dask.cluster.interrupts import Interrupts
 from at_once_dask.cluster.own import MEMORY_TOPIC, Worker
+from at_once_dask.cluster.registration import ALIVE, Registration, connection_lost
 from at_once_dask.driver.backend import Broken, Changed, Delivered, Died, Event, Reclaimed
 from at_once_dask.driver.blame import Death
 from at_once_dask.driver.packing import PackedJob
-from at_once_dask.driver.registration import ALIVE, Registration, connection_lost
 from at_once_dask.driver.workers_seen import PATIENCE_SECONDS
 from at_once_dask.logs import log_file
 from at_once_dask.logs.log_file import RunLog
@@ -88,16 +88,14 @@ class DaskBackend:
         self._client = cluster.client
         self._job = job
         self._run_log = run_log
-        self._topic = events.topic(run_log.run)
         self._labels = [f"{label}-{run_log.run}" for label in labels]
         self._interrupts = Interrupts() if interrupts is None else interrupts
         plugin = RunNannyPlugin(run_log.run, timeout)
         self._registration = Registration(cluster, plugin, self._interrupts, note or run_log.warn)
         self._files = HostFiles(cluster.scratch, run_log.run, run_log.warn)
         self._since = time.time()
-        # Workers that were asked to give back, and have not yet; whether all, come what may.
-        self._questioned: dict[str, bool] = {}
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._questions = _Questions(self._client, self._events)
         self._futures: dict[str, Future[Outcome | None]] = {}
         self._sent = 0
         self._undo = contextlib.ExitStack()
@@ -120,20 +118,20 @@ class DaskBackend:
         self._files.close()
         if self._client.status != "running":
             return
-        if self._futures:
-            self._client.cancel(list(self._futures.values()), force=True)
+        for future in self._futures.values():
+            future.release()
         self._futures.clear()
         if self._demand is not None:
             self._demand.end()
-        self._forget_workers_without_nanny()
+        self._remove_what_is_left()
         self._registration.end()
         # Last: until they have forgotten the run, workers may send lines for the log.
         dask_internals.unsubscribe(self._client, self._topic)
 
-    def _forget_workers_without_nanny(self) -> None:
-        """Remove the files of those that died; nanny plugins and workers do so by themselves."""
-        for worker, known in self._registration.known.items():
-            folder = self.progress_folder(worker) if known.nanny is None else None
+    def _remove_what_is_left(self) -> None:
+        """Remove the files of workers that are gone; the others and nannies do so themselves."""
+        for worker in self._registration.known.keys() - self._registration.there.keys():
+            folder = self.progress_folder(worker)
             if folder is not None:
                 folder.clear()
 
@@ -151,6 +149,10 @@ class DaskBackend:
             self._files.values,
         )
         self._registration.introduce(plugin, self._files)
+
+    @property
+    def _topic(self) -> str:
+        return events.topic(self._run_log.run)
 
     @property
     def _loop(self) -> IOLoop:
@@ -205,9 +207,8 @@ class DaskBackend:
         if folder is not None:
             limits = {id: folder.take_back(id, start) for id, start in wanted}
             self._events.put(Reclaimed(valfilter(lambda limit: limit is not None, limits)))
-        elif worker not in self._questioned or (stopping and not self._questioned[worker]):
-            self._questioned[worker] = stopping
-            self._loop.add_callback(self._ask, worker, wanted, stopping)
+        else:
+            self._loop.add_callback(self._questions.ask, worker, wanted, stopping)
 
     def unstarted(self, worker: str, id: str) -> int | None:
         folder = self.progress_folder(worker)
@@ -216,20 +217,6 @@ class DaskBackend:
     def take_back(self, worker: str, id: str, start: int) -> int | None:
         folder = self.progress_folder(worker)
         return None if folder is None else folder.take_back(id, start, share=0.5)
-
-    async def _ask(self, worker: str, wanted: list[tuple[str, int]], stopping: bool) -> None:
-        if self._client.status != "running":
-            return
-        try:
-            answers: dict[str, Any] = await self._client.run(
-                lease.take_back, wanted, stopping, workers=[worker], on_error="ignore"
-            )
-        except OSError:  # the worker or the scheduler is gone
-            return
-        finally:
-            self._questioned.pop(worker, None)
-        for limits in answers.values():
-            self._events.put(Reclaimed(limits))
 
     def _receive(self, event: tuple[float, dict[str, Any]]) -> None:
         match events.read(event[1]):
@@ -254,25 +241,7 @@ class DaskBackend:
             memory = await self._memory_of(seen)
             # The scheduler keeps what it passes on: files of thousands of deaths, with values.
             await self._client.run_on_scheduler(dask_internals.forget_events, self._topic)
-        progress = None if seen.progress is None else _read(seen.progress)
-        overdue = None if seen.overdue is None else (seen.overdue[0], seen.overdue[1])
-        told_to_go = memory is None and overdue is None and -seen.exit in _TO_GO
-        death = Death(
-            worker=seen.worker,
-            at=seen.at,
-            epoch=seen.epoch,
-            exit=seen.exit,
-            progress=progress,
-            overdue=overdue,
-            timeout=seen.timeout,
-            memory=memory,
-            stack=_stack_of(seen, progress or {}),
-            last_words=seen.last_words,
-            departed=told_to_go and not self._cluster.own,
-            beside=seen.beside,
-            host=seen.host,
-        )
-        self._events.put(Died(death))
+        self._events.put(Died(_reported(seen, memory, self._cluster.own)))
 
     async def _memory_of(self, seen: WorkerDied) -> int | None:
         """How much it held, when its nanny ended it for that."""
@@ -283,22 +252,9 @@ class DaskBackend:
         return new[-1] if new else None
 
     def unreported_death(self, worker: str, directory: str) -> Death:
-        """Where it had a nanny, that would have reported it: it is gone, too, with its machine."""
-        folder, known = self.progress_folder(worker), self._registration.known.get(worker)
-        now = time.monotonic()
-        progress = None if folder is None else _read(folder.contents())
-        written = "" if folder is None else folder.read_stack()
-        return Death(
-            worker,
-            at=now,
-            epoch=time.time() - now,
-            progress=progress,
-            stack=last_stack.read(written, None, None),
-            directory=directory,
-            departed=known is not None and known.nanny is not None,
-            host=host_of(worker),
-            beside=0 if folder is None else folder.beside(),
-        )
+        known = self._registration.known.get(worker)
+        had_nanny = known is not None and known.nanny is not None
+        return _unreported(worker, directory, self.progress_folder(worker), had_nanny)
 
     def progress_folder(self, worker: str) -> ProgressFolder | None:
         known = self._registration.known.get(worker)
@@ -326,7 +282,7 @@ class DaskBackend:
         future = self._futures.pop(id, None)
         self._files.landed(id)
         if future is not None:
-            self._client.cancel([future], force=True)
+            future.release()
         folder = self.progress_folder(worker)
         if folder is not None:
             folder.forget((id,))
@@ -344,6 +300,72 @@ class DaskBackend:
         self._registration.occupied |= workers - ended
         with contextlib.suppress(OSError, asyncio.TimeoutError):
             self._client.sync(self._registration.left, ended, callback_timeout=GONE_SECONDS)
+
+
+class _Questions:
+    """Asks workers of a borrowed cluster to give back; their answers become events."""
+
+    def __init__(self, client: Client, events: queue.SimpleQueue[Event]) -> None:
+        self._client = client
+        self._events = events
+        self._open: dict[str, bool] = {}  # by worker; whether all is asked for, come what may
+
+    async def ask(self, worker: str, wanted: list[tuple[str, int]], stopping: bool) -> None:
+        """Ask, unless an answer to as much is still on its way."""
+        is_open = worker in self._open and (self._open[worker] or not stopping)
+        if is_open or self._client.status != "running":
+            return
+        self._open[worker] = stopping
+        try:
+            answers: dict[str, Any] = await self._client.run(
+                lease.take_back, wanted, stopping, workers=[worker], on_error="ignore"
+            )
+        except OSError:  # the worker or the scheduler is gone
+            return
+        finally:
+            self._open.pop(worker, None)
+        for limits in answers.values():
+            self._events.put(Reclaimed(limits))
+
+
+def _reported(seen: WorkerDied, memory: int | None, own: bool) -> Death:
+    """A death as its nanny tells it; `memory`: what it held, when it was ended for that."""
+    progress = None if seen.progress is None else _read(seen.progress)
+    overdue = None if seen.overdue is None else (seen.overdue[0], seen.overdue[1])
+    told_to_go = memory is None and overdue is None and -seen.exit in _TO_GO
+    return Death(
+        worker=seen.worker,
+        at=seen.at,
+        epoch=seen.epoch,
+        exit=seen.exit,
+        progress=progress,
+        overdue=overdue,
+        timeout=seen.timeout,
+        memory=memory,
+        stack=_stack_of(seen, progress or {}),
+        last_words=seen.last_words,
+        departed=told_to_go and not own,
+        beside=seen.beside,
+        host=seen.host,
+    )
+
+
+def _unreported(
+    worker: str, directory: str, folder: ProgressFolder | None, had_nanny: bool
+) -> Death:
+    """A death that nobody tells: a nanny would have, so that is gone, too, with its machine."""
+    now = time.monotonic()
+    return Death(
+        worker,
+        at=now,
+        epoch=time.time() - now,
+        progress=None if folder is None else _read(folder.contents()),
+        stack=last_stack.read("" if folder is None else folder.read_stack(), None, None),
+        directory=directory,
+        departed=had_nanny,
+        beside=0 if folder is None else folder.beside(),
+        host=host_of(worker),
+    )
 
 
 def _stack_of(seen: WorkerDied, progress: dict[str, Progress]) -> last_stack.Stack:

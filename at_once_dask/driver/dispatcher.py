@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
-
-from toolz import keyfilter
 
 from at_once_dask.cluster import dask_internals
 from at_once_dask.driver.backend import (
@@ -31,7 +29,7 @@ from at_once_dask.driver.backend import (
     Event,
     Reclaimed,
 )
-from at_once_dask.driver.blame import Case, Death, settle
+from at_once_dask.driver.deaths import Deaths
 from at_once_dask.driver.flights import Flights, InFlight
 from at_once_dask.driver.hosts import Hosts
 from at_once_dask.driver.inputs import Chunk, Inputs, Retries
@@ -39,7 +37,7 @@ from at_once_dask.driver.packing import Packer
 from at_once_dask.driver.partition_size import PartitionSizer
 from at_once_dask.driver.sinks import Collector, Sink
 from at_once_dask.driver.stop_rule import StopRule
-from at_once_dask.driver.workers_seen import NEWS_SECONDS, WorkersSeen
+from at_once_dask.driver.workers_seen import WorkersSeen
 from at_once_dask.errors import AtOnceError
 from at_once_dask.protocol.events import Running
 from at_once_dask.protocol.progress_file import StartedBeforeError
@@ -96,14 +94,6 @@ class Pass:
         return f"{self.run}-{'r' if self.reducing else 'm'}"
 
 
-@dataclass
-class Departures:
-    """How many workers were told to go, or lost with their machine; what it cost in inputs."""
-
-    workers: int = 0
-    inputs: int = 0
-
-
 class Dispatcher:
     """Runs inputs through a backend into a sink.
 
@@ -147,9 +137,19 @@ class Dispatcher:
         self._collector = Collector(sink, inputs, self._retries, clock, what.comparing)
         self._workers = WorkersSeen(clock, backend.sees_progress)
         self._flights = Flights(backend, clock)
-        self._hosts = Hosts(note)
-        self.departures = Departures()
-        self._careful = False  # values are delivered one by one: the combiner ends workers
+        self.deaths = Deaths(
+            what.reducing,
+            what.valued,
+            backend,
+            self._flights,
+            self._workers,
+            inputs,
+            self._retries,
+            self._collector,
+            stop_rule,
+            Hosts(note),
+            clock,
+        )
 
     def run(self) -> str | None:
         """Until the inputs end and all is back; or why it stopped early."""
@@ -209,18 +209,16 @@ class Dispatcher:
 
     def _fill(self) -> None:
         reserved = self._fill_again()
-        while (worker := self._flights.least_busy(reserved)) and not self._flights.all_start():
+        while self._flights.least_busy(reserved) and not self._flights.all_start():
             chunk = self._inputs.take(self._size)
             self._sink.draw(self._inputs.drawn)
             if chunk is None:
                 return
-            if chunk.avoid:
-                elsewhere = self._flights.least_busy_elsewhere(reserved, chunk.avoid)
-                if elsewhere is None:  # there is another host, but it has no room just now
-                    self._retries.postpone(chunk, self._clock() + TICK_SECONDS)
-                    continue
-                worker = elsewhere
-            self._send(chunk, worker)
+            elsewhere = self._flights.least_busy_elsewhere(reserved, chunk.avoid)
+            if elsewhere is None:  # there is another host, but it has no room just now
+                self._retries.postpone(chunk, self._clock() + TICK_SECONDS)
+            else:
+                self._send(chunk, elsewhere)
 
     @property
     def _size(self) -> int:
@@ -254,12 +252,10 @@ class Dispatcher:
             indices=self._inputs.indices(chunk),
             singly=chunk.singly,
             reducing=self._pass.reducing,
-            careful=chunk.again or self._careful,
+            careful=chunk.again or self.deaths.is_careful,
             attempt=self._retries.attempt(chunk.start),
             attempts=self._retries.attempts,
-            allowed=min(
-                filter(None, (self._stop_rule.allowed(), self._hosts.allowed())), default=None
-            ),
+            allowed=self._allowed(),
             seconds=self._sizer.seconds(self._flights.slots),
             delivered=self._flights.take_delivered(worker),
             compare=self._collector.comparing,
@@ -268,7 +264,7 @@ class Dispatcher:
 
     def _allowed(self) -> int | None:
         """How many failures end a partition."""
-        limits = [self._stop_rule.allowed(), self._hosts.allowed()]
+        limits = [self._stop_rule.allowed(), self.deaths.hosts.allowed()]
         return min([limit for limit in limits if limit is not None], default=None)
 
     def _wait(self) -> None:
@@ -276,7 +272,7 @@ class Dispatcher:
         due = self._retries.seconds(self._clock())
         self._handle(self._backend.next(max(0.0, min(due, TICK_SECONDS, self._workers.pause))))
         self._watcher.tick()
-        self._backend.want(self._sizer.work(self._inputs.left, len(self._flights.held)))
+        self._backend.want(self._sizer.work(self._inputs.left, self._flights.n_inputs))
         if self._flights.n_idle > 0 and self._inputs.is_empty():
             for chunk in self._flights.take_back_for_idle():
                 self._inputs.give_back(chunk)
@@ -301,7 +297,7 @@ class Dispatcher:
             case Died(death) if stopping:
                 self._flights.keep(lambda flight: flight.worker != death.worker)
             case Died(death):
-                self._worker_died(death)
+                self.deaths.take(death)
 
     def _take_broken(
         self, flight: InFlight, error: BaseException, here: bool, stopping: bool
@@ -320,7 +316,7 @@ class Dispatcher:
     def _deliver(self, flight: InFlight, outcome: Outcome) -> None:
         """A partition came back."""
         self._flights.delivered[flight.worker].append(flight.id)
-        self._hosts.take(outcome)
+        self.deaths.hosts.take(outcome)
         self._collector.take(flight, outcome)
         n = outcome.stop - flight.chunk.start
         self._retries.handled(flight.chunk.start, outcome.stop)
@@ -334,75 +330,16 @@ class Dispatcher:
         if not self._workers.is_due():
             return None
         workers = self._backend.workers()
-        self._hosts.see(workers)
-        self._workers.look(workers, self._hosts.bad)
+        self.deaths.hosts.see(workers)
+        self._workers.look(workers, self.deaths.hosts.bad)
         self._flights.take_workers(self._workers.threads)
         for worker in self._workers.paused:  # what it has not started it may never start
             self._flights.ask_back(worker, stopping=True)
         for flight in self.in_flight():
             if flight.id in self._flights.held:  # else it was settled with another of its worker
-                self._look_for(flight)
+                self.deaths.look_for(flight)
         is_held = any(self._workers.lives(f.worker, f.directory) for f in self.in_flight())
         return self._workers.why_nobody_works(is_held, self._backend.patience)
-
-    def _look_for(self, flight: InFlight) -> None:
-        """See whether this partition may still come; never give up a worker that lives."""
-        worker = flight.worker
-        if self._workers.lives(worker, flight.directory):
-            if worker in self._workers.paused and flight.limit == flight.chunk.start:
-                self._flights.drop(flight)
-            elif flight.lost is not None and self._workers.alive[worker].ready:
-                if self._clock() - flight.lost > NEWS_SECONDS:
-                    self._lose(flight)
-        elif self._workers.is_dead(worker):  # it left no trace of this one: that never started
-            self._settle(flight, Death(worker, progress={}))
-        elif self._workers.is_lost(worker, flight.directory):
-            self._worker_died(self._backend.unreported_death(worker, flight.directory))
-
-    def _lose(self, flight: InFlight) -> None:
-        """Its worker lives, and has lost what it had done: no input is to blame for that."""
-        self._settle(flight, Death(flight.worker, departed=True))
-
-    def _worker_died(self, death: Death) -> None:
-        """A worker died, or went: settle what it held."""
-        held = self._flights.of(death.worker)
-        if death.directory:  # another process may have come to its address
-            held = [flight for flight in held if flight.directory == death.directory]
-        self.departures.workers += death.departed and not self._workers.is_dead(death.worker)
-        self._workers.died(death.worker, death.directory)
-        self._flights.take_workers(self._workers.threads)
-        self._flights.delivered.pop(death.worker, None)
-        if death.progress is not None:  # others are of one that was here before, at its address
-            ids = {flight.id for flight in held}
-            death = replace(death, progress=keyfilter(ids.__contains__, death.progress))
-        self._careful = self._careful or death.combining()
-        if held and not death.departed:
-            self._stop_rule.died(death)
-        first = self._flights.first_of(death.worker)
-        for flight in held:
-            if death.directory or death.progress is None or flight.id in death.progress:
-                self._settle(flight, death, flight.id in first)
-
-    def _settle(self, flight: InFlight, death: Death, started: bool = True) -> None:
-        with self._flights.landing(flight.id):
-            self._backend.drop(flight.id, flight.worker)
-            chunk = flight.rest
-            case = Case(
-                flight.id,
-                chunk,
-                self._pass.reducing,
-                self._pass.valued,
-                self._retries.lost,
-                started,
-            )
-            settled = settle(case, death)
-            for start, outcome in settled.outcomes:
-                self._hosts.take(outcome)
-                self._collector.recover(chunk.part(start, outcome.stop), outcome)
-            for part in settled.chunks:
-                self._inputs.give_back(part)
-            if death.departed:
-                self.departures.inputs += settled.repeated
 
 
 def _broken(error: BaseException) -> AtOnceError:

@@ -109,6 +109,8 @@ class Flights:
         The partitions of each worker that have come back, and whose files it may remove.
     slots : int
         How many partitions may be in flight.
+    n_inputs : int
+        How many inputs are in flight.
     """
 
     def __init__(self, backend: Backend, clock: Callable[[], float]) -> None:
@@ -122,6 +124,7 @@ class Flights:
         self._rooms = Rooms({})
         self._of: defaultdict[str, dict[str, InFlight]] = defaultdict(dict)  # by worker
         self.slots = 0
+        self.n_inputs = 0
         self.held: dict[str, InFlight] = {}
         self.delivered: defaultdict[str, list[str]] = defaultdict(list)
 
@@ -131,12 +134,14 @@ class Flights:
         self._sent += 1
         flight = InFlight(id, chunk, worker, directory, self._clock(), chunk.stop)
         self.held[id] = self._of[worker][id] = flight
+        self.n_inputs += len(chunk)
         self._rooms.fill(worker, self._places(flight))
         return flight
 
     def remove(self, id: str) -> None:
         """It is in flight no more."""
         flight = self.held.pop(id)
+        self.n_inputs -= flight.limit - flight.chunk.start
         del self._of[flight.worker][id]
         if not self._of[flight.worker]:
             del self._of[flight.worker]
@@ -165,7 +170,7 @@ class Flights:
         return list(self._of[worker].values()) if worker in self._of else []
 
     def first_of(self, worker: str) -> set[str]:
-        """Those that it has been sent first, as many as it works on at once: in that order."""
+        """The ones it was sent first, as many as it works on at once: it does so in that order."""
         n = self._threads.get(worker, 1)
         return {flight.id for flight in sorted(self.of(worker), key=attrgetter("sent"))[:n]}
 
@@ -197,8 +202,8 @@ class Flights:
         return self._rooms.most(lambda worker: worker != reserved)
 
     def least_busy_elsewhere(self, reserved: str | None, host: str) -> str | None:
-        """The same, on another host than this; any where there is no other."""
-        others = {worker for worker in self._threads if host_of(worker) != host}
+        """The same, on another host than this, if one is given; any where there is no other."""
+        others = {worker for worker in self._threads if host_of(worker) != host} if host else ()
         if not others:
             return self.least_busy(reserved)
         return self._rooms.most(lambda worker: worker in others and worker != reserved)
@@ -229,6 +234,7 @@ class Flights:
             flight.answered = True
             if limit < flight.limit:
                 yield flight.chunk.part(limit, flight.limit)
+                self.n_inputs -= flight.limit - limit
                 flight.limit = limit
 
     def take_back_for_idle(self) -> Iterator[Chunk]:

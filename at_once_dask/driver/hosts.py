@@ -22,7 +22,7 @@ IN_A_ROW = 10  # inputs that fail on a host
 
 @dataclass
 class _Record:
-    """What happened on one host since an input was processed there."""
+    """The failures of one host since an input was processed there."""
 
     failed: int = 0
     causes: set[Same] = field(default_factory=set)

@@ -64,11 +64,11 @@ class PartitionSizer:
         return max(1, wanted)
 
     def work(self, left: int | None, in_flight: int) -> float | None:
-        """Seconds that one worker would need for what is left; None where nobody knows."""
+        """Seconds that one worker needs for what is left, and out; None where nobody knows."""
         if left is None:
             return None
         each = UNKNOWN_SECONDS if self._seconds_each is None else self._seconds_each
-        return left * each + in_flight * SLICE_SECONDS
+        return (left + in_flight) * each
 
     def _first_size(self, left: int | None, slots: int) -> int:
         """A short list is handed out whole; what that does not balance, is asked back later."""

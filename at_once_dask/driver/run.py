@@ -24,7 +24,8 @@ from toolz import valfilter
 
 from at_once_dask.cluster.interrupts import Interrupts
 from at_once_dask.driver.backend import Backend
-from at_once_dask.driver.dispatcher import Departures, Dispatcher, Pass, Watcher
+from at_once_dask.driver.deaths import Departures
+from at_once_dask.driver.dispatcher import Dispatcher, Pass, Watcher
 from at_once_dask.driver.inputs import Inputs, inputs_of
 from at_once_dask.driver.packing import PackedJob
 from at_once_dask.driver.sinks import MapSink, PlanSink, ReduceSink
@@ -202,7 +203,7 @@ class Run:
                 self.interrupts.check,
                 self.note,
             )
-            with self._noting(dispatcher.departures):
+            with self._noting(dispatcher.deaths.departures):
                 self.stopped = dispatcher.run()
 
     @contextmanager
@@ -232,7 +233,7 @@ class Run:
                 self.interrupts.check,
             )
             try:
-                with self._noting(dispatcher.departures):
+                with self._noting(dispatcher.deaths.departures):
                     stopped = dispatcher.run()
             finally:
                 self.reduced = sink.reduced

@@ -30,7 +30,7 @@ def is_missing(error: BaseException) -> bool:
 
 @cache
 def to_install() -> tuple[bytes, bytes]:
-    """What installs it in a process of the same Python: a function and its arguments, pickled.
+    """A function that installs it in a process of the same Python, and its arguments, pickled.
 
     The function crosses by value: nothing of ours can be imported there.
     """

@@ -32,7 +32,7 @@ _OTHER_VERSION = re.compile(rf"AtOnceError\('{package.NAME} (.+)'\)")  # as `ope
 
 @dataclass
 class Luggage:
-    """What is brought to each worker.
+    """The plugins that each worker and its nanny get.
 
     Attributes
     ----------
@@ -64,7 +64,7 @@ class Sealed:
 
 
 def opened(version: str, pickled: bytes) -> Any:
-    """What was sealed; the name and place of this function are part of what crosses."""
+    """Open it; the name and place of this function are part of what crosses."""
     if version != package.version():
         raise AtOnceError(f"{package.NAME} {package.version()}")
     return pickle.loads(pickled)
@@ -243,7 +243,7 @@ class RunSchedulerPlugin(SchedulerPlugin):
             await self._call(address, op, **message)
 
     async def _call(self, address: str, op: str, **message: Any) -> Any:
-        """What a worker or nanny answers; RuntimeError with the text of what it raised."""
+        """Ask a worker or nanny; RuntimeError with the text of what it raised."""
         try:
             answer = await getattr(self._scheduler.rpc(address), op)(**message)
         except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,9 +51,9 @@ def summed(client: Client, n: int = 100, **options: Any) -> Any:
 
 # Where the package is installed to be edited, Python finds it by one of these.
 WITHOUT = """
-import sys
+import os, sys
 sys.meta_path[:] = [f for f in sys.meta_path if "__editable__" not in str(f) + str(type(f))]
-sys.path[:] = [p for p in sys.path if p != {root!r}]
+sys.path[:] = [p for p in sys.path if not os.path.isdir(os.path.join(p, "at_once_dask"))]
 """
 
 OF_ANOTHER_PYTHON = """
@@ -71,7 +73,7 @@ def path_with(folder: Path, customised: str) -> str:
 @pytest.fixture
 def without(tmp_path: Path) -> dict[str, str]:
     """The environment of processes where at_once_dask is not installed."""
-    path = path_with(tmp_path / "without", WITHOUT.format(root=str(HERE.parent)))
+    path = path_with(tmp_path / "without", WITHOUT)
     return {"PYTHONPATH": path}
 
 
@@ -321,14 +323,16 @@ class Proxy:
     def _listen(self, port: int) -> None:
         self._listener = socket.create_server(("127.0.0.1", port))
         self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, args=(self._listener,), daemon=True)
+        self._accepting.start()
 
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = listener.accept()
+                self._open.append(near)
                 far = socket.create_connection(self._to)
-                self._open += [near, far]
+                self._open.append(far)
                 for pair in ((near, far), (far, near)):
                     threading.Thread(target=self._pump, args=pair, daemon=True).start()
 
@@ -345,6 +349,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self._accepting.join()
         while self._open:
             end = self._open.pop()
             with contextlib.suppress(OSError):
@@ -374,6 +379,9 @@ def behind(tmp_path: Path) -> Iterator[Proxy]:
         address = str(client.scheduler.address)  # type: ignore[union-attr]
         with Proxy(address) as proxy:
             yield proxy
+    with warnings.catch_warnings():  # of what Dask had open while it tried to connect
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def test_a_connection_that_is_lost_for_a_second(behind: Proxy, folder: Path) -> None:

@@ -648,7 +648,7 @@ def test_what_a_lost_machine_held_runs_elsewhere_and_nobody_is_blamed(
     this = dispatching("abcdefgh", backend, clock)
     assert this.dispatcher.run() is None
     assert this.statuses == ["processed"] * 8
-    departures = this.dispatcher.departures
+    departures = this.dispatcher.deaths.departures
     assert (departures.workers, departures.inputs) == (1, 2)  # of two partitions one had begun
     assert clock.now - 1_000 < 1
 
