@@ -30,7 +30,7 @@ from at_once_dask.user_code.modules import current_directory
 from at_once_dask.worker import processes
 from at_once_dask.worker.environment import Environment
 
-LOOK_SECONDS = 5.0  # for the scheduler to say which workers there are
+LOOK_SECONDS = 2.0  # for the scheduler to say which workers there are
 END_SECONDS = 1.0  # for the nannies of a borrowed cluster to end workers
 
 _own: OwnCluster | None = None
