@@ -157,7 +157,8 @@ def _backend(call: Call) -> Iterator[Backend]:
     if warning is not None and options.progress:
         warn(warning)
     name = function_name(options.process_inp or options.check_inp)
-    this.links.dashboard = cluster.dashboard_link
+    with this.interrupts.at_once():  # a scheduler may not answer
+        this.links.dashboard = cluster.dashboard_link
     view = None
     if isinstance(cluster.page, AtOncePage):
         view = cluster.page.monitor.begin(this.start.id, name, this.ledger, this.inputs)

@@ -15,6 +15,8 @@ from at_once_dask.protocol.events import WorkerMet
 from at_once_dask.protocol.task import host_of
 from at_once_dask.worker import host_job
 
+PREPARE_SECONDS = 10.0  # for hosts to take what is large, before the run goes on without the slow
+
 
 class ToHosts:
     """Which workers have all that they need; their hosts get what is large, once.
@@ -45,8 +47,11 @@ class ToHosts:
         self._locks = defaultdict(asyncio.Lock)  # by host, and folder there
 
     async def prepare_all(self, met: list[WorkerMet]) -> None:
-        """Wait until these workers are ready."""
-        await asyncio.gather(*map(self._prepare, met))
+        """Wait until these workers are ready; slow ones join later."""
+        for one in met:
+            self.prepare_soon(one)
+        if self._going_on:
+            await asyncio.wait(set(self._going_on), timeout=PREPARE_SECONDS)
 
     def prepare_soon(self, one: WorkerMet) -> None:
         """Make this one ready, in a while; on the event loop."""

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from at_once_dask.cluster import dask_internals
+from at_once_dask.cluster.own import Worker
 from at_once_dask.driver.backend import (
     Backend,
     Broken,
@@ -147,7 +148,7 @@ class Dispatcher:
             self._retries,
             self._collector,
             stop_rule,
-            Hosts(note),
+            Hosts(note, clock),
             clock,
         )
 
@@ -316,7 +317,8 @@ class Dispatcher:
     def _deliver(self, flight: InFlight, outcome: Outcome) -> None:
         """A partition came back."""
         self._flights.delivered[flight.worker].append(flight.id)
-        self.deaths.hosts.take(outcome)
+        if self.deaths.hosts.take(outcome):
+            self._take_workers(self._workers.alive)
         self._collector.take(flight, outcome)
         n = outcome.stop - flight.chunk.start
         self._retries.handled(flight.chunk.start, outcome.stop)
@@ -325,14 +327,17 @@ class Dispatcher:
         if outcome.marks:
             self._sizer.learn(n, outcome.marks[-1] - outcome.marks[0], outcome.n_bytes)
 
+    def _take_workers(self, workers: dict[str, Worker]) -> None:
+        """These live, and get something where their host is not avoided."""
+        self.deaths.hosts.see(workers)
+        self._workers.look(workers, self.deaths.hosts.avoided)
+        self._flights.take_workers(self._workers.threads)
+
     def _look_at_workers(self) -> str | None:
         """Now and then: which workers there are; why that is too few, or None."""
         if not self._workers.is_due():
             return None
-        workers = self._backend.workers()
-        self.deaths.hosts.see(workers)
-        self._workers.look(workers, self.deaths.hosts.bad)
-        self._flights.take_workers(self._workers.threads)
+        self._take_workers(self._backend.workers())
         for worker in self._workers.paused:  # what it has not started it may never start
             self._flights.ask_back(worker, stopping=True)
         for flight in self.in_flight():

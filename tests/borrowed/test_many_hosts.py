@@ -20,6 +20,8 @@ from helpers import oracle, poll_for, same
 from hosts import Hosts, hosts, why_not
 
 import at_once_dask
+from at_once_dask.driver.hosts import IN_A_ROW
+from at_once_dask.protocol.task import host_of
 
 REASON = why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
@@ -153,6 +155,39 @@ def test_log(client: Client) -> None:
         assert list(said["input"]) == [f"{n}" for n in said["index"]]
         assert list(said["msg"]) == [f"{words} {n}" for n in said["index"]]
         assert set(said["worker"]) <= {*client.nthreads()}
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_host_that_fails_everything(net: Hosts, client: Client, retries: int) -> None:
+    """It would eat the list; so it gets nothing more, and further attempts go elsewhere."""
+
+    def process(n: int) -> None:
+        if platform.node() == "host2":
+            raise OSError("no disk here")
+        time.sleep(0.005)
+
+    report = run(client, range(2_000), process, retries=retries)
+    note = "host2 gets nothing more: "
+    assert note in report.summary()
+    if retries:
+        assert report.ok
+        return
+    failures, (cause,) = report.failures, report.causes.to_dict("records")
+    assert IN_A_ROW <= len(failures) <= 6 * IN_A_ROW  # some partitions were on their way
+    assert set(failures["host"]) == {cause["host"]} == {"host2"}
+    assert f"{len(failures)} x OSError in process at" in report.summary()
+    assert ", all on host2, " in report.summary()
+
+
+def test_neighbours_in_the_list_that_fail_are_no_bad_host(net: Hosts, client: Client) -> None:
+    def process(n: int) -> None:
+        if 300 <= n < 900:
+            raise ValueError("a bad part of the list")
+        time.sleep(0.005)
+
+    report = run(client, range(2_000), process)
+    assert list(report.failures.index) == list(range(300, 900))
+    assert set(report.items["worker"][1_500:].map(host_of)) == {net.address(n) for n in (1, 2, 3)}
 
 
 @pytest.mark.thorough
