@@ -23,7 +23,7 @@ from at_once_dask.worker import dask_internals, package
 MEET_SECONDS = 3.0  # for workers to take the run, before it goes on without the slow ones
 ABSENT_SECONDS = 40.0  # for a driver to come back, whose connection is lost
 ANSWER_SECONDS = 0.5  # for the nanny of a worker that is gone; then its machine counts as lost
-NEWS_SECONDS = 5.0  # for a nanny that is there to report
+INQUIRIES = 5  # of a nanny that is there, and so reports
 FORGET_SECONDS = 2.0  # for workers and nannies to forget a run
 
 
@@ -95,6 +95,7 @@ class RunSchedulerPlugin(SchedulerPlugin):
         self._met: dict[str, WorkerMet] = {}
         self._nannies: dict[str, str] = {}  # that have their plugin, by worker
         self._inquiries: set[asyncio.Task[None]] = set()
+        self._absences = 0  # of the driver
         self._has_begun = self._is_over = False
 
     async def begin(self, scheduler: Any, patience: float = MEET_SECONDS) -> list[WorkerMet]:
@@ -117,19 +118,20 @@ class RunSchedulerPlugin(SchedulerPlugin):
         meeting = self._meetings.pop(worker, None)
         if meeting is not None:
             meeting.cancel()
-        if met is not None and not self._is_over:
-            nanny = self._nannies.get(worker)
+        nanny = self._nannies.get(worker)
+        if met is not None and not self._is_over and nanny not in self.here():
             inquiry = asyncio.ensure_future(self._inquire(met, nanny))
             self._inquiries.add(inquiry)
             inquiry.add_done_callback(self._inquiries.discard)
 
     async def _inquire(self, met: WorkerMet, nanny: str | None) -> None:
         """A nanny reports a death by itself: it is only asked whether it is there."""
-        end = asyncio.get_running_loop().time() + NEWS_SECONDS
         with contextlib.suppress(OSError):
-            while nanny is not None and asyncio.get_running_loop().time() < end:
+            for _ in range(INQUIRIES if nanny is not None else 0):
                 await asyncio.wait_for(self._scheduler.rpc(nanny).identity(), ANSWER_SECONDS)
                 await asyncio.sleep(ANSWER_SECONDS)
+            if nanny is not None:
+                return
         if not self._is_over:
             self._nannies.pop(met.worker, None)
             self._tell(WorkerGone(met.worker, met.directory))
@@ -137,10 +139,11 @@ class RunSchedulerPlugin(SchedulerPlugin):
     def remove_client(self, scheduler: Any, client: str) -> None:
         """The driver is gone, or has lost its connection: then it comes back under its name."""
         if client == self._client and not self._is_over:
-            scheduler.loop.call_later(ABSENT_SECONDS, self._forget_unless_back)
+            self._absences += 1
+            scheduler.loop.call_later(ABSENT_SECONDS, self._forget_unless_back, self._absences)
 
-    async def _forget_unless_back(self) -> None:
-        if self._client not in self._scheduler.clients:
+    async def _forget_unless_back(self, absence: int) -> None:
+        if absence == self._absences and self._client not in self._scheduler.clients:
             await self.forget(FORGET_SECONDS)
 
     async def forget(self, patience: float) -> None:
@@ -150,28 +153,34 @@ class RunSchedulerPlugin(SchedulerPlugin):
         each that was met is asked; but nobody waits for it, for it may be gone. The topic comes
         last: an event that arrives meanwhile would make it again.
         """
-        if self._is_over:
+        if self._is_over or self._scheduler is None:
+            self._is_over = True
             return
         self._is_over = True
         scheduler, topic = self._scheduler, self._luggage.topic
         scheduler.remove_plugin(name=topic)
-        for meeting in list(self._meetings.values()):
-            meeting.cancel()
         took = {worker for worker, met in self._met.items() if met.version is None}
-        here, known = self.here(), took & scheduler.workers.keys()
-        asked = [getattr(scheduler.rpc(worker), "plugin-remove")(name=topic) for worker in known]
+        known = took & scheduler.workers.keys()
         living = {self._nannies[worker] for worker in known & self._nannies.keys()}
-        for nanny in set(self._nannies.values()):
-            remove = (here.get(nanny) or scheduler.rpc(nanny)).plugin_remove(name=topic)
-            if nanny in living:
-                asked.append(remove)
-            else:
-                _quietly(remove)
+        asked = [self._remove(worker) for worker in known]
+        asked += [self._remove_from_nanny(nanny) for nanny in living]
+        for nanny in set(self._nannies.values()) - living:
+            _quietly(self._remove_from_nanny(nanny))
         try:
             if asked:
                 await asyncio.wait(map(_quietly, asked), timeout=patience)
         finally:
             scheduler._broker._topics.pop(topic, None)
+
+    def _remove(self, worker: str) -> Coroutine[Any, Any, Any]:
+        remove = getattr(self._scheduler.rpc(worker), "plugin-remove")
+        removed: Coroutine[Any, Any, Any] = remove(name=self._luggage.topic)
+        return removed
+
+    def _remove_from_nanny(self, nanny: str) -> Coroutine[Any, Any, Any]:
+        there = self.here().get(nanny) or self._scheduler.rpc(nanny)
+        removed: Coroutine[Any, Any, Any] = there.plugin_remove(name=self._luggage.topic)
+        return removed
 
     def _meet_soon(self, address: str) -> None:
         if not self._is_over:
@@ -189,7 +198,13 @@ class RunSchedulerPlugin(SchedulerPlugin):
         except Exception as caught:
             error = str(caught)
         finally:
-            self._meetings.pop(address, None)
+            if self._meetings.get(address) is asyncio.current_task():
+                del self._meetings[address]
+        if self._is_over:  # meanwhile
+            _quietly(self._remove(address))
+            if address in self._nannies:
+                _quietly(self._remove_from_nanny(self._nannies[address]))
+            return
         self._met[address] = met = WorkerMet(address, state.local_directory, version, error)
         if self._has_begun:
             self._tell(met)
