@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import shutil
 import signal
@@ -12,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -214,13 +212,13 @@ def test_a_module_that_is_missing_there_is_named_with_the_line_that_sends_it(
 ) -> None:
     path = tmp_path / "there" / "scheduler.json"
     path.parent.mkdir()
-    (folder / "only_here.py").write_text("def nothing(n): pass")
+    (folder / "sent_later.py").write_text("def nothing(n): pass")
     monkeypatch.syspath_prepend(folder)
 
     def work(n: int) -> None:
-        import only_here  # type: ignore[import-not-found]
+        import sent_later  # type: ignore[import-not-found]
 
-        only_here.nothing(n)
+        sent_later.nothing(n)
 
     with (
         dask_command("scheduler", path, "--port", "0"),
@@ -232,11 +230,11 @@ def test_a_module_that_is_missing_there_is_named_with_the_line_that_sends_it(
             range(8), None, work, client=client, progress=False, on_error="return"
         )
         note = (
-            "the workers cannot import only_here, which is here; send it there with"
-            f" client.upload_file('{folder / 'only_here.py'}')"
+            "the workers cannot import sent_later, which is here; send it there with"
+            f" client.upload_file('{folder / 'sent_later.py'}')"
         )
         assert note in " ".join(report.summary().split())
-        client.upload_file(str(folder / "only_here.py"))
+        client.upload_file(str(folder / "sent_later.py"))
         assert at_once_dask.run(range(8), None, work, client=client, progress=False).ok
 
 
@@ -379,9 +377,6 @@ def behind(tmp_path: Path) -> Iterator[Proxy]:
         address = str(client.scheduler.address)  # type: ignore[union-attr]
         with Proxy(address) as proxy:
             yield proxy
-    with warnings.catch_warnings():  # of what Dask had open while it tried to connect
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 def test_a_connection_that_is_lost_for_a_second(behind: Proxy, folder: Path) -> None:
