@@ -335,6 +335,7 @@ def on_scheduler(dask_scheduler: Any) -> list[str]:
 
 def on_server(dask_worker: Any) -> list[str]:
     folder = Path(dask_worker.local_directory)
+    gc.collect()
     kinds = [type(thing) for thing in gc.get_objects()]
     functions = [
         kind for kind in kinds if (kind.__module__, kind.__name__) == ("cluster_loads", "Load")

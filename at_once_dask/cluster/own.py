@@ -241,7 +241,7 @@ class OwnCluster:
         return {
             state.address: Worker(
                 threads=state.nthreads,
-                paused=state.status.name == "paused",
+                paused=state.status.name != "running",
                 scratch=os.path.dirname(state.local_directory),
                 nanny=state.nanny,
                 directory=state.local_directory,
@@ -310,7 +310,7 @@ class Worker:
     ----------
     threads : int
     paused : bool
-        Alive, but it begins nothing: Dask finds its memory too full. Own ones are never paused.
+        Alive, but it begins nothing: it was told to go, or Dask finds its memory too full.
     scratch : str
         The folder on its host that its own directory lies in.
     nanny : str or None
@@ -333,7 +333,7 @@ class Worker:
         """From what the scheduler says of it."""
         return cls(
             threads=known["nthreads"],
-            paused=known["status"] == "paused",
+            paused=known["status"] != "running",
             scratch=os.path.dirname(known["local_directory"]),
             nanny=known.get("nanny"),
             directory=known["local_directory"],

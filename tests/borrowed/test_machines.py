@@ -160,6 +160,22 @@ def test_a_worker_is_retired(scheduler_file: Path, client: Client, attempts: Att
     assert "Traceback" not in (scheduler_file.parent / "scheduler.log").read_text()
 
 
+def test_a_worker_that_is_to_take_no_more_and_stays(
+    scheduler_file: Path, client: Client, attempts: Attempts
+) -> None:
+    """It gives back what it has not started; the end does not wait for it."""
+
+    def retire(three: Machines) -> None:
+        with client_of(scheduler_file, set_as_default=False) as other:
+            first = sorted(other.nthreads())[:1]
+            other.retire_workers(first, close_workers=False, remove=False)
+
+    result = goes(scheduler_file, client, attempts, retire)
+    assert result == {"sum": sum(range(600))}
+    assert time.time() - attempts.last() < 1.5
+    assert max(attempts.begun().values()) == 1
+
+
 def test_all_workers_are_started_anew(
     scheduler_file: Path, client: Client, attempts: Attempts
 ) -> None:
