@@ -73,10 +73,9 @@ class ProgressFolder:
     def _here(self) -> str:
         return self._path(_HERE)
 
-    def note_beside(self, n: int) -> None:
-        """Note how many tasks of others the worker works on."""
-        with contextlib.suppress(OSError), open(self._path(_BESIDE), "wb") as file:
-            file.write(b"%d" % n)
+    def open_beside(self) -> int:
+        """A descriptor of the file with how many tasks of others the worker works on."""
+        return os.open(self._path(_BESIDE), os.O_WRONLY | os.O_CREAT, 0o600)
 
     def beside(self) -> int:
         """How many tasks of others the worker works on, or did when it died."""

@@ -140,10 +140,11 @@ class RunPlugin(WorkerPlugin):
         self.progress = ProgressFolder(
             os.path.dirname(worker.local_directory), self.run, worker.address
         )
-        self._beside: set[Any] = set()
         job = self.job.at(self.progress.job) if isinstance(self.job, OnHost) else self.job
         self._take_job(job, os.path.join(worker.local_directory, f"main-{self.run}"))
         self.progress.open()
+        self._beside: set[Any] = set()
+        self._beside_file = self.progress.open_beside()
         self._stack = self.progress.open_stack()
         self._writes_stack = last_stack.begin(self._stack)
         if not self._writes_stack:
@@ -191,7 +192,8 @@ class RunPlugin(WorkerPlugin):
             self._beside.add(key)
         else:
             self._beside.discard(key)
-        self.progress.note_beside(len(self._beside))
+        with contextlib.suppress(OSError):  # the disk is full
+            os.pwrite(self._beside_file, b"%8d" % len(self._beside), 0)
 
     def teardown(self, worker: Any) -> None:
         for callback in self._callbacks:
@@ -204,6 +206,7 @@ class RunPlugin(WorkerPlugin):
         if self._writes_stack:
             last_stack.end()
         self._stack.close()
+        os.close(self._beside_file)
         _JOBS.pop(self.run).close()
         if not _JOBS:
             _while_there_are_jobs.close()

@@ -14,7 +14,7 @@ from helpers import poll_for, statuses
 
 import at_once_dask
 from at_once_dask.cluster import connect, dask_internals
-from at_once_dask.driver import dispatcher, workers_seen
+from at_once_dask.driver import deaths, workers_seen
 from at_once_dask.worker.scheduler_plugin import RunSchedulerPlugin
 
 NEWS_SECONDS = 1.0
@@ -22,7 +22,7 @@ NEWS_SECONDS = 1.0
 
 def short_news(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """The news of a death may not take longer."""
-    for module in (dispatcher, workers_seen):
+    for module in (deaths, workers_seen):
         monkeypatch.setattr(module, "NEWS_SECONDS", seconds)
 
 
