@@ -291,12 +291,12 @@ def _without_progress(case: Case, death: Death) -> Settled:
     of them that ends machines.
     """
     chunk = case.chunk
-    if death.departed and len(chunk) > 1:
-        is_lost_often = case.started and max(map(case.count, _positions(chunk))) >= SEARCHED
-        chunks = list(_careful(chunk, alone=True)) if is_lost_often else [chunk]
-        return Settled([], chunks, len(chunk) if case.started else 0)
-    if death.departed and not case.started:
+    if not case.started and (death.departed or death.exit is None):
         return Settled([], [chunk])
+    if death.departed and len(chunk) > 1:
+        is_lost_often = max(map(case.count, _positions(chunk))) >= SEARCHED
+        chunks = list(_careful(chunk, alone=True)) if is_lost_often else [chunk]
+        return Settled([], chunks, len(chunk))
     knows_nobody = death.departed or death.beside or death.exit is None
     if _has_failed(case, death) if knows_nobody else case.is_alone:
         where = "reduce" if case.reducing else "process"

@@ -118,7 +118,7 @@ class DaskBackend:
         self._files.close()
         if self._client.status != "running":
             return
-        for future in self._futures.values():
+        for future in list(self._futures.values()):  # outcomes may still arrive
             future.release()
         self._futures.clear()
         if self._demand is not None:

@@ -233,8 +233,15 @@ def test_what_a_lost_machine_held_goes_back_as_it_was() -> None:
     assert (settled.outcomes, settled.chunks, settled.repeated) == ([], [CHUNK], 5)
     settled = settle("p", CHUNK, lost, reducing=False, valued=False, losses=2)
     assert chunks(settled) == [(100 + n, 101 + n, True) for n in range(5)]
-    queued = settle("p", CHUNK, lost, reducing=False, valued=False, losses=9, started=False)
-    assert (queued.outcomes, queued.chunks, queued.repeated) == ([], [CHUNK], 0)
+
+
+@pytest.mark.parametrize("departed", [False, True])
+@pytest.mark.parametrize("chunk", [CHUNK, ALONE])
+def test_what_waited_for_its_turn_goes_back_as_it_was(chunk: Chunk, departed: bool) -> None:
+    """Nor is it counted: another one was running there."""
+    gone = death(None, progress=None, departed=departed)
+    queued = settle("p", chunk, gone, reducing=False, valued=False, losses=9, started=False)
+    assert (queued.outcomes, queued.chunks, queued.repeated) == ([], [chunk], 0)
 
 
 def test_what_a_worker_had_done_that_was_told_to_go_counts() -> None:
