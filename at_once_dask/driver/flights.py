@@ -211,16 +211,20 @@ class Flights:
     def room_for_again(self) -> tuple[str | None, str | None]:
         """A worker for what runs a second time; without one, who is to be kept free for it."""
         held = {worker: len(self._of.get(worker, ())) for worker in self._threads}
-        free = [w for w, n in self._threads.items() if held[w] < (DEPTH if n == 1 else 1)]
+        free = [w for w in self._threads if held[w] < (1 if self._is_shared(w) else DEPTH)]
         if free:
             return min(free, key=held.__getitem__), None
-        shared = [worker for worker, n in self._threads.items() if n > 1]
+        shared = list(filter(self._is_shared, self._threads))
         return None, min(shared, key=held.__getitem__, default=None)
 
     def _places(self, flight: InFlight) -> int:
         """How many it takes: one that runs a second time has its process for itself."""
         threads = self._threads.get(flight.worker, 1)
-        return DEPTH * threads if flight.chunk.again and threads > 1 else 1
+        return DEPTH * threads if flight.chunk.again and self._is_shared(flight.worker) else 1
+
+    def _is_shared(self, worker: str) -> bool:
+        """Whether nobody could tell which of two partitions ended it."""
+        return self._threads.get(worker, 1) > 1 or not self._backend.sees_progress
 
     def take_delivered(self, worker: str) -> tuple[str, ...]:
         return tuple(self.delivered.pop(worker, ()))

@@ -122,13 +122,18 @@ def test_where_there_are_no_workers_nobody_has_room(flights: Flights) -> None:
     assert flights.least_busy(None) is None
 
 
-def test_what_runs_again_has_its_process_for_itself(flights: Flights) -> None:
-    """Of one with a single thread it takes one of the two places."""
+@pytest.mark.parametrize("sees_progress", [False, True])
+def test_what_runs_again_has_its_process_for_itself(
+    flights: Flights, backend: ScriptedBackend, sees_progress: bool
+) -> None:
+    """Where progress is seen, of one with a single thread it takes one of the two places."""
+    backend.sees_progress = sees_progress
     add(flights, "w", again=True)
     flights.take_workers({"w": 2})
     assert flights.least_busy(None) is None
     flights.take_workers({"w": 1})
-    assert flights.least_busy(None) == "w"
+    assert flights.least_busy(None) == ("w" if sees_progress else None)
+    assert flights.room_for_again() == (("w", None) if sees_progress else (None, "w"))
 
 
 def test_what_a_worker_holds_that_is_gone_counts_for_nobody(flights: Flights) -> None:
