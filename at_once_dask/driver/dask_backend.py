@@ -117,6 +117,7 @@ class DaskBackend:
         self._undo.close()
         self._files.close()
         if self._client.status != "running":
+            dask_internals.unsubscribe(self._client, self._topic)
             return
         for future in list(self._futures.values()):  # outcomes may still arrive
             future.release()

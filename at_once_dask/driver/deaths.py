@@ -76,7 +76,7 @@ class Deaths:
 
     def take(self, death: Death) -> None:
         """A worker died, or went: settle what it held."""
-        held = self.flights.of(death.worker)
+        held, first = self.flights.of(death.worker), self.flights.first_of(death.worker)
         if death.directory:  # another process may have come to its address
             held = [flight for flight in held if flight.directory == death.directory]
         self.departures.workers += death.departed and not self.workers.is_dead(death.worker)
@@ -89,7 +89,6 @@ class Deaths:
         self.is_careful = self.is_careful or death.combining()
         if held and not death.departed:
             self.stop_rule.died(death)
-        first = self.flights.first_of(death.worker)
         for flight in held:
             if death.directory or death.progress is None or flight.id in death.progress:
                 self._settle(flight, death, flight.id in first)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter, itemgetter
@@ -120,6 +120,7 @@ class Flights:
         self._since = clock()
         self._looked = float("-inf")
         self._asked: dict[str, float] = {}  # when, by worker
+        self._waited: Counter[str] = Counter()  # how often it was asked for what only waits there
         self._threads: Mapping[str, int] = {}
         self._rooms = Rooms({})
         self._of: defaultdict[str, dict[str, InFlight]] = defaultdict(dict)  # by worker
@@ -276,10 +277,15 @@ class Flights:
         if not stopping and now - self._asked.get(worker, -math.inf) < ASK_SECONDS:
             return
         out = {f: now - f.sent for f in self.of(worker) if stopping or not f.answered}
-        wanted = [f for f, seconds in out.items() if stopping or _may_be_given(f, seconds)]
+        # Doubled each time: what only takes long to get there must not be taken back for ever.
+        patience = HELD_UP_SECONDS * 2 ** self._waited[worker]
+        wanted = [
+            f for f, seconds in out.items() if stopping or _may_be_given(f, seconds, patience)
+        ]
         if wanted:
             self._asked[worker] = now
-            waits = all(out[flight] >= HELD_UP_SECONDS for flight in wanted)
+            waits = not stopping and all(out[flight] >= patience for flight in wanted)
+            self._waited[worker] += waits
             questions = [(flight.id, flight.chunk.start) for flight in wanted]
             self._backend.reclaim(worker, questions, stopping or waits)
 
@@ -295,6 +301,6 @@ class Flights:
                 self.drop(flight)
 
 
-def _may_be_given(flight: InFlight, seconds: float) -> bool:
+def _may_be_given(flight: InFlight, seconds: float, patience: float) -> bool:
     """Whether it is of any use to ask for what is left of it: one input alone has started."""
-    return seconds >= (RECLAIM_SECONDS if len(flight.rest) > 1 else HELD_UP_SECONDS)
+    return seconds >= (RECLAIM_SECONDS if len(flight.rest) > 1 else patience)

@@ -73,6 +73,8 @@ class Hosts:
 
     def take(self, outcome: Outcome) -> bool:
         """Note what became of a partition's inputs; whether other hosts are avoided from now on."""
+        if not self._several and not self._records:
+            return False
         before = self.avoided
         host = host_of(outcome.worker)
         failures = {failure.position: failure for failure in outcome.failures}

@@ -37,6 +37,7 @@ from at_once_dask.worker.environment import (
 from at_once_dask.worker.partition_run import work
 
 REPORT_SECONDS = 1.0  # how often a worker reports what runs long
+_AT_WORK = {"executing", "long-running", "cancelled", "resumed"}  # states in which a task may run
 TIDY_SECONDS = 0.5  # how often it looks after output that nobody brings to the log
 
 
@@ -143,8 +144,10 @@ class RunPlugin(WorkerPlugin):
         job = self.job.at(self.progress.job) if isinstance(self.job, OnHost) else self.job
         self._take_job(job, os.path.join(worker.local_directory, f"main-{self.run}"))
         self.progress.open()
-        self._beside: set[Any] = set()
+        at_work = worker.state.executing | worker.state.long_running
+        self._beside: set[Any] = {task.key for task in at_work if self.run not in str(task.key)}
         self._beside_file = self.progress.open_beside()
+        os.pwrite(self._beside_file, b"%8d" % len(self._beside), 0)
         self._stack = self.progress.open_stack()
         self._writes_stack = last_stack.begin(self._stack)
         if not self._writes_stack:
@@ -186,9 +189,9 @@ class RunPlugin(WorkerPlugin):
 
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
         """Note how many tasks of others this process works on: one of them may end it."""
-        if self.run in str(key) or "executing" not in (start, finish):
+        if self.run in str(key) or not {start, finish} & _AT_WORK:
             return
-        if finish == "executing":
+        if finish in _AT_WORK:
             self._beside.add(key)
         else:
             self._beside.discard(key)
