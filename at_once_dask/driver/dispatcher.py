@@ -242,8 +242,8 @@ class Dispatcher:
         if packed is None:
             return
         chunk, packs = packed
-        directory = self._workers.alive[worker].directory
-        flight = self._flights.add(self._pass.prefix, chunk, worker, directory)
+        there = self._workers.alive[worker].directory
+        flight = self._flights.add(self._pass.prefix, chunk, worker, there)
         partition = Partition(
             id=flight.id,
             run=self._pass.run,
@@ -265,16 +265,17 @@ class Dispatcher:
 
     def _allowed(self) -> int | None:
         """How many failures end a partition."""
-        limits = [self._stop_rule.allowed(), self.deaths.hosts.allowed()]
-        return min([limit for limit in limits if limit is not None], default=None)
+        limits = self._stop_rule.allowed(), self.deaths.hosts.allowed()
+        return min(filter(None, limits), default=None)
 
     def _wait(self) -> None:
         """Take what comes next; then idle workers get what others have not started."""
         due = self._retries.seconds(self._clock())
         self._handle(self._backend.next(max(0.0, min(due, TICK_SECONDS, self._workers.pause))))
         self._watcher.tick()
-        self._backend.want(self._sizer.work(self._inputs.left, self._flights.n_inputs))
-        if self._flights.n_idle > 0 and self._inputs.is_empty():
+        left, n_out, n_idle = self._inputs.left, self._flights.n_inputs, self._flights.n_idle
+        self._backend.want(self._sizer.work(left, n_out, n_idle))
+        if n_idle > 0 and self._inputs.is_empty():
             for chunk in self._flights.take_back_for_idle():
                 self._inputs.give_back(chunk)
             if self._inputs.is_empty():
@@ -300,18 +301,16 @@ class Dispatcher:
             case Died(death):
                 self.deaths.take(death)
 
-    def _take_broken(
-        self, flight: InFlight, error: BaseException, here: bool, stopping: bool
-    ) -> None:
+    def _take_broken(self, flight: InFlight, error: BaseException, here: bool, stops: bool) -> None:
         """It does not come back as it should; where its worker is gone, there will be news."""
-        if here and not stopping:
+        if here and not stops:
             self._flights.remove(flight.id)
             self._inputs.give_back(flight.rest)
-        elif isinstance(error, _OF_DEATH) and not stopping:
+        elif isinstance(error, _OF_DEATH) and not stops:
             flight.lost = self._clock()
         else:
             self._flights.remove(flight.id)
-            if not stopping:
+            if not stops:
                 raise _broken(error)
 
     def _deliver(self, flight: InFlight, outcome: Outcome) -> None:

@@ -82,7 +82,8 @@ class Hosts:
         for position, state in enumerate(outcome.states, start):
             if state == PROCESSED:
                 self._good += 1
-                self._records.pop(host, None)
+                if host not in self._bad:
+                    self._records.pop(host, None)
             elif state == FAILED and position in failures:
                 self._fail(host, failures[position])
         if self._records:

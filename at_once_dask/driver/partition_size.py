@@ -63,10 +63,14 @@ class PartitionSizer:
             wanted = min(wanted, max(floor, left // max(1, slots)))
         return max(1, wanted)
 
-    def work(self, left: int | None, in_flight: int) -> float | None:
-        """Seconds that one worker needs for what is left, and out; None where nobody knows."""
-        if left is None:
+    def work(self, left: int | None, in_flight: int, n_idle: int = 0) -> float | None:
+        """Seconds that one worker needs for what is left, and out; None where nobody knows.
+
+        Where workers are idle, no more is left than is out: a generator does not give it faster.
+        """
+        if left is None and not n_idle:
             return None
+        left = left or 0
         each = UNKNOWN_SECONDS if self._seconds_each is None else self._seconds_each
         return (left + in_flight) * each
 
