@@ -294,7 +294,7 @@ def _without_progress(case: Case, death: Death) -> Settled:
     if not case.started and (death.departed or death.exit is None):
         return Settled([], [chunk])
     if death.departed and len(chunk) > 1:
-        is_lost_often = max(map(case.count, _positions(chunk))) >= SEARCHED
+        is_lost_often = max(map(case.count, range(chunk.start, chunk.stop))) >= SEARCHED
         chunks = list(_careful(chunk, alone=True)) if is_lost_often else [chunk]
         return Settled([], chunks, len(chunk))
     knows_nobody = death.departed or death.beside or death.exit is None
@@ -304,10 +304,6 @@ def _without_progress(case: Case, death: Death) -> Settled:
         return Settled([(chunk.start, outcome)], [])
     chunks = [chunk] if death.departed else list(_careful(chunk, alone=True))
     return Settled([], chunks, len(chunk))
-
-
-def _positions(chunk: Chunk) -> range:
-    return range(chunk.start, chunk.stop)
 
 
 def _failed(part: Chunk, death: Death, stage: str, since: float, reducing: bool) -> Outcome:

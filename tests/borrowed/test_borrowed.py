@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import numpy as np
 import pytest
 from dask_processes import by_value, client_of, dask_command
 from distributed import Client
-from helpers import oracle, poll_for, same, statuses
+from helpers import meanwhile, oracle, poll_for, same, statuses
 
 import at_once_dask
 from at_once_dask.logs import log_file
@@ -619,26 +618,13 @@ def test_a_worker_without_a_nanny_that_comes_while_a_time_limit_holds(
     with dask_command("worker", spare[0], "--nthreads", "1"):
         client_of_spare.wait_for_workers(1, timeout=30)
         (watched,) = client_of_spare.nthreads()
-        with thread_until_end(join):
+        with meanwhile(join):
             report = at_once_dask.run(range(8), None, wait, timeout=60, client=client_of_spare)
     assert report.ok
     assert set(report.items["worker"]) == {watched}
     note = "the run goes on without a worker: timeout=60 needs a nanny, which ends a worker that"
     assert " ".join(report.summary().split()).count(note) == 1
     assert said().count(note) == 1
-
-
-@contextlib.contextmanager
-def thread_until_end(function: Callable[[threading.Event], None]) -> Iterator[None]:
-    """`function` runs meanwhile; it gets an Event that is set at the end."""
-    ended = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(function, ended)
-        try:
-            yield
-        finally:
-            ended.set()
-            future.result()
 
 
 def check_no_time_limit(client: Client, folder: Path) -> None:
